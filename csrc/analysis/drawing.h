@@ -1,0 +1,33 @@
+// drawing: what every drawing of a timeline has to know about it.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "analysis/timeline.h"
+
+namespace pipert {
+
+// The stages that a rank runs, ascending, each once.
+inline std::vector<StageIndex> stages_seen(const std::vector<Span>& spans) {
+  std::vector<StageIndex> stages;
+  for (const Span& span : spans) stages.push_back(span.action.stage);
+  std::sort(stages.begin(), stages.end());
+  stages.erase(std::unique(stages.begin(), stages.end()), stages.end());
+  return stages;
+}
+
+// The first start on any rank; 0 for an empty timeline.
+inline double first_start(const Timeline& timeline) {
+  bool found = false;
+  double first = 0.0;
+  for (const auto& spans : timeline.ranks) {
+    for (const Span& span : spans) {
+      first = found ? std::min(first, span.start) : span.start;
+      found = true;
+    }
+  }
+  return first;
+}
+
+}  // namespace pipert

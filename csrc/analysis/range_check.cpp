@@ -1,0 +1,147 @@
+#include "analysis/range_check.h"
+
+#include "base/error.h"
+#include "base/index.h"
+
+namespace pipert {
+namespace {
+
+bool belongs_to_forward(ActionKind kind) {
+  switch (kind) {
+    case ActionKind::kForward:
+    case ActionKind::kSendForward:
+    case ActionKind::kRecvForward:
+    case ActionKind::kUnshard:
+    case ActionKind::kReshard:
+      return true;
+    case ActionKind::kBackward:
+    case ActionKind::kInputGrad:
+    case ActionKind::kWeightGrad:
+    case ActionKind::kSendBackward:
+    case ActionKind::kRecvBackward:
+    case ActionKind::kReduceGrad:
+    case ActionKind::kOverlap:
+      return false;
+  }
+  return false;
+}
+
+// How far the stage at the other end of a transfer is; 0 for what is no transfer.
+StageIndex peer_offset(ActionKind kind) {
+  switch (kind) {
+    case ActionKind::kSendForward:
+    case ActionKind::kRecvBackward:
+      return 1;
+    case ActionKind::kRecvForward:
+    case ActionKind::kSendBackward:
+      return -1;
+    case ActionKind::kForward:
+    case ActionKind::kBackward:
+    case ActionKind::kInputGrad:
+    case ActionKind::kWeightGrad:
+    case ActionKind::kUnshard:
+    case ActionKind::kReshard:
+    case ActionKind::kReduceGrad:
+    case ActionKind::kOverlap:
+      return 0;
+  }
+  return 0;
+}
+
+class RangeCheck {
+ public:
+  RangeCheck(const Schedule& schedule, const VerifyOptions& options)
+      : schedule_(schedule), options_(options) {}
+
+  Verdict run() {
+    if (schedule_.num_microbatches < 1) {
+      return {Defect::kMalformed,
+              concat("num_microbatches must be at least 1, got ", schedule_.num_microbatches)};
+    }
+    if (schedule_.num_ranks() != schedule_.placement.num_ranks()) {
+      return {Defect::kMalformed, concat("the placement is for ", schedule_.placement.num_ranks(),
+                                         " ranks, the schedule has ", schedule_.num_ranks())};
+    }
+    for (rank_ = 0; rank_ < schedule_.num_ranks(); ++rank_) {
+      const auto& actions = schedule_.ranks[as_index(rank_)];
+      for (position_ = 0; position_ < actions.size(); ++position_) {
+        const Action& action = actions[position_];
+        const Verdict verdict =
+            action.kind == ActionKind::kOverlap ? check_pair(action) : check(action);
+        if (!verdict.ok()) return verdict;
+      }
+    }
+    return {};
+  }
+
+ private:
+  Verdict check_pair(const Action& pair) {
+    if (pair.paired_kind != ActionKind::kBackward && pair.paired_kind != ActionKind::kInputGrad) {
+      return malformed(
+          pair, concat("the second of the pair must be B or I, got ", kind_name(pair.paired_kind)));
+    }
+    const Verdict verdict = check(overlapped_forward(pair));
+    return verdict.ok() ? check(overlapped_backward(pair)) : verdict;
+  }
+
+  Verdict check(const Action& action) const {
+    const int num_stages = schedule_.num_stages();
+    if (action.stage < 0 || action.stage >= num_stages) {
+      return malformed(action,
+                       concat("stage must be in [0, ", num_stages, "), got ", action.stage));
+    }
+    const int num_microbatches = has_microbatch(action.kind) ? schedule_.num_microbatches : 0;
+    const bool in_range = has_microbatch(action.kind)
+                              ? action.microbatch >= 0 && action.microbatch < num_microbatches
+                              : action.microbatch == kNoMicrobatch;
+    if (!in_range && num_microbatches == 0)
+      return malformed(action, "its kind takes no microbatch");
+    if (!in_range) {
+      return malformed(action, concat("microbatch must be in [0, ", num_microbatches, "), got ",
+                                      action.microbatch));
+    }
+    if (options_.forward_only && !belongs_to_forward(action.kind)) {
+      return malformed(action, "a forward-only schedule has no backward");
+    }
+    const Rank owner = schedule_.placement.rank_of(action.stage);
+    if (owner != rank_) {
+      return {Defect::kMisplaced,
+              concat(place_of(action), ": stage ", action.stage, " belongs to rank ", owner)};
+    }
+    return check_peer(action);
+  }
+
+  Verdict check_peer(const Action& action) const {
+    const StageIndex offset = peer_offset(action.kind);
+    if (offset == 0) return {};
+    const StageIndex peer = action.stage + offset;
+    if (peer < 0 || peer >= schedule_.num_stages()) {
+      return malformed(action, concat("there is no stage ", peer, " at the other end"));
+    }
+    if (schedule_.placement.rank_of(peer) == rank_) {
+      return malformed(action, concat("stage ", peer, " at the other end is on the same rank"));
+    }
+    return {};
+  }
+
+  std::string place_of(const Action& action) const {
+    return concat(to_string(action), " on rank ", rank_, " (position ", position_, ")");
+  }
+
+  Verdict malformed(const Action& action, const std::string& reason) const {
+    return {Defect::kMalformed, concat(place_of(action), ": ", reason)};
+  }
+
+  const Schedule& schedule_;
+  const VerifyOptions& options_;
+  Rank rank_ = 0;
+  std::size_t position_ = 0;
+};
+
+}  // namespace
+
+Verdict check_ranges(const Schedule& schedule, const VerifyOptions& options) {
+  return RangeCheck(schedule, options).run();
+}
+
+}  // namespace pipert

@@ -1,0 +1,58 @@
+#include "analysis/transfers.h"
+
+#include <algorithm>
+
+#include "analysis/dependencies.h"
+#include "base/index.h"
+
+namespace pipert {
+namespace {
+
+bool is_transfer(const Action& action) {
+  switch (action.kind) {
+    case ActionKind::kSendForward:
+    case ActionKind::kRecvForward:
+    case ActionKind::kSendBackward:
+    case ActionKind::kRecvBackward:
+      return true;
+    case ActionKind::kForward:
+    case ActionKind::kBackward:
+    case ActionKind::kInputGrad:
+    case ActionKind::kWeightGrad:
+    case ActionKind::kUnshard:
+    case ActionKind::kReshard:
+    case ActionKind::kReduceGrad:
+    case ActionKind::kOverlap:
+      return false;
+  }
+  return false;
+}
+
+}  // namespace
+
+bool is_lowered(const Schedule& schedule) {
+  return std::any_of(schedule.ranks.begin(), schedule.ranks.end(), [](const auto& actions) {
+    return std::any_of(actions.begin(), actions.end(), is_transfer);
+  });
+}
+
+std::vector<Transfer> transfers_of(const Schedule& schedule, const ActionIndex& index) {
+  const bool lowered = is_lowered(schedule);
+  const std::vector<bool> splits = split_stages(schedule);
+  std::vector<Transfer> transfers;
+  for (Rank rank = 0; rank < schedule.num_ranks(); ++rank) {
+    const auto& actions = schedule.ranks[as_index(rank)];
+    for (int i = 0; i < static_cast<int>(actions.size()); ++i) {
+      const Action& action = actions[as_index(i)];
+      if (lowered && !is_transfer(action)) continue;
+      for (const Dependency& need : dependencies(action, schedule, splits)) {
+        if (!need.is_message) continue;
+        const Place sender = index.find(need.producer);
+        if (sender.rank != rank) transfers.push_back({sender, {rank, i}});
+      }
+    }
+  }
+  return transfers;
+}
+
+}  // namespace pipert

@@ -1,0 +1,25 @@
+// Transfers: what goes from one rank to another in a schedule, and between which places.
+#pragma once
+
+#include <vector>
+
+#include "analysis/action_index.h"
+#include "ir/schedule.h"
+
+namespace pipert {
+
+// In a lowered schedule (one that spells its transfers out) the places are those of the SEND and
+// the RECV, else those of the action that makes the result and of the one that reads it.
+struct Transfer {
+  Place sender;
+  Place receiver;
+};
+
+// Whether the schedule has any SEND or RECV.
+bool is_lowered(const Schedule& schedule);
+
+// In the order of the receivers: by rank, then by position. REQUIRES a complete schedule, with
+// overlapped pairs taken apart, and its index.
+std::vector<Transfer> transfers_of(const Schedule& schedule, const ActionIndex& index);
+
+}  // namespace pipert

@@ -1,0 +1,57 @@
+#include "analysis/verify.h"
+
+#include "analysis/action_index.h"
+#include "analysis/completeness.h"
+#include "analysis/deadlock.h"
+#include "analysis/local_order.h"
+#include "analysis/range_check.h"
+#include "base/error.h"
+
+namespace pipert {
+
+Verdict verify(const Schedule& schedule, const VerifyOptions& options) {
+  if (options.capacity && *options.capacity < 0) {
+    throw ValueError(concat("capacity must be at least 0, got ", *options.capacity));
+  }
+  Verdict verdict = check_ranges(schedule, options);
+  if (!verdict.ok()) return verdict;
+  const Schedule apart = split_overlaps(schedule);
+  verdict = check_num_forwards(apart);
+  if (!verdict.ok()) return verdict;
+  ActionIndex index(apart.num_stages(), apart.num_microbatches);
+  verdict = check_doubled(apart, index);
+  if (verdict.ok()) verdict = check_complete(apart, index, options);
+  if (verdict.ok()) verdict = check_local_order(apart, index);
+  if (verdict.ok()) verdict = check_parameters(apart);
+  if (verdict.ok()) verdict = check_deadlock(apart, index, options);
+  return verdict;
+}
+
+void require_valid(const Schedule& schedule, const VerifyOptions& options) {
+  const Verdict verdict = verify(schedule, options);
+  if (verdict.ok()) return;
+  const std::string name = schedule.name.empty() ? "" : concat(" '", schedule.name, "'");
+  throw ValueError(concat("bad schedule", name, ": ", verdict.message));
+}
+
+std::string_view defect_name(Defect defect) {
+  switch (defect) {
+    case Defect::kNone:
+      return "none";
+    case Defect::kMalformed:
+      return "malformed";
+    case Defect::kMisplaced:
+      return "misplaced";
+    case Defect::kMissing:
+      return "missing";
+    case Defect::kDoubled:
+      return "doubled";
+    case Defect::kUnordered:
+      return "unordered";
+    case Defect::kDeadlock:
+      return "deadlock";
+  }
+  return "none";
+}
+
+}  // namespace pipert

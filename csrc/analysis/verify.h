@@ -1,0 +1,62 @@
+// verify: shows that a schedule is complete, ordered and free of deadlock, or gives a
+// counterexample.
+//
+// Note [How a schedule is taken to run]
+//
+// A rank does its actions one after another. An action first takes the message that it reads, then
+// computes, then sends its result if another rank reads it; in a lowered schedule SEND and RECV are
+// places of their own. A message is found by what it is (stage, microbatch, direction), so those of
+// one directed edge may be read in another order than they were sent. It counts against the edge's
+// capacity from its send until it is taken, and a send that finds its edge full holds up the rank.
+// An executor whose sends leave the compute lane free can only do better.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "ir/schedule.h"
+
+namespace pipert {
+
+enum class SendMode : std::uint8_t {
+  kBuffered,  // a send never waits while fewer than `capacity` messages of its edge are unreceived
+  kRendezvous,  // a send waits for its receive: capacity 0
+};
+
+struct VerifyOptions {
+  bool forward_only =
+      false;  // an inference schedule: F alone is complete, and no backward may be there
+  std::optional<int>
+      capacity;  // messages in flight on each directed edge; nullopt: no bound; 0: rendezvous
+  SendMode send_mode = SendMode::kBuffered;
+};
+
+enum class Defect : std::uint8_t {
+  kNone,
+  kMalformed,  // an action whose stage, microbatch or kind is out of range
+  kMisplaced,  // an action on a rank that does not own its stage
+  kMissing,    // an action that must be there and is not
+  kDoubled,    // an action that is there twice
+  kUnordered,  // an action that runs before its input, on its own rank
+  kDeadlock,   // ranks that wait for each other
+};
+
+struct Verdict {
+  Defect defect = Defect::kNone;
+  std::string message;  // the counterexample in words; empty when there is none
+  bool ok() const { return defect == Defect::kNone; }
+};
+
+// The first defect found, in the order of Defect's list but for missing and doubled, which may come
+// in either order. Lowered schedules are checked for their transfers too (each SEND has its RECV),
+// for unsharded parameters around each compute action, and for a REDUCE_GRAD after the last
+// backward of its stage. O(actions) in time and memory. Throws ValueError for a negative capacity.
+Verdict verify(const Schedule& schedule, const VerifyOptions& options = {});
+
+// Throws ValueError with the verdict's message unless the schedule is good.
+void require_valid(const Schedule& schedule, const VerifyOptions& options = {});
+
+// "none", "malformed", "missing", ...
+std::string_view defect_name(Defect defect);
+
+}  // namespace pipert

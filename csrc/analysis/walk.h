@@ -1,0 +1,58 @@
+// walk: steps every rank through its own list, each as far as what it waits for allows.
+//
+// Used by everything that asks what a schedule does when it runs: the order in which ranks are
+// taken up never changes the answer, so it is the cheapest one.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "base/index.h"
+#include "ir/action.h"
+
+namespace pipert {
+
+// Until `rank` has done at least `steps` steps.
+struct Wait {
+  Rank rank = 0;
+  int steps = 0;
+};
+
+// num_steps[rank]: the length of each list. wait_of(rank, step): a std::optional<Wait> that holds
+// that step back. run(rank, step): called once for each step that is done, in an order that
+// respects every wait. Returns the number of steps that each rank did: less than num_steps where
+// ranks wait for each other.
+template <typename WaitOf, typename Run>
+std::vector<int> walk(const std::vector<int>& num_steps, WaitOf wait_of, Run run) {
+  const auto num_ranks = static_cast<Rank>(num_steps.size());
+  std::vector<int> done(num_steps.size(), 0);
+  std::vector<std::vector<Rank>> waiters(num_steps.size());  // by the rank that is waited for
+  std::vector<Rank> ready;
+  for (Rank rank = num_ranks - 1; rank >= 0; --rank) ready.push_back(rank);
+
+  const auto holds = [&](Rank rank) {
+    const std::optional<Wait> wait = wait_of(rank, done[as_index(rank)]);
+    return wait && done[as_index(wait->rank)] < wait->steps ? wait : std::nullopt;
+  };
+  while (!ready.empty()) {
+    const Rank rank = ready.back();
+    ready.pop_back();
+    int& step = done[as_index(rank)];
+    while (step < num_steps[as_index(rank)]) {
+      if (const auto wait = holds(rank)) {
+        waiters[as_index(wait->rank)].push_back(rank);
+        break;
+      }
+      run(rank, step);
+      ++step;
+    }
+    std::erase_if(waiters[as_index(rank)], [&](Rank waiter) {
+      if (holds(waiter)) return false;
+      ready.push_back(waiter);
+      return true;
+    });
+  }
+  return done;
+}
+
+}  // namespace pipert

@@ -1,0 +1,39 @@
+// Indices and names of the things that every floor talks about. Plain values.
+#pragma once
+
+#include <compare>
+#include <cstdint>
+#include <string>
+
+namespace pipert {
+
+using Rank = std::int32_t;        // position in the pipeline group, from 0
+using StageIndex = std::int32_t;  // global, from 0
+using Microbatch = std::int32_t;  // from 0
+
+// A directed pair of ranks that exchange data.
+struct Edge {
+  Rank source = 0;
+  Rank destination = 0;
+  friend auto operator<=>(const Edge&, const Edge&) = default;
+};
+
+enum class MessageKind : std::uint8_t {
+  kActivation,  // what F(stage, microbatch) returned
+  kGradient,    // the input gradient that B or I of (stage, microbatch) computed
+};
+
+// A message is named after the action that made it.
+struct MessageKey {
+  MessageKind kind = MessageKind::kActivation;
+  StageIndex stage = 0;
+  Microbatch microbatch = 0;
+  friend auto operator<=>(const MessageKey&, const MessageKey&) = default;
+};
+
+// "activation of stage 1, microbatch 3"
+std::string to_string(const MessageKey& message);
+// "0->1"
+std::string to_string(const Edge& edge);
+
+}  // namespace pipert

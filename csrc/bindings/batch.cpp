@@ -1,0 +1,120 @@
+#include "bindings/batch.h"
+
+#include <torch/csrc/autograd/python_variable.h>
+
+#include "base/error.h"
+#include "base/index.h"
+
+namespace py = pybind11;
+
+namespace pipert {
+namespace {
+
+using Pieces = std::vector<py::object>;
+
+class Cutter {
+ public:
+  Cutter(int num_microbatches, std::int64_t size) : num_microbatches_(num_microbatches), size_(size) {}
+
+  Pieces cut(py::handle value, const std::string& what) const {
+    if (THPVariable_Check(value.ptr())) return cut_tensor(THPVariable_Unpack(value.ptr()), value, what);
+    if (PyTuple_CheckExact(value.ptr()) || PyList_CheckExact(value.ptr())) return cut_sequence(value, what);
+    if (PyDict_CheckExact(value.ptr())) return cut_dict(py::reinterpret_borrow<py::dict>(value), what);
+    return repeat(value);
+  }
+
+ private:
+  Pieces repeat(py::handle value) const {
+    return Pieces(as_index(num_microbatches_), py::reinterpret_borrow<py::object>(value));
+  }
+
+  Pieces cut_tensor(const at::Tensor& tensor, py::handle value, const std::string& what) const {
+    if (tensor.dim() == 0) return repeat(value);
+    if (tensor.size(0) != size_) {
+      throw ValueError(concat(what, " has ", tensor.size(0), " rows, expected ", size_,
+                              " (the batch size, dimension 0 of the first tensor)"));
+    }
+    Pieces pieces;
+    pieces.reserve(as_index(num_microbatches_));
+    for (const at::Tensor& piece : tensor.tensor_split(num_microbatches_)) {
+      pieces.push_back(py::reinterpret_steal<py::object>(THPVariable_Wrap(piece)));
+    }
+    return pieces;
+  }
+
+  Pieces cut_sequence(py::handle value, const std::string& what) const {
+    const bool is_tuple = PyTuple_CheckExact(value.ptr()) != 0;
+    const Py_ssize_t size = PySequence_Fast_GET_SIZE(value.ptr());
+    Pieces pieces;
+    for (int i = 0; i < num_microbatches_; ++i) {
+      pieces.push_back(py::reinterpret_steal<py::object>(is_tuple ? PyTuple_New(size) : PyList_New(size)));
+    }
+    for (Py_ssize_t at = 0; at < size; ++at) {
+      Pieces elements = cut(PySequence_Fast_GET_ITEM(value.ptr(), at), concat(what, "[", at, "]"));
+      for (std::size_t i = 0; i < elements.size(); ++i) {
+        PyObject* piece = pieces[i].ptr();
+        PyObject* element = elements[i].release().ptr();
+        if (is_tuple) {
+          PyTuple_SET_ITEM(piece, at, element);
+        } else {
+          PyList_SET_ITEM(piece, at, element);
+        }
+      }
+    }
+    return pieces;
+  }
+
+  Pieces cut_dict(const py::dict& value, const std::string& what) const {
+    Pieces pieces;
+    for (int i = 0; i < num_microbatches_; ++i) pieces.push_back(py::dict());
+    for (const auto& [key, element] : value) {
+      const Pieces elements = cut(element, concat(what, "[", py::cast<std::string>(py::repr(key)), "]"));
+      for (std::size_t i = 0; i < elements.size(); ++i) pieces[i][key] = elements[i];
+    }
+    return pieces;
+  }
+
+  int num_microbatches_;
+  std::int64_t size_;
+};
+
+}  // namespace
+
+std::optional<std::int64_t> batch_size(py::handle value) {
+  if (THPVariable_Check(value.ptr())) {
+    const at::Tensor& tensor = THPVariable_Unpack(value.ptr());
+    if (tensor.dim() == 0) return std::nullopt;
+    return tensor.size(0);
+  }
+  if (PyTuple_CheckExact(value.ptr()) || PyList_CheckExact(value.ptr())) {
+    for (const py::handle element : value) {
+      if (const auto size = batch_size(element)) return size;
+    }
+  }
+  if (PyDict_CheckExact(value.ptr())) {
+    for (const auto& [key, element] : py::reinterpret_borrow<py::dict>(value)) {
+      if (const auto size = batch_size(element)) return size;
+    }
+  }
+  return std::nullopt;
+}
+
+std::vector<py::object> cut_batch(py::handle value, int num_microbatches, std::int64_t size, const std::string& what) {
+  if (size < num_microbatches) {
+    throw ValueError(concat("the batch must have at least num_microbatches (", num_microbatches, ") rows, ", what,
+                            " has ", size));
+  }
+  return Cutter(num_microbatches, size).cut(value, what);
+}
+
+std::vector<double> batch_weights(int num_microbatches, std::int64_t size) {
+  std::vector<double> weights;
+  const std::int64_t rows = size / num_microbatches;
+  const std::int64_t longer = size % num_microbatches;
+  for (int i = 0; i < num_microbatches; ++i) {
+    weights.push_back(static_cast<double>(rows + (i < longer ? 1 : 0)) / static_cast<double>(size));
+  }
+  return weights;
+}
+
+}  // namespace pipert

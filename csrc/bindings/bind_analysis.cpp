@@ -1,0 +1,222 @@
+// verify, simulate and render: methods of Schedule, with Verdict, Costs, Span and Timeline.
+
+#include <pybind11/operators.h>
+#include <pybind11/stl.h>
+
+#include <tuple>
+#include <variant>
+
+#include "analysis/render.h"
+#include "analysis/simulate.h"
+#include "analysis/verify.h"
+#include "base/error.h"
+#include "bindings/bind.h"
+#include "bindings/text_file.h"
+
+namespace py = pybind11;
+
+namespace pipert {
+namespace {
+
+using OneOrMany = std::variant<double, std::vector<double>>;
+using SpanTuple = std::tuple<Action, double, double>;
+
+std::vector<double> to_vector(const OneOrMany& values) {
+  if (const auto* one = std::get_if<double>(&values)) return {*one};
+  return std::get<std::vector<double>>(values);
+}
+
+Costs make_costs(const OneOrMany& forward, const OneOrMany& input, const OneOrMany& weight,
+                 double latency, double bandwidth, const OneOrMany& bytes) {
+  return {.forward = to_vector(forward),
+          .input = to_vector(input),
+          .weight = to_vector(weight),
+          .latency = latency,
+          .bandwidth = bandwidth,
+          .bytes = to_vector(bytes)};
+}
+
+Verdict verify_schedule(const Schedule& schedule, std::optional<int> capacity, bool rendezvous,
+                        bool forward_only) {
+  return verify(schedule, {.forward_only = forward_only,
+                           .capacity = capacity,
+                           .send_mode = rendezvous ? SendMode::kRendezvous : SendMode::kBuffered});
+}
+
+std::optional<std::string> defect_of(const Verdict& verdict) {
+  return verdict.ok() ? std::nullopt : std::optional(std::string(defect_name(verdict.defect)));
+}
+
+Timeline timeline_from_spans(const std::vector<std::vector<SpanTuple>>& ranks) {
+  std::vector<std::vector<Span>> result;
+  for (const auto& spans : ranks) {
+    const auto rank = static_cast<Rank>(result.size());
+    auto& out = result.emplace_back();
+    for (const auto& [action, start, end] : spans) out.push_back({rank, action, start, end});
+  }
+  return make_timeline(std::move(result));
+}
+
+std::string svg_of(const std::vector<std::pair<std::string, Timeline>>& panels) {
+  std::vector<Panel> result;
+  for (const auto& [title, timeline] : panels) result.push_back({title, timeline});
+  return render_svg(result);
+}
+
+// Text without a path, else the picture that the path's suffix asks for.
+std::string render_timeline(const Timeline& timeline, const py::object& path, int width,
+                            const std::string& title) {
+  if (path.is_none()) return render_text(timeline, width);
+  const std::string suffix =
+      py::str(py::module_::import("pathlib").attr("Path")(path).attr("suffix"));
+  if (suffix != ".svg" && suffix != ".txt") {
+    throw ValueError(
+        concat("path must end in .svg or .txt, got '", std::string(py::str(path)), "'"));
+  }
+  std::string text =
+      suffix == ".svg" ? render_svg({{title, timeline}}) : render_text(timeline, width);
+  write_text_file(path, text);
+  return text;
+}
+
+std::string render_schedule(const Schedule& schedule, const py::object& path,
+                            const std::optional<Costs>& costs, int width,
+                            const std::optional<std::string>& title) {
+  return render_timeline(simulate(schedule, costs.value_or(Costs())), path, width,
+                         title.value_or(schedule.name));
+}
+
+std::string describe(const Timeline& timeline) {
+  return concat("<Timeline: ", timeline.ranks.size(), " ranks, makespan ", timeline.makespan, ">");
+}
+
+void bind_verdict(py::module_& module) {
+  py::class_<Verdict>(module, "Verdict", "What verify() found. True if the schedule is good.")
+      .def_property_readonly("ok", &Verdict::ok)
+      .def_property_readonly("defect", &defect_of,
+                             "None, malformed, misplaced, missing, doubled, unordered or deadlock.")
+      .def_readonly("message", &Verdict::message,
+                    "The counterexample in words; empty if there is none.")
+      .def("__bool__", &Verdict::ok)
+      .def("__repr__", [](const Verdict& self) {
+        return self.ok() ? "<Verdict: ok>" : concat("<Verdict: ", self.message, ">");
+      });
+}
+
+void bind_costs(py::module_& module) {
+  const Costs defaults;
+  py::class_<Costs>(module, "Costs",
+                    "What actions and messages take, in any one unit of time; seconds by custom.")
+      .def(py::init(&make_costs), py::kw_only(), py::arg("forward") = 1.0, py::arg("input") = 1.0,
+           py::arg("weight") = 1.0, py::arg("latency") = 0.0, py::arg("bandwidth") = 0.0,
+           py::arg("bytes") = 0.0, R"(
+Args:
+    forward: Time of F; one number, or one for each stage.
+    input: Time of I, the input half of backward, likewise. B takes input + weight.
+    weight: Time of W, the weight half, likewise.
+    latency: Time of one message between ranks; it holds up neither of them.
+    bandwidth: Bytes for each unit of time, of each message; 0: infinite.
+    bytes: Of one activation out of a stage, likewise; its gradient takes as many.)")
+      .def_readonly("forward", &Costs::forward)
+      .def_readonly("input", &Costs::input)
+      .def_readonly("weight", &Costs::weight)
+      .def_readonly("latency", &Costs::latency)
+      .def_readonly("bandwidth", &Costs::bandwidth)
+      .def_readonly("bytes", &Costs::bytes);
+}
+
+void bind_timeline(py::module_& module) {
+  py::class_<Span>(module, "Span", "When one compute action ran.")
+      .def_readonly("rank", &Span::rank)
+      .def_readonly("action", &Span::action)
+      .def_readonly("start", &Span::start)
+      .def_readonly("end", &Span::end)
+      .def(py::self == py::self)
+      .def("__repr__", [](const Span& self) {
+        return concat("<Span ", to_string(self.action), " on rank ", self.rank, ": ", self.start,
+                      " to ", self.end, ">");
+      });
+  py::class_<Timeline>(module, "Timeline",
+                       "When each compute action of each rank ran, or would run.")
+      .def_static("from_spans", &timeline_from_spans, py::arg("ranks"),
+                  R"(Makes a timeline of what really happened; it knows no critical path.
+
+Args:
+    ranks: For each rank a list of (action, start, end), in order; F, B, I and W alone.
+
+Raises:
+    ValueError: Another kind of action, or times that make no span.)")
+      .def_readonly("ranks", &Timeline::ranks,
+                    "By rank: its spans, in order. Overlapped pairs are taken apart.")
+      .def_readonly("makespan", &Timeline::makespan, "First start on any rank to last end on any.")
+      .def_readonly("spans", &Timeline::spans, "By rank: its first start to its last end.")
+      .def_readonly("busy", &Timeline::busy, "By rank: the sum of its compute.")
+      .def_readonly("bubble", &Timeline::bubble, "By rank: 1 - busy / makespan.")
+      .def_readonly("peak_memory", &Timeline::peak_memory,
+                    "By rank: activations (of one stage for one microbatch) alive at once.")
+      .def_readonly("critical_path", &Timeline::critical_path,
+                    "The spans that the makespan waits for, first to last.")
+      .def("render", &render_timeline, py::arg("path") = py::none(), py::kw_only(),
+           py::arg("width") = 100, py::arg("title") = "",
+           R"(Draws the timeline: text, or an SVG picture if `path` ends in .svg.
+
+Args:
+    path: Written if given; must end in .svg or .txt.
+    width: Of the text, in characters, at least 40.
+    title: Of the picture.
+
+Returns:
+    What was drawn.)")
+      .def("__repr__", &describe);
+}
+
+}  // namespace
+
+// REQUIRES bind_ir.
+void bind_analysis(py::module_& module) {
+  bind_verdict(module);
+  bind_costs(module);
+  bind_timeline(module);
+  py::class_<Schedule> schedule(module.attr("Schedule"));
+  schedule
+      .def("verify", &verify_schedule, py::kw_only(), py::arg("capacity") = py::none(),
+           py::arg("rendezvous") = false, py::arg("forward_only") = false,
+           py::call_guard<py::gil_scoped_release>(),
+           R"(Shows that the schedule is complete, ordered and free of deadlock.
+
+Or gives a counterexample.
+
+Args:
+    capacity: Messages that each directed pair of ranks may have in flight; None: no bound; 0: as
+        rendezvous.
+    rendezvous: A send waits for its receive.
+    forward_only: An inference schedule: F alone is complete.
+
+Returns:
+    A Verdict: true if the schedule is good, else with .defect and .message.)")
+      .def("simulate", &simulate, py::arg("costs") = Costs(),
+           py::call_guard<py::gil_scoped_release>(),
+           R"(Runs the schedule on paper.
+
+A schedule of forwards alone is taken as an inference schedule.
+
+Args:
+    costs: What actions and messages take; by default 1 for each of F, I and W, and nothing for
+        messages.
+
+Raises:
+    ValueError: Costs that don't fit the schedule, or a schedule that verify() rejects.)")
+      .def("render", &render_schedule, py::arg("path") = py::none(), py::arg("costs") = py::none(),
+           py::kw_only(), py::arg("width") = 100, py::arg("title") = py::none(),
+           R"(Simulates the schedule and draws it; see Timeline.render.
+
+The title defaults to the name.)");
+  module.def(
+      "render_svg", &svg_of, py::arg("panels"), py::call_guard<py::gil_scoped_release>(),
+      R"(An SVG picture of timelines under each other: what was scheduled above what really ran.
+
+Args:
+    panels: (title, timeline) of each.)");
+}
+
+}  // namespace pipert

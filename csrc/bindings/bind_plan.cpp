@@ -1,0 +1,109 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "base/index.h"
+#include "bindings/bind.h"
+#include "plan/lower.h"
+
+namespace py = pybind11;
+
+namespace pipert {
+namespace {
+
+// An instruction as a dict, for tests and tools; None stands for what its kind doesn't have.
+py::dict describe(const Program& program, std::size_t at) {
+  using namespace py::literals;
+  const Instruction& instruction = program.instructions[at];
+  py::dict result("lane"_a = instruction.lane, "waits"_a = instruction.waits,
+                  "mark"_a = instruction.mark == kNoMark ? py::object(py::none()) : py::cast(instruction.mark),
+                  "text"_a = to_string(program, instruction));
+  const auto transfer = [&](const char* kind, const auto& op) {
+    result["kind"] = kind;
+    result["message"] = to_string(op.message);
+    result["sequence"] = op.sequence;
+    result["slot"] = op.slot;
+  };
+  if (const auto* run = std::get_if<Run>(&instruction.op)) {
+    result["kind"] = "run";
+    result["action"] = run->action;
+    result["reads"] = run->reads;
+    result["writes"] = run->writes;
+  } else if (const auto* recv = std::get_if<Recv>(&instruction.op)) {
+    transfer("recv", *recv);
+  } else if (const auto* send = std::get_if<Send>(&instruction.op)) {
+    transfer("send", *send);
+  } else {
+    transfer("release", std::get<Release>(instruction.op));
+  }
+  return result;
+}
+
+py::dict describe(const Slot& slot) {
+  using namespace py::literals;
+  const char* kinds[] = {"receive", "send", "local"};
+  return py::dict("kind"_a = kinds[static_cast<std::size_t>(slot.kind)], "source"_a = slot.edge.source,
+                  "destination"_a = slot.edge.destination, "index"_a = slot.index);
+}
+
+py::dict describe(const LaneSpec& lane) {
+  using namespace py::literals;
+  const char* kinds[] = {"compute", "send", "receive"};
+  return py::dict("kind"_a = kinds[static_cast<std::size_t>(lane.kind)], "source"_a = lane.edge.source,
+                  "destination"_a = lane.edge.destination);
+}
+
+template <typename Element>
+py::list describe_all(const std::vector<Element>& elements) {
+  py::list result;
+  for (const Element& element : elements) result.append(describe(element));
+  return result;
+}
+
+}  // namespace
+
+void bind_plan(py::module_& module) {
+  py::class_<Program>(module, "Program", R"(What one rank does in one step: instructions on lanes, with marks and slots.
+
+str(program) prints it. Made by `Schedule` lowering inside `Pipeline`, or by `lower`.)")
+      .def_readonly("rank", &Program::rank)
+      .def_readonly("num_ranks", &Program::num_ranks)
+      .def_readonly("num_stages", &Program::num_stages)
+      .def_readonly("num_microbatches", &Program::num_microbatches)
+      .def_readonly("num_marks", &Program::num_marks)
+      .def_readonly("peak_activations", &Program::peak_activations,
+                    "Most (stage, microbatch) pairs whose forward ran and whose backward did not, at any time.")
+      .def_property_readonly(
+          "instructions",
+          [](const Program& self) {
+            py::list result;
+            for (std::size_t i = 0; i < self.instructions.size(); ++i) result.append(describe(self, i));
+            return result;
+          },
+          "A list of dicts, in the order of issue.")
+      .def_property_readonly("slots", [](const Program& self) { return describe_all(self.slots); })
+      .def_property_readonly("lanes", [](const Program& self) { return describe_all(self.lanes); })
+      .def("__len__", [](const Program& self) { return self.instructions.size(); })
+      .def("__str__", [](const Program& self) { return to_string(self); })
+      .def("__repr__", [](const Program& self) {
+        return "<pipert.Program of rank " + std::to_string(self.rank) + ": " +
+               std::to_string(self.instructions.size()) + " instructions>";
+      });
+
+  module.def(
+      "lower",
+      [](const Schedule& schedule, int receive_slots) { return lower(schedule, {.receive_slots = receive_slots}); },
+      py::arg("schedule"), py::kw_only(), py::arg("receive_slots") = 2, py::call_guard<py::gil_scoped_release>(),
+      R"(Lowers a schedule to one Program for each rank.
+
+Args:
+    schedule: a Schedule that verify() accepts.
+    receive_slots: receive slots of each edge; more are taken where fewer would make ranks wait for each other.
+
+Returns:
+    A list of Programs, in rank order.
+
+Raises:
+    ValueError: the schedule is not valid (with verify's counterexample), or receive_slots < 1.)");
+}
+
+}  // namespace pipert

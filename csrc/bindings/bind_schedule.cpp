@@ -1,0 +1,67 @@
+// The registry of schedule generators: Schedule.build and schedules().
+
+#include <pybind11/stl.h>
+
+#include "base/error.h"
+#include "bindings/bind.h"
+#include "schedule/registry.h"
+
+namespace py = pybind11;
+
+namespace pipert {
+namespace {
+
+std::map<std::string, std::int64_t> to_options(const py::kwargs& kwargs) {
+  std::map<std::string, std::int64_t> options;
+  for (const auto& [key, value] : kwargs) {
+    if (value.is_none()) continue;
+    const std::string name = py::str(key);
+    if (!py::isinstance<py::int_>(value)) {
+      const std::string type = py::str(py::type::of(value).attr("__name__"));
+      throw TypeError(concat("option '", name, "' must be an int, got ", type));
+    }
+    options[name] = value.cast<std::int64_t>();
+  }
+  return options;
+}
+
+Schedule build(const std::string& name, int num_ranks, int num_microbatches,
+               std::optional<int> num_stages, const py::kwargs& options) {
+  // 0 stands for "not given" on the floor below, so a 0 that was given is told apart here.
+  if (num_stages && *num_stages < 1) {
+    throw ValueError(concat("num_stages must be at least 1, got ", *num_stages));
+  }
+  const ScheduleRequest request{.num_ranks = num_ranks,
+                                .num_microbatches = num_microbatches,
+                                .num_stages = num_stages.value_or(0),
+                                .options = to_options(options)};
+  const py::gil_scoped_release released;
+  return build_schedule(name, request);
+}
+
+std::vector<std::string> names() { return {schedule_names().begin(), schedule_names().end()}; }
+
+}  // namespace
+
+// REQUIRES bind_ir.
+void bind_schedule(py::module_& module) {
+  py::class_<Schedule> schedule(module.attr("Schedule"));
+  schedule.def_static("build", &build, py::arg("name"), py::kw_only(), py::arg("num_ranks"),
+                      py::arg("num_microbatches"), py::arg("num_stages") = py::none(),
+                      R"(Builds a schedule by name; schedules() lists the names.
+
+Args:
+    name: Such as "1f1b".
+    num_ranks: Ranks of the pipeline, at least 1.
+    num_microbatches: At least 1; some schedules need more.
+    num_stages: Stages of the model; None: the schedule's own default.
+    **options: The schedule's own options, ints; such as group_size of "interleaved_1f1b".
+
+Raises:
+    ValueError: An unknown name or option (with the near ones), or sizes that the schedule can't
+        take.
+    TypeError: An option that is not an int.)");
+  module.def("schedules", &names, "The names of the schedules that Schedule.build knows.");
+}
+
+}  // namespace pipert

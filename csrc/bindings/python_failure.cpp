@@ -1,0 +1,71 @@
+#include "bindings/python_failure.h"
+
+#include <torch/csrc/Exceptions.h>
+
+#include "base/error.h"
+
+namespace py = pybind11;
+
+namespace pipert {
+namespace {
+
+// The Python exception object for a C++ exception; None for a null pointer.
+py::object python_exception(const std::exception_ptr& cause) {
+  if (cause == nullptr) return py::none();
+  try {
+    std::rethrow_exception(cause);
+  } catch (py::error_already_set& error) {
+    py::object value = error.value();
+    if (error.trace()) PyException_SetTraceback(value.ptr(), error.trace().ptr());
+    return value;
+  } catch (python_error& error) {
+    error.restore();
+  } catch (const ValueError& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+  } catch (const TypeError& error) {
+    PyErr_SetString(PyExc_TypeError, error.what());
+  } catch (const IndexError& error) {
+    PyErr_SetString(PyExc_IndexError, error.what());
+  } catch (...) {
+    torch::translate_exception_to_python(std::current_exception());
+  }
+  py::error_already_set error;  // fetches what was set
+  py::object value = error.value();
+  if (error.trace()) PyException_SetTraceback(value.ptr(), error.trace().ptr());
+  return value;
+}
+
+const char* kind_name(FailureKind kind) {
+  switch (kind) {
+    case FailureKind::kAction:
+      return "action";
+    case FailureKind::kTransfer:
+      return "transfer";
+    case FailureKind::kTimeout:
+      return "timeout";
+    case FailureKind::kRemote:
+      return "remote";
+    case FailureKind::kInterrupted:
+      return "interrupted";
+  }
+  return "";
+}
+
+}  // namespace
+
+void raise_pipeline_error(const Failure& failure) {
+  const py::object cause = python_exception(failure.cause);
+  const py::object action = failure.action.has_value() ? py::cast(*failure.action) : py::none();
+  const py::object error = py::module_::import("pipert.errors")
+                               .attr("make_pipeline_error")(kind_name(failure.kind), failure.rank, action,
+                                                            failure.message, cause);
+  if (!cause.is_none()) PyException_SetCause(error.ptr(), cause.inc_ref().ptr());
+  PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(error.ptr())), error.ptr());
+  throw py::error_already_set();
+}
+
+std::string failure_text(const py::error_already_set& error) {
+  return py::cast<std::string>(py::module_::import("pipert.errors").attr("describe_for_peers")(error.value()));
+}
+
+}  // namespace pipert

@@ -1,0 +1,18 @@
+// From a Failure to the Python exception that the caller sees. REQUIRES the GIL.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "runtime/failure.h"
+
+namespace pipert {
+
+// Raises pipert.PipelineError for `failure`, with the user's exception as its cause.
+[[noreturn]] void raise_pipeline_error(const Failure& failure);
+
+// What other processes are told of it; pipert.errors reads it back.
+std::string failure_text(const pybind11::error_already_set& error);
+
+}  // namespace pipert

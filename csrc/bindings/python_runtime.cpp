@@ -1,0 +1,251 @@
+#include "bindings/python_runtime.h"
+
+#include <ATen/ops/full.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <utility>
+
+#include "base/error.h"
+#include "base/index.h"
+#include "bindings/batch.h"
+#include "bindings/python_failure.h"
+#include "bindings/python_tree.h"
+#include "transport/local_channel.h"
+
+namespace py = pybind11;
+
+namespace pipert {
+namespace {
+
+// How long the caller sleeps between two looks at signals, time limits and other processes.
+constexpr std::chrono::milliseconds kWatchEvery{20};
+
+std::map<Edge, SlotKind> edges_of(const Program& program) {
+  std::map<Edge, SlotKind> edges;
+  for (const Slot& slot : program.slots) {
+    if (slot.kind != SlotKind::kLocal) edges[slot.edge] = slot.kind;
+  }
+  return edges;
+}
+
+// Gives each rank both ends of its edges: local ones between the ranks here, the external ones otherwise.
+void connect(std::vector<RankSpec>& ranks, ExternalChannels& external, int spin_us) {
+  std::map<Rank, RankSpec*> here;
+  for (RankSpec& spec : ranks) here[spec.training.rank] = &spec;
+  const auto external_end = [](auto& ends, const Edge& edge) {
+    const auto found = ends.find(edge);
+    if (found == ends.end()) throw InternalError(concat("edge ", to_string(edge), " has no channel"));
+    return std::move(found->second);
+  };
+  for (RankSpec& spec : ranks) {
+    for (const auto& [edge, kind] : edges_of(spec.training)) {
+      if (kind == SlotKind::kReceive) {
+        if (!here.contains(edge.source)) {
+          spec.resources.receivers[edge] = external_end(external.receivers, edge);
+        }
+        continue;
+      }
+      const auto peer = here.find(edge.destination);
+      if (peer == here.end()) {
+        spec.resources.senders[edge] = external_end(external.senders, edge);
+        continue;
+      }
+      LocalChannel channel = make_local_channel(peer->second->device, spin_us);
+      spec.resources.senders[edge] = std::move(channel.sender);
+      peer->second->resources.receivers[edge] = std::move(channel.receiver);
+    }
+  }
+}
+
+std::vector<py::object> as_list(py::handle value, int num_microbatches, const char* what) {
+  std::vector<py::object> entries;
+  for (const py::handle entry : value) entries.push_back(py::reinterpret_borrow<py::object>(entry));
+  if (entries.size() != as_index(num_microbatches)) {
+    throw ValueError(concat(what, " must have one entry for each of the ", num_microbatches, " microbatches, got ",
+                            entries.size()));
+  }
+  return entries;
+}
+
+// Of each dict, the entries whose keys are in `keywords`.
+std::vector<py::object> select(const std::vector<py::object>& dicts,
+                               const std::optional<std::vector<std::string>>& keywords) {
+  if (!keywords.has_value()) return dicts;
+  std::vector<py::object> selected;
+  for (const py::object& whole : dicts) {
+    py::dict part;
+    for (const std::string& keyword : *keywords) {
+      const py::str key(keyword);
+      if (whole.contains(key)) part[key] = whole[key];
+    }
+    selected.push_back(std::move(part));
+  }
+  return selected;
+}
+
+}  // namespace
+
+PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector<PythonRank> ranks,
+                             py::object loss_fn, ExternalChannels external, double timeout_s, int intra_op_threads,
+                             int spin_us, bool share_losses) {
+  if (ranks.empty()) throw ValueError("a pipeline needs at least one rank in this process");
+  num_stages_ = ranks.front().training.num_stages;
+  num_microbatches_ = ranks.front().training.num_microbatches;
+  std::map<StageIndex, std::unique_ptr<ModuleStage>> built;
+  for (const PythonStage& stage : stages) {
+    const StagePosition position{stage.stage, num_stages_};
+    auto body = std::make_unique<PythonBody>(position, stage.callable, stage.spread,
+                                             position.is_last() ? loss_fn : py::object(py::none()));
+    bodies_[stage.stage] = body.get();
+    keywords_[stage.stage] = stage.keywords;
+    built[stage.stage] = std::make_unique<ModuleStage>(position, num_microbatches_, std::move(body));
+    stages_[stage.stage] = built[stage.stage].get();
+  }
+  std::vector<RankSpec> specs(ranks.size());
+  for (std::size_t i = 0; i < ranks.size(); ++i) {
+    specs[i].training = std::move(ranks[i].training);
+    specs[i].evaluation = std::move(ranks[i].evaluation);
+    specs[i].device = ranks[i].device;
+    for (const Instruction& instruction : specs[i].training.instructions) {
+      const auto* run = std::get_if<Run>(&instruction.op);
+      if (run == nullptr || !built.contains(run->action.stage)) continue;
+      specs[i].resources.stages[run->action.stage] = std::move(built[run->action.stage]);
+      built.erase(run->action.stage);
+    }
+  }
+  connect(specs, external, spin_us);
+  RuntimeOptions options;
+  options.timeout = std::chrono::milliseconds(static_cast<std::int64_t>(timeout_s * 1000.0));
+  options.intra_op_threads = intra_op_threads;
+  options.hooks = threads_.hooks();
+  runtime_ = std::make_unique<PipelineRuntime>(std::move(specs), std::move(external.agreement),
+                                               std::move(external.board), std::move(options));
+  runtime_->set_share_losses(share_losses);
+}
+
+PythonRuntime::~PythonRuntime() { close(); }
+
+void PythonRuntime::close() {
+  if (runtime_ == nullptr) return;
+  auto closing = std::move(runtime_);
+  bodies_.clear();
+  stages_.clear();
+  const py::gil_scoped_release no_gil;  // workers need it to end, bodies to let go of their modules
+  closing.reset();
+}
+
+PipelineRuntime& PythonRuntime::runtime() {
+  if (runtime_ == nullptr) throw ValueError("the pipeline is closed");
+  return *runtime_;
+}
+
+void PythonRuntime::set_batches(const StepArguments& arguments) {
+  BodyBatch first;
+  BodyBatch last;
+  std::vector<py::object> kwargs;
+  std::vector<double> weights(as_index(num_microbatches_), 1.0 / num_microbatches_);
+  if (arguments.is_cut) {
+    if (!arguments.args.is_none()) first.args = as_list(arguments.args, num_microbatches_, "microbatches");
+    if (!arguments.kwargs.is_none()) kwargs = as_list(arguments.kwargs, num_microbatches_, "microbatches");
+    if (!arguments.target.is_none()) last.targets = as_list(arguments.target, num_microbatches_, "target");
+  } else {
+    std::optional<std::int64_t> size;
+    for (const py::object& value : {arguments.args, arguments.kwargs, arguments.target}) {
+      if (!size.has_value()) size = batch_size(value);
+    }
+    if (size.has_value()) weights = batch_weights(num_microbatches_, *size);
+    const auto cut = [&](const py::object& value, const char* what) {
+      if (value.is_none()) return std::vector<py::object>();
+      return cut_batch(value, num_microbatches_, size.value_or(num_microbatches_), what);
+    };
+    if (bodies_.contains(0)) first.args = cut(arguments.args, "args");
+    kwargs = cut(arguments.kwargs, "kwargs");
+    if (bodies_.contains(num_stages_ - 1)) last.targets = cut(arguments.target, "target");
+    // Without any of the batch here, the shares come with the messages.
+    if (!size.has_value() && !bodies_.contains(0)) weights.clear();
+  }
+  for (auto& [stage, body] : bodies_) {
+    BodyBatch batch;
+    const bool is_last = stage == num_stages_ - 1;
+    if (is_last) batch = std::move(last);
+    if (stage == 0) batch.args = std::move(first.args);
+    if (!kwargs.empty()) batch.kwargs = select(kwargs, keywords_.at(stage));
+    batch.loss_kwargs = arguments.loss_kwargs;
+    batch.compute_loss = arguments.compute_loss;
+    batch.keep_outputs = arguments.keep_outputs;
+    body->set_batch(std::move(batch));
+    stages_.at(stage)->begin(stage == 0 || is_last ? weights : std::vector<double>());
+  }
+}
+
+void PythonRuntime::clear_batches() {
+  for (auto& [stage, body] : bodies_) body->set_batch({});
+}
+
+void PythonRuntime::step(StepArguments arguments) {
+  runtime();
+  set_batches(arguments);
+  const Pass pass{.epoch = epoch_++, .training = arguments.training};
+  arguments = {};  // the bodies hold the pieces; nobody shall hold the whole
+  run(pass);
+}
+
+void PythonRuntime::run(const Pass& pass) {
+  runtime_->start(pass);
+  std::optional<py::error_already_set> signal;
+  for (bool done = false; !done;) {
+    {
+      const py::gil_scoped_release no_gil;
+      done = runtime_->watch(kWatchEvery);
+    }
+    if (!done && !signal.has_value() && PyErr_CheckSignals() != 0) {
+      signal.emplace();
+      runtime_->interrupt({.kind = FailureKind::kInterrupted,
+                           .rank = runtime_->executors().front()->rank(),
+                           .action = {},
+                           .message = "the step was interrupted",
+                           .cause = nullptr});
+      threads_.interrupt();
+    }
+  }
+  const std::optional<Failure> failure = runtime_->finish();
+  if (signal.has_value()) threads_.clear();
+  clear_batches();
+  if (!failure.has_value()) return;
+  try {
+    raise_pipeline_error(*failure);
+  } catch (py::error_already_set& error) {
+    if (failure->kind != FailureKind::kRemote) runtime_->publish(failure_text(error));
+    if (signal.has_value()) throw *signal;
+    throw;
+  }
+}
+
+py::object PythonRuntime::losses() const {
+  const auto last = stages_.find(num_stages_ - 1);
+  if (last != stages_.end()) {
+    return last->second->losses().empty() ? py::object(py::none()) : py::object(py::cast(last->second->losses()));
+  }
+  if (runtime_ == nullptr || runtime_->agreed().empty()) return py::none();
+  const auto& agreed = runtime_->agreed();
+  const auto options = at::TensorOptions().dtype(static_cast<at::ScalarType>(static_cast<int>(agreed.front())));
+  std::vector<at::Tensor> losses;
+  for (auto value = agreed.end() - num_microbatches_; value != agreed.end(); ++value) {
+    losses.push_back(at::full({}, *value, options));
+  }
+  return py::cast(losses);
+}
+
+std::vector<double> PythonRuntime::loss_weights() const {
+  const auto last = stages_.find(num_stages_ - 1);
+  if (last != stages_.end()) return last->second->loss_weights();
+  const auto& agreed = runtime_->agreed();
+  return {agreed.begin() + 1, agreed.end() - num_microbatches_};
+}
+
+py::object PythonRuntime::outputs() {
+  const auto last = bodies_.find(num_stages_ - 1);
+  return last == bodies_.end() ? py::object(py::none()) : py::object(py::cast(last->second->take_outputs()));
+}
+
+}  // namespace pipert

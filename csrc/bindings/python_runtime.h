@@ -1,0 +1,89 @@
+// PythonRuntime: a PipelineRuntime with Python stages, driven by the thread that calls step().
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bindings/python_body.h"
+#include "bindings/python_threads.h"
+#include "runtime/pipeline_runtime.h"
+
+namespace pipert {
+
+// What Python tells of one stage of this process.
+struct PythonStage {
+  StageIndex stage = 0;
+  pybind11::object callable;
+  bool spread = true;
+  // The keyword arguments that it takes; nothing: any.
+  std::optional<std::vector<std::string>> keywords;
+};
+
+// The two ends of the channels that leave this process, made by Python (it alone can create process groups).
+struct ExternalChannels {
+  std::map<Edge, std::unique_ptr<Sender>> senders;
+  std::map<Edge, std::unique_ptr<Receiver>> receivers;
+  std::unique_ptr<Agreement> agreement;
+  std::unique_ptr<FailureBoard> board;
+};
+
+struct PythonRank {
+  Program training;
+  Program evaluation;
+  c10::Device device{c10::kCPU};
+};
+
+struct StepArguments {
+  pybind11::object args;          // a tuple, a list of tuples (is_cut), or None: not this rank's business
+  pybind11::object kwargs;        // a dict, a list of dicts (is_cut), or None
+  pybind11::object target;        // anything, a list (is_cut), or None
+  pybind11::object loss_kwargs;   // a dict or None
+  bool is_cut = false;
+  bool training = true;
+  bool compute_loss = true;
+  bool keep_outputs = false;
+};
+
+class PythonRuntime {
+ public:
+  // `stages`: those of the ranks given. `loss_fn`: None where there is none.
+  PythonRuntime(const std::vector<PythonStage>& stages, std::vector<PythonRank> ranks, pybind11::object loss_fn,
+                ExternalChannels external, double timeout_s, int intra_op_threads, int spin_us, bool share_losses);
+  ~PythonRuntime();
+
+  // One pass of the batch. Raises pipert.PipelineError, ValueError, or what a signal handler raised.
+  void step(StepArguments arguments);
+  void close();
+  // Tells the other processes that this one won't run the pass, because of `text` (see pipert.errors).
+  void withdraw(const std::string& text) { runtime().withdraw(text); }
+  bool usable() const { return runtime_ != nullptr && runtime_->usable(); }
+
+  // The losses of the last pass, a list of one-element tensors by microbatch, and their weights: of the last stage if
+  // it is here, else what its rank shared; None if neither.
+  pybind11::object losses() const;
+  std::vector<double> loss_weights() const;
+
+  pybind11::object outputs();
+  PipelineRuntime& runtime();
+
+ private:
+  void set_batches(const StepArguments& arguments);
+  void run(const Pass& pass);
+  void clear_batches();
+
+  int num_stages_ = 0;
+  int num_microbatches_ = 0;
+  std::map<StageIndex, PythonBody*> bodies_;    // owned by the runtime's stages
+  std::map<StageIndex, ModuleStage*> stages_;   // owned by the runtime
+  std::map<StageIndex, std::optional<std::vector<std::string>>> keywords_;
+  PythonThreads threads_;
+  std::unique_ptr<PipelineRuntime> runtime_;
+  std::int64_t epoch_ = 0;
+};
+
+}  // namespace pipert

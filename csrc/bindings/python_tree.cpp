@@ -1,0 +1,148 @@
+#include "bindings/python_tree.h"
+
+#include <torch/csrc/autograd/python_variable.h>
+
+#include "base/error.h"
+#include "base/index.h"
+
+namespace py = pybind11;
+
+namespace pipert {
+namespace {
+
+Structure flatten_into(PyObject* value, const std::string& where, std::vector<at::Tensor>& tensors);
+
+Structure flatten_sequence(PyObject* value, Structure::Kind kind, const std::string& where,
+                           std::vector<at::Tensor>& tensors) {
+  Structure structure{.kind = kind, .text = {}, .children = {}};
+  const Py_ssize_t size = PySequence_Fast_GET_SIZE(value);
+  for (Py_ssize_t i = 0; i < size; ++i) {
+    structure.children.push_back(
+        flatten_into(PySequence_Fast_GET_ITEM(value, i), concat(where, "[", i, "]"), tensors));
+  }
+  return structure;
+}
+
+Structure flatten_dict(PyObject* value, const std::string& where, std::vector<at::Tensor>& tensors) {
+  Structure structure{.kind = Structure::Kind::kDict, .text = {}, .children = {}};
+  PyObject* key = nullptr;
+  PyObject* element = nullptr;
+  Py_ssize_t position = 0;
+  while (PyDict_Next(value, &position, &key, &element) != 0) {
+    const std::string at = concat(where, "[", py::cast<std::string>(py::repr(key)), "]");
+    structure.children.push_back(flatten_into(key, concat("the key of ", at), tensors));
+    structure.children.push_back(flatten_into(element, at, tensors));
+  }
+  return structure;
+}
+
+Structure flatten_into(PyObject* value, const std::string& where, std::vector<at::Tensor>& tensors) {
+  Structure leaf;
+  if (THPVariable_Check(value)) {
+    tensors.push_back(THPVariable_Unpack(value));
+    return leaf;
+  }
+  if (PyTuple_CheckExact(value)) return flatten_sequence(value, Structure::Kind::kTuple, where, tensors);
+  if (PyList_CheckExact(value)) return flatten_sequence(value, Structure::Kind::kList, where, tensors);
+  if (PyDict_Check(value)) return flatten_dict(value, where, tensors);
+  if (value == Py_None) {
+    leaf.kind = Structure::Kind::kNone;
+  } else if (PyBool_Check(value)) {
+    leaf.kind = Structure::Kind::kBool;
+    leaf.integer = value == Py_True ? 1 : 0;
+  } else if (PyLong_CheckExact(value)) {
+    leaf.kind = Structure::Kind::kInt;
+    leaf.integer = py::cast<std::int64_t>(value);
+  } else if (PyFloat_CheckExact(value)) {
+    leaf.kind = Structure::Kind::kFloat;
+    leaf.real = PyFloat_AS_DOUBLE(value);
+  } else if (PyUnicode_CheckExact(value)) {
+    leaf.kind = Structure::Kind::kString;
+    leaf.text = py::cast<std::string>(value);
+  } else {
+    throw TypeError(concat("stages exchange tensors, numbers, strings and None in tuples, lists and dicts; ", where,
+                           " is of type ", Py_TYPE(value)->tp_name));
+  }
+  return leaf;
+}
+
+py::object unflatten_from(const std::vector<at::Tensor>& tensors, std::size_t& next, const Structure& structure) {
+  switch (structure.kind) {
+    case Structure::Kind::kTensor:
+      return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensors[next++]));
+    case Structure::Kind::kNone:
+      return py::none();
+    case Structure::Kind::kBool:
+      return py::bool_(structure.integer != 0);
+    case Structure::Kind::kInt:
+      return py::int_(structure.integer);
+    case Structure::Kind::kFloat:
+      return py::float_(structure.real);
+    case Structure::Kind::kString:
+      return py::str(structure.text);
+    case Structure::Kind::kTuple: {
+      py::tuple result(structure.children.size());
+      for (std::size_t i = 0; i < structure.children.size(); ++i) {
+        result[i] = unflatten_from(tensors, next, structure.children[i]);
+      }
+      return result;
+    }
+    case Structure::Kind::kList: {
+      py::list result;
+      for (const Structure& child : structure.children) result.append(unflatten_from(tensors, next, child));
+      return result;
+    }
+    case Structure::Kind::kDict: {
+      py::dict result;
+      for (std::size_t i = 0; i + 1 < structure.children.size(); i += 2) {
+        const py::object key = unflatten_from(tensors, next, structure.children[i]);
+        result[key] = unflatten_from(tensors, next, structure.children[i + 1]);
+      }
+      return result;
+    }
+  }
+  throw InternalError("a structure of no known kind");
+}
+
+}  // namespace
+
+FlatValue flatten(PyObject* value, const std::string& what) {
+  FlatValue flat;
+  if (THPVariable_Check(value)) {
+    flat.tensors.push_back(THPVariable_Unpack(value));
+    return flat;
+  }
+  flat.structure = std::make_shared<const Structure>(flatten_into(value, what, flat.tensors));
+  return flat;
+}
+
+py::object unflatten(const std::vector<at::Tensor>& tensors, const Structure* structure) {
+  if (structure == nullptr) return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensors.front()));
+  std::size_t next = 0;
+  return unflatten_from(tensors, next, *structure);
+}
+
+py::object detach_tensors(py::handle value) {
+  if (THPVariable_Check(value.ptr())) {
+    return py::reinterpret_steal<py::object>(THPVariable_Wrap(THPVariable_Unpack(value.ptr()).detach()));
+  }
+  if (PyTuple_CheckExact(value.ptr())) {
+    const auto source = py::reinterpret_borrow<py::tuple>(value);
+    py::tuple result(source.size());
+    for (std::size_t i = 0; i < source.size(); ++i) result[i] = detach_tensors(source[i]);
+    return result;
+  }
+  if (PyList_CheckExact(value.ptr())) {
+    py::list result;
+    for (const py::handle element : value) result.append(detach_tensors(element));
+    return result;
+  }
+  if (PyDict_CheckExact(value.ptr())) {
+    py::dict result;
+    for (const auto& [key, element] : py::reinterpret_borrow<py::dict>(value)) result[key] = detach_tensors(element);
+    return result;
+  }
+  return py::reinterpret_borrow<py::object>(value);
+}
+
+}  // namespace pipert

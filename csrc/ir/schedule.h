@@ -1,0 +1,59 @@
+// Schedule: for each rank, an ordered list of actions. Pure data: it may be wrong until verify()
+// says otherwise.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "ir/action.h"
+#include "ir/placement.h"
+
+namespace pipert {
+
+struct Schedule {
+  std::string
+      name;  // a label, for people: schedules that do the same are equal whatever they are called
+  int num_microbatches = 0;
+  Placement placement;
+  std::vector<std::vector<Action>> ranks;  // ranks[r]: the actions of rank r, in order
+
+  int num_ranks() const { return static_cast<int>(ranks.size()); }
+  int num_stages() const { return placement.num_stages(); }
+
+  friend bool operator==(const Schedule& a, const Schedule& b) {
+    return a.num_microbatches == b.num_microbatches && a.placement == b.placement &&
+           a.ranks == b.ranks;
+  }
+};
+
+// The forward actions alone, in the same order, with the transfers and unshards that they need:
+// what evaluation runs.
+Schedule forward_only(const Schedule& schedule);
+
+// The two halves of an OVERLAP_F_B. REQUIRES pair.kind == kOverlap.
+Action overlapped_forward(const Action& pair);
+Action overlapped_backward(const Action& pair);
+
+// The same schedule with each OVERLAP_F_B taken apart: its forward, then its backward.
+Schedule split_overlaps(const Schedule& schedule);
+
+// One more than the largest microbatch of any action.
+int count_microbatches(const std::vector<std::vector<Action>>& ranks);
+
+// Whether every compute action is a forward.
+bool is_forward_only(const Schedule& schedule);
+
+// One line for each rank: "rank 0: 0F0 0F1 0B0 ...".
+std::string to_string(const Schedule& schedule);
+
+// CSV in PyTorch's form: one row for each rank, one action in each cell; an empty cell is an idle
+// step, which carries no meaning (order is all that counts) and is dropped. Lines end in \n; \r\n
+// is read too, and blanks around a cell.
+std::string to_csv(const Schedule& schedule);
+
+// The placement is read off the compute actions; num_microbatches is one more than the largest
+// microbatch. Throws ValueError with row and column (from 1), the cell's text and the reason.
+Schedule parse_csv(std::string_view text, std::string name = "csv");
+
+}  // namespace pipert

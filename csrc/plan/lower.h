@@ -1,0 +1,23 @@
+// lower: Schedule -> one Program for each rank.
+//
+// Adds the transfers, puts every instruction on a lane, gives each message a slot and connects the lanes with the
+// marks that are needed, no more.
+#pragma once
+
+#include <vector>
+
+#include "ir/schedule.h"
+#include "plan/program.h"
+
+namespace pipert {
+
+struct LowerOptions {
+  // Receive slots of each edge. More are taken where fewer would make ranks wait for each other.
+  int receive_slots = 2;
+};
+
+// REQUIRES a schedule that verify() accepts (ValueError otherwise: lower() checks).
+// The result has one Program for each rank, in rank order.
+std::vector<Program> lower(const Schedule& schedule, const LowerOptions& options = {});
+
+}  // namespace pipert

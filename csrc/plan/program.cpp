@@ -1,0 +1,118 @@
+#include "plan/program.h"
+
+#include <sstream>
+#include <string_view>
+
+#include "base/error.h"
+#include "base/index.h"
+
+namespace pipert {
+namespace {
+
+template <typename... Visitors>
+struct Overloaded : Visitors... {
+  using Visitors::operator()...;
+};
+template <typename... Visitors>
+Overloaded(Visitors...) -> Overloaded<Visitors...>;
+
+std::string_view slot_kind_name(SlotKind kind) {
+  switch (kind) {
+    case SlotKind::kReceive:
+      return "receive";
+    case SlotKind::kSend:
+      return "send";
+    case SlotKind::kLocal:
+      return "local";
+  }
+  return "?";
+}
+
+std::string lane_name(const LaneSpec& lane) {
+  switch (lane.kind) {
+    case LaneKind::kCompute:
+      return "compute";
+    case LaneKind::kSend:
+      return "send " + to_string(lane.edge);
+    case LaneKind::kReceive:
+      return "receive " + to_string(lane.edge);
+  }
+  return "?";
+}
+
+void print_slots(std::ostream& out, std::string_view word, const std::vector<SlotId>& slots) {
+  if (slots.empty()) return;
+  out << ' ' << word;
+  for (SlotId slot : slots) out << " s" << slot;
+}
+
+template <typename Transfer>
+void print_transfer(std::ostream& out, std::string_view verb, const Transfer& transfer) {
+  out << verb << ' ' << to_string(transfer.message) << " #" << transfer.sequence << " s" << transfer.slot;
+}
+
+}  // namespace
+
+std::string to_string(const Program& program, const Instruction& instruction) {
+  std::ostringstream out;
+  std::visit(Overloaded{
+                 [&](const Recv& op) { print_transfer(out, "recv", op); },
+                 [&](const Run& op) {
+                   out << "run " << to_string(op.action);
+                   print_slots(out, "reads", op.reads);
+                   print_slots(out, "writes", op.writes);
+                 },
+                 [&](const Send& op) { print_transfer(out, "send", op); },
+                 [&](const Release& op) { print_transfer(out, "release", op); },
+             },
+             instruction.op);
+  const LaneSpec& lane = program.lanes[as_index(instruction.lane)];
+  out << "  on " << lane_name(lane);
+  if (!instruction.waits.empty()) {
+    out << "  waits";
+    for (MarkId mark : instruction.waits) out << " m" << mark;
+  }
+  if (instruction.mark != kNoMark) out << "  sets m" << instruction.mark;
+  return out.str();
+}
+
+std::string describe_wait(const Program& program, std::size_t instruction) {
+  const auto& op = program.instructions[instruction].op;
+  const auto slot = [&](SlotId id) { return program.slots[as_index(id)]; };
+  if (const auto* release = std::get_if<Release>(&op)) {
+    return concat("until rank ", slot(release->slot).edge.destination, " has the ", to_string(release->message));
+  }
+  const auto* run = std::get_if<Run>(&op);
+  if (run == nullptr) return to_string(program, program.instructions[instruction]);
+  std::string text = concat("to run ", to_string(run->action));
+  for (const SlotId read : run->reads) {
+    if (slot(read).kind != SlotKind::kReceive) continue;
+    for (std::size_t i = instruction; i-- > 0;) {
+      const auto* recv = std::get_if<Recv>(&program.instructions[i].op);
+      if (recv == nullptr || recv->slot != read) continue;
+      text += concat(", for the ", to_string(recv->message), ", from rank ", slot(read).edge.source);
+      break;
+    }
+  }
+  return text;
+}
+
+std::string to_string(const Program& program) {
+  std::ostringstream out;
+  out << "program of rank " << program.rank << " of " << program.num_ranks << ": "
+      << program.instructions.size() << " instructions, " << program.lanes.size() << " lanes, "
+      << program.slots.size() << " slots, " << program.num_marks << " marks, at most "
+      << program.peak_activations << " live activations\n";
+  for (std::size_t i = 0; i < program.slots.size(); ++i) {
+    const Slot& slot = program.slots[i];
+    out << "  s" << i << ": " << slot_kind_name(slot.kind);
+    if (slot.kind != SlotKind::kLocal) out << ' ' << to_string(slot.edge);
+    out << " [" << slot.index << "]\n";
+  }
+  for (std::size_t i = 0; i < program.instructions.size(); ++i) {
+    out << "  %" << i << " = " << to_string(program, program.instructions[i]) << '\n';
+  }
+  return out.str();
+}
+
+}  // namespace pipert

@@ -1,0 +1,99 @@
+// Program: what one rank does in one step, as data. Made by lower(), read by the Executor, printed for people.
+//
+// Instructions stand in the order in which the rank issues them. Each belongs to a lane; a lane runs its own in
+// order. An instruction waits for the marks that it names and sets its own mark, if it has one, when it is done.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "base/ids.h"
+#include "ir/action.h"
+
+namespace pipert {
+
+using LaneId = std::int32_t;
+using MarkId = std::int32_t;
+using SlotId = std::int32_t;
+
+inline constexpr MarkId kNoMark = -1;
+
+enum class SlotKind : std::uint8_t {
+  kReceive,  // filled by a channel, emptied by the Run that reads it
+  kSend,     // filled by a Run, emptied once the peer has the message
+  kLocal,    // filled by a Run, emptied by a later Run of the same rank: costs no message
+};
+
+struct Slot {
+  SlotKind kind = SlotKind::kLocal;
+  Edge edge;          // kLocal: source == destination
+  int index = 0;      // among the slots of the same edge and kind
+};
+
+enum class LaneKind : std::uint8_t { kCompute, kSend, kReceive };
+
+struct LaneSpec {
+  LaneKind kind = LaneKind::kCompute;
+  Edge edge;  // kCompute: unused
+};
+
+// Posts the receive of `message` into `slot`. Done when the message has arrived.
+struct Recv {
+  MessageKey message;
+  int sequence = 0;  // position among the messages of this edge in this step, in the sender's order
+  SlotId slot = 0;
+};
+
+// Runs a compute action on what its `reads` hold (and takes it out); puts its result into each of `writes`.
+struct Run {
+  Action action;
+  std::vector<SlotId> reads;
+  std::vector<SlotId> writes;
+};
+
+// Sends what `slot` holds. Done when the peer has it.
+struct Send {
+  MessageKey message;
+  int sequence = 0;
+  SlotId slot = 0;
+};
+
+// Frees a send slot: from here on the peer is known to have its message.
+struct Release {
+  MessageKey message;
+  int sequence = 0;
+  SlotId slot = 0;
+};
+
+struct Instruction {
+  std::variant<Recv, Run, Send, Release> op;
+  LaneId lane = 0;
+  std::vector<MarkId> waits;
+  MarkId mark = kNoMark;  // set when this instruction is done; kNoMark when nobody waits for it
+};
+
+inline constexpr LaneId kComputeLane = 0;
+
+struct Program {
+  Rank rank = 0;
+  int num_ranks = 0;
+  int num_stages = 0;
+  int num_microbatches = 0;
+  int num_marks = 0;
+  std::vector<LaneSpec> lanes;  // lanes[kComputeLane] is the compute lane
+  std::vector<Slot> slots;
+  std::vector<Instruction> instructions;
+  int peak_activations = 0;  // most (stage, microbatch) pairs whose F ran and whose B did not, at any time
+};
+
+// One line: "%12 = run 1F3 reads s0 writes s4 waits m7"
+std::string to_string(const Program& program, const Instruction& instruction);
+// What the instruction waits for, in words: "to run 1F3, for the activation of stage 0, microbatch 3, from rank 0".
+std::string describe_wait(const Program& program, std::size_t instruction);
+// A header, the slots and one line for each instruction.
+std::string to_string(const Program& program);
+
+}  // namespace pipert

@@ -1,0 +1,111 @@
+#include "runtime/decode.h"
+
+#include "base/error.h"
+#include "base/index.h"
+
+namespace pipert {
+namespace {
+
+class Decoder {
+ public:
+  Decoder(const Program& program, const RankResources& resources, const LaneTable& lanes)
+      : program_(program), resources_(resources), lanes_(lanes) {}
+
+  Op operator()(const Recv& recv, Op op) {
+    op.code = OpCode::kPost;
+    op.receiver = resources_.receivers.at(slot(recv.slot).edge).get();
+    op.sequence = recv.sequence;
+    op.slot = slot(recv.slot).index;
+    arriving_[recv.slot] = {op.receiver, op.lane, recv.message, recv.sequence, op.slot};
+    return op;
+  }
+
+  Op operator()(const Run& run, Op op) {
+    switch (run.action.kind) {
+      case ActionKind::kForward:
+        op.code = OpCode::kForward;
+        break;
+      case ActionKind::kBackward:
+        op.code = OpCode::kBackward;
+        break;
+      case ActionKind::kInputGrad:
+      case ActionKind::kWeightGrad:
+      case ActionKind::kSendForward:
+      case ActionKind::kRecvForward:
+      case ActionKind::kSendBackward:
+      case ActionKind::kRecvBackward:
+      case ActionKind::kUnshard:
+      case ActionKind::kReshard:
+      case ActionKind::kReduceGrad:
+      case ActionKind::kOverlap:
+        throw ValueError(concat("the stages of this pipeline run F and B actions, got ", to_string(run.action)));
+    }
+    op.stage = resources_.stages.at(run.action.stage).get();
+    op.microbatch = run.action.microbatch;
+    if (run.reads.size() > 1 || run.writes.size() > 1) {
+      throw InternalError(concat(to_string(run.action), " has more than one input or output"));
+    }
+    if (!run.reads.empty()) op.input = input(run.reads.front());
+    if (!run.writes.empty()) op.held = run.writes.front();
+    return op;
+  }
+
+  Op operator()(const Send& send, Op op) {
+    op.code = OpCode::kSend;
+    op.sender = resources_.senders.at(slot(send.slot).edge).get();
+    op.key = send.message;
+    op.sequence = send.sequence;
+    op.slot = slot(send.slot).index;
+    op.held = send.slot;
+    return op;
+  }
+
+  Op operator()(const Release& release, Op op) {
+    op.code = OpCode::kRelease;
+    op.sender = resources_.senders.at(slot(release.slot).edge).get();
+    op.key = release.message;
+    op.sequence = release.sequence;
+    op.slot = slot(release.slot).index;
+    return op;
+  }
+
+  Op decode(const Instruction& instruction) {
+    Op op;
+    const LaneSpec& lane = program_.lanes[as_index(instruction.lane)];
+    op.lane = lanes_.at({lane.kind, lane.edge}).get();
+    return std::visit([&](const auto& typed) { return (*this)(typed, op); }, instruction.op);
+  }
+
+ private:
+  const Slot& slot(SlotId id) const { return program_.slots[as_index(id)]; }
+
+  Input input(SlotId id) const {
+    if (slot(id).kind == SlotKind::kReceive) return arriving_.at(id);
+    Input local;
+    local.slot = id;
+    return local;
+  }
+
+  const Program& program_;
+  const RankResources& resources_;
+  const LaneTable& lanes_;
+  std::map<SlotId, Input> arriving_;  // what the last Recv into each slot brings
+};
+
+}  // namespace
+
+DecodedProgram decode(Program program, const RankResources& resources, const LaneTable& lanes) {
+  DecodedProgram decoded;
+  decoded.program = std::move(program);
+  Decoder decoder(decoded.program, resources, lanes);
+  decoded.ops.reserve(decoded.program.instructions.size());
+  for (const Instruction& instruction : decoded.program.instructions) {
+    decoded.ops.push_back(decoder.decode(instruction));
+    const auto edge = [&](SlotId id) { return decoded.program.slots[as_index(id)].edge; };
+    if (const auto* recv = std::get_if<Recv>(&instruction.op)) ++decoded.num_incoming[edge(recv->slot)];
+    if (const auto* send = std::get_if<Send>(&instruction.op)) ++decoded.num_outgoing[edge(send->slot)];
+  }
+  return decoded;
+}
+
+}  // namespace pipert

@@ -1,0 +1,61 @@
+// decode: a Program with its names resolved to the objects that one rank uses, flat and ready to run.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "plan/program.h"
+#include "stage/stage.h"
+#include "transport/channel.h"
+
+namespace pipert {
+
+// The lanes of one rank, by kind and edge (the compute lane: an edge from the rank to itself).
+using LaneTable = std::map<std::pair<LaneKind, Edge>, std::unique_ptr<Lane>>;
+
+// What a rank is made of. Owns all of it.
+struct RankResources {
+  std::map<StageIndex, std::unique_ptr<Stage>> stages;  // the rank's own
+  std::map<Edge, std::unique_ptr<Sender>> senders;      // by outgoing edge
+  std::map<Edge, std::unique_ptr<Receiver>> receivers;  // by incoming edge
+};
+
+enum class OpCode : std::uint8_t { kPost, kForward, kBackward, kSend, kRelease };
+
+// Where a Run takes its input from.
+struct Input {
+  Receiver* receiver = nullptr;  // null: from local slot `slot`, or nowhere if that is -1
+  Lane* lane = nullptr;          // the receive lane of the edge
+  MessageKey key;
+  int sequence = 0;
+  int slot = -1;
+};
+
+struct Op {
+  OpCode code = OpCode::kPost;
+  Stage* stage = nullptr;        // kForward, kBackward
+  Receiver* receiver = nullptr;  // kPost
+  Sender* sender = nullptr;      // kSend, kRelease
+  Lane* lane = nullptr;          // of the instruction
+  MessageKey key;                // kSend: the message's name
+  Microbatch microbatch = 0;     // kForward, kBackward
+  int sequence = 0;
+  int slot = -1;  // transfers: the index among the edge's slots of that side
+  int held = -1;  // kForward, kBackward: the SlotId that takes the result, -1 for none; kSend: the one to send from
+  Input input;    // kForward, kBackward
+};
+
+struct DecodedProgram {
+  Program program;
+  std::vector<Op> ops;  // by instruction
+  std::map<Edge, int> num_outgoing;
+  std::map<Edge, int> num_incoming;
+};
+
+// REQUIRES that `resources` and `lanes` have what the program names and outlive the result.
+// ValueError for an action that no stage of this build can run.
+DecodedProgram decode(Program program, const RankResources& resources, const LaneTable& lanes);
+
+}  // namespace pipert

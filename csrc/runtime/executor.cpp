@@ -1,0 +1,169 @@
+#include "runtime/executor.h"
+
+#include <utility>
+
+#include "base/index.h"
+
+namespace pipert {
+namespace {
+
+LaneTable make_lanes(const Program& training, const Program& evaluation, const c10::Device& device) {
+  LaneTable lanes;
+  for (const Program* program : {&training, &evaluation}) {
+    for (const LaneSpec& lane : program->lanes) {
+      auto& entry = lanes[{lane.kind, lane.edge}];
+      const bool is_compute = lane.kind == LaneKind::kCompute;
+      if (!entry) entry = make_lane(device, is_compute ? LanePriority::kCompute : LanePriority::kTransfer);
+    }
+  }
+  return lanes;
+}
+
+}  // namespace
+
+Executor::Executor(RankResources resources, Program training, Program evaluation, const c10::Device& device,
+                   FirstFailure& failure)
+    : resources_(std::move(resources)),
+      lanes_(make_lanes(training, evaluation, device)),
+      compute_lane_(*lanes_.at({LaneKind::kCompute, training.lanes[kComputeLane].edge})),
+      training_(decode(std::move(training), resources_, lanes_)),
+      evaluation_(decode(std::move(evaluation), resources_, lanes_)),
+      device_(device),
+      failure_(failure) {}
+
+void Executor::prepare(const Pass& pass) {
+  const DecodedProgram& program = decoded(pass);
+  const auto begin = [&](auto& ends, const std::map<Edge, int>& counts) {
+    for (auto& [edge, end] : ends) {
+      const auto count = counts.find(edge);
+      end->begin({pass.epoch, pass.training, count == counts.end() ? 0 : count->second});
+    }
+  };
+  begin(resources_.senders, program.num_outgoing);
+  begin(resources_.receivers, program.num_incoming);
+  held_.resize(program.program.slots.size());
+  trace_.events.reserve(program.ops.size());
+  trace_.events.clear();
+  last_was_training_ = pass.training;
+}
+
+bool Executor::run(const Pass& pass) {
+  const auto current = compute_lane_.make_current();
+  trace_.start_ns = now_ns();
+  std::int64_t start = trace_.start_ns;
+  bool completed = true;
+  try {
+    const auto& ops = decoded(pass).ops;
+    for (std::size_t i = 0; i < ops.size() && completed; ++i) {
+      if (failure_.raised()) return false;
+      progress_.instruction.store(static_cast<std::int32_t>(i), std::memory_order_relaxed);
+      ready_ns_ = 0;
+      completed = dispatch(ops[i], pass);
+      const std::int64_t end = now_ns();
+      trace_.events.push_back({start, ready_ns_ == 0 ? start : ready_ns_, end});
+      start = end;
+    }
+  } catch (...) {
+    fail(pass, std::current_exception());
+    completed = false;
+  }
+  trace_.end_ns = start;
+  return completed;
+}
+
+bool Executor::dispatch(const Op& op, const Pass& pass) {
+  switch (op.code) {
+    case OpCode::kPost:
+      op.receiver->post(op.sequence, op.slot);
+      return true;
+    case OpCode::kForward:
+    case OpCode::kBackward:
+      return run_stage(op, pass);
+    case OpCode::kSend: {
+      Message message = std::move(held_[as_index(op.held)]);
+      message.key = op.key;
+      message.epoch = pass.epoch;
+      op.sender->send(op.sequence, op.slot, std::move(message), compute_lane_);
+      return true;
+    }
+    case OpCode::kRelease:
+      return release(op);
+  }
+  return false;
+}
+
+bool Executor::run_stage(const Op& op, const Pass& pass) {
+  Message input;
+  if (!fetch(op.input, pass, input)) return false;
+  ready_ns_ = now_ns();
+  const RunContext context{op.microbatch, decoded(pass).program.num_microbatches, pass};
+  Message result = op.code == OpCode::kForward ? op.stage->forward(context, std::move(input))
+                                               : op.stage->backward(context, std::move(input));
+  if (op.held >= 0) held_[as_index(op.held)] = std::move(result);
+  return true;
+}
+
+bool Executor::fetch(const Input& input, const Pass& pass, Message& message) {
+  if (input.receiver == nullptr) {
+    if (input.slot >= 0) message = std::move(held_[as_index(input.slot)]);
+    return true;
+  }
+  const Waiting waiting(progress_, now_ns());
+  auto arrived = input.receiver->take(input.sequence, input.slot, *input.lane);
+  if (!arrived.has_value()) return false;
+  message = std::move(*arrived);
+  check_arrival(message, input.key, pass.epoch);
+  if (input.lane->is_asynchronous()) {
+    const auto mark = input.lane->make_mark();
+    input.lane->record(*mark);
+    compute_lane_.wait(*mark);
+    for (const at::Tensor& tensor : message.tensors) compute_lane_.adopt(tensor);
+  }
+  return true;
+}
+
+bool Executor::release(const Op& op) {
+  const Waiting waiting(progress_, now_ns());
+  return op.sender->release(op.sequence, op.slot);
+}
+
+void Executor::fail(const Pass& pass, std::exception_ptr cause) {
+  const Program& program = decoded(pass).program;
+  const auto at = as_index(progress_.instruction.load(std::memory_order_relaxed));
+  Failure failure;
+  failure.rank = program.rank;
+  failure.cause = std::move(cause);
+  const Instruction& instruction = program.instructions[at];
+  if (const auto* run = std::get_if<Run>(&instruction.op); run != nullptr && ready_ns_ != 0) {
+    failure.kind = FailureKind::kAction;
+    failure.action = run->action;
+  } else {
+    failure.kind = FailureKind::kTransfer;
+    if (run != nullptr) failure.action = run->action;
+    failure.message = to_string(program, instruction);
+  }
+  failure_.set(std::move(failure));
+}
+
+const Stage* Executor::loss_stage() const {
+  for (const auto& [index, stage] : resources_.stages) {
+    if (!stage->losses().empty()) return stage.get();
+  }
+  return nullptr;
+}
+
+void Executor::abort() noexcept {
+  for (auto& [edge, sender] : resources_.senders) sender->abort();
+  for (auto& [edge, receiver] : resources_.receivers) receiver->abort();
+}
+
+bool Executor::reset() noexcept {
+  bool usable = true;
+  for (auto& [edge, sender] : resources_.senders) usable = sender->reset() && usable;
+  for (auto& [edge, receiver] : resources_.receivers) usable = receiver->reset() && usable;
+  for (auto& [stage, object] : resources_.stages) object->reset();
+  for (Message& message : held_) message = {};
+  return usable;
+}
+
+}  // namespace pipert

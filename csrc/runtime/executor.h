@@ -1,0 +1,66 @@
+// Executor: runs one rank's Program. It knows instructions, lanes and channels, and no schedule by name.
+//
+// Used by the thread of its rank, which must not hold the GIL: a stage takes it if its code needs it.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "runtime/decode.h"
+#include "runtime/failure.h"
+#include "runtime/progress.h"
+#include "runtime/trace.h"
+
+namespace pipert {
+
+class Executor {
+ public:
+  // `training` and `evaluation` are Programs of this rank. `failure` is shared by all ranks of the process.
+  Executor(RankResources resources, Program training, Program evaluation, const c10::Device& device,
+           FirstFailure& failure);
+
+  // Tells the channels and the trace that a pass begins. No rank is running.
+  void prepare(const Pass& pass);
+
+  // Runs the pass. False if it ended early, with the reason in the FirstFailure: this rank's own, or another's.
+  bool run(const Pass& pass);
+
+  // Any thread: ends this rank's waits, now and until reset().
+  void abort() noexcept;
+  // After a failed pass, when no rank is running. False if the channels must be built anew.
+  bool reset() noexcept;
+
+  Rank rank() const { return training_.program.rank; }
+  const Program& program(bool training) const { return training ? training_.program : evaluation_.program; }
+  const Progress& progress() const { return progress_; }
+  const Trace& trace() const { return trace_; }
+  const RankResources& resources() const { return resources_; }
+  const c10::Device& device() const { return device_; }
+  // The stage of this rank that computed losses in the last pass; null if there is none.
+  const Stage* loss_stage() const;
+  // Whether the last pass that began was a training pass.
+  bool last_was_training() const { return last_was_training_; }
+
+ private:
+  const DecodedProgram& decoded(const Pass& pass) const { return pass.training ? training_ : evaluation_; }
+  bool dispatch(const Op& op, const Pass& pass);
+  bool run_stage(const Op& op, const Pass& pass);
+  bool fetch(const Input& input, const Pass& pass, Message& message);
+  bool release(const Op& op);
+  void fail(const Pass& pass, std::exception_ptr cause);
+
+  RankResources resources_;
+  LaneTable lanes_;
+  Lane& compute_lane_;
+  DecodedProgram training_;
+  DecodedProgram evaluation_;
+  c10::Device device_;
+  FirstFailure& failure_;
+  std::vector<Message> held_;  // by SlotId: results on their way to a Send or to a later Run
+  Progress progress_;
+  Trace trace_;
+  std::int64_t ready_ns_ = 0;  // when the instruction at hand had what it waited for; 0: it never waited
+  bool last_was_training_ = true;
+};
+
+}  // namespace pipert

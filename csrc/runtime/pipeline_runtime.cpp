@@ -1,0 +1,166 @@
+#include "runtime/pipeline_runtime.h"
+
+#include <utility>
+
+#include "base/error.h"
+#include "base/index.h"
+#include "runtime/intra_op.h"
+#include "runtime/thread_state.h"
+
+namespace pipert {
+namespace {
+
+// Other processes are asked only while some rank has been waiting for this long: a healthy step never asks.
+constexpr std::int64_t kQuietNs = 100'000'000;
+constexpr std::int64_t kPollEveryNs = 200'000'000;
+
+}  // namespace
+
+PipelineRuntime::PipelineRuntime(std::vector<RankSpec> ranks, std::unique_ptr<Agreement> agreement,
+                                 std::unique_ptr<FailureBoard> board, RuntimeOptions options)
+    : agreement_(std::move(agreement)), board_(std::move(board)), options_(std::move(options)) {
+  for (RankSpec& rank : ranks) {
+    executors_.push_back(std::make_unique<Executor>(std::move(rank.resources), std::move(rank.training),
+                                                    std::move(rank.evaluation), rank.device, failure_));
+  }
+  WorkerHooks hooks = options_.hooks;
+  hooks.on_start = [this, start = std::move(hooks.on_start)](int worker) {
+    set_thread_intra_op_threads(options_.intra_op_threads);
+    if (start) start(worker);
+  };
+  workers_ = std::make_unique<Workers>(static_cast<int>(executors_.size()), std::move(hooks));
+}
+
+PipelineRuntime::~PipelineRuntime() { abort_all(); }
+
+void PipelineRuntime::start(const Pass& pass) {
+  for (auto& executor : executors_) executor->prepare(pass);
+  agreed_.clear();
+  last_poll_ns_ = now_ns();
+  auto state = std::make_shared<const ThreadState>(executors_.front()->device());
+  workers_->start([this, pass, state = std::move(state)](int worker) {
+    const ThreadStateGuard guard(*state);
+    run_rank(worker, pass);
+  });
+}
+
+void PipelineRuntime::run_rank(int worker, const Pass& pass) {
+  Executor& executor = *executors_[as_index(worker)];
+  bool completed = executor.run(pass);
+  if (completed && agreement_ != nullptr) {
+    try {
+      agreed_ = own_losses();
+      const Waiting waiting(agreement_progress_, now_ns());
+      completed = agreement_->agree(agreed_);
+    } catch (...) {
+      completed = false;
+      failure_.set({.kind = FailureKind::kTransfer,
+                    .rank = executor.rank(),
+                    .action = {},
+                    .message = "the agreement at the end of the step",
+                    .cause = std::current_exception()});
+    }
+  }
+  // Either this rank failed, or it was told that another did: nobody shall wait for it.
+  if (!completed) abort_all();
+}
+
+std::vector<double> PipelineRuntime::own_losses() const {
+  std::vector<double> values;
+  const Stage* stage = share_losses_ ? executors_.front()->loss_stage() : nullptr;
+  if (stage == nullptr) return values;
+  values.push_back(static_cast<double>(stage->losses().front().scalar_type()));
+  for (const double weight : stage->loss_weights()) values.push_back(weight);
+  for (const at::Tensor& loss : stage->losses()) values.push_back(loss.item<double>());
+  return values;
+}
+
+void PipelineRuntime::abort_all() noexcept {
+  for (auto& executor : executors_) executor->abort();
+  if (agreement_ != nullptr) agreement_->abort();
+}
+
+bool PipelineRuntime::watch(std::chrono::milliseconds limit) {
+  if (workers_->wait(limit)) return true;
+  if (!failure_.raised()) check_time_limit();
+  if (!failure_.raised()) check_other_processes();
+  if (failure_.raised()) abort_all();
+  return false;
+}
+
+void PipelineRuntime::interrupt(Failure failure) {
+  failure_.set(std::move(failure));
+  abort_all();
+}
+
+void PipelineRuntime::check_time_limit() {
+  const std::int64_t now = now_ns();
+  const std::int64_t limit_ns = std::chrono::nanoseconds(options_.timeout).count();
+  const auto is_late = [&](const Progress& progress) {
+    const std::int64_t since = progress.waiting_since_ns.load(std::memory_order_relaxed);
+    return since != 0 && now - since > limit_ns;
+  };
+  for (const auto& executor : executors_) {
+    if (!is_late(executor->progress()) && !is_late(agreement_progress_)) continue;
+    failure_.set({.kind = FailureKind::kTimeout,
+                  .rank = executor->rank(),
+                  .action = {},
+                  .message = concat("no progress for ", static_cast<double>(options_.timeout.count()) / 1000.0,
+                                    " s: ", describe_waits()),
+                  .cause = nullptr});
+    return;
+  }
+}
+
+std::string PipelineRuntime::describe_waits() const {
+  std::string text;
+  for (const auto& executor : executors_) {
+    const Progress& progress = executor->progress();
+    const std::int32_t at = progress.instruction.load(std::memory_order_relaxed);
+    if (!text.empty()) text += "; ";
+    text += concat("rank ", executor->rank());
+    if (agreement_progress_.waiting_since_ns.load() != 0) {
+      text += " waits for the other ranks to end the step";
+    } else if (at < 0) {
+      text += " has not begun";
+    } else {
+      const bool waits = progress.waiting_since_ns.load() != 0;
+      const Program& program = executor->program(executor->last_was_training());
+      text += waits ? concat(" waits ", describe_wait(program, as_index(at)))
+                    : concat(" is at ", to_string(program, program.instructions[as_index(at)]));
+    }
+  }
+  return text;
+}
+
+void PipelineRuntime::check_other_processes() {
+  if (board_ == nullptr) return;
+  const std::int64_t now = now_ns();
+  if (now - last_poll_ns_ < kPollEveryNs) return;
+  bool is_quiet = false;
+  const auto look = [&](const Progress& progress) {
+    const std::int64_t since = progress.waiting_since_ns.load(std::memory_order_relaxed);
+    is_quiet |= since != 0 && now - since > kQuietNs;
+  };
+  for (const auto& executor : executors_) look(executor->progress());
+  look(agreement_progress_);
+  if (!is_quiet) return;
+  last_poll_ns_ = now;
+  if (auto text = board_->poll()) {
+    failure_.set({.kind = FailureKind::kRemote,
+                  .rank = executors_.front()->rank(),
+                  .action = {},
+                  .message = std::move(*text),
+                  .cause = nullptr});
+  }
+}
+
+std::optional<Failure> PipelineRuntime::finish() {
+  std::optional<Failure> failure = failure_.take();
+  if (!failure.has_value()) return failure;
+  for (auto& executor : executors_) usable_ = executor->reset() && usable_;
+  if (agreement_ != nullptr) usable_ = agreement_->reset() && usable_;
+  return failure;
+}
+
+}  // namespace pipert

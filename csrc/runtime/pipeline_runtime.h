@@ -1,0 +1,84 @@
+// PipelineRuntime: the ranks of this process, each on a thread of its own, and the caller who watches them.
+//
+// Driven by one thread at a time, the caller's: start(), then watch() until it says that the pass is over, then
+// finish(). The caller keeps watching so that Ctrl-C, time limits and the failures of other processes are noticed
+// while every rank is inside somebody else's code.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "runtime/executor.h"
+#include "runtime/workers.h"
+#include "transport/agreement.h"
+
+namespace pipert {
+
+struct RuntimeOptions {
+  std::chrono::milliseconds timeout{300'000};  // for every wait of one rank for another
+  int intra_op_threads = 1;                    // of each rank
+  WorkerHooks hooks;
+};
+
+struct RankSpec {
+  RankResources resources;
+  Program training;
+  Program evaluation;
+  c10::Device device{c10::kCPU};
+};
+
+class PipelineRuntime {
+ public:
+  // `agreement` and `board` are null when all ranks are in this process.
+  PipelineRuntime(std::vector<RankSpec> ranks, std::unique_ptr<Agreement> agreement,
+                  std::unique_ptr<FailureBoard> board, RuntimeOptions options);
+  ~PipelineRuntime();
+
+  void start(const Pass& pass);
+  // Waits for at most `limit`; true when no rank runs any more.
+  bool watch(std::chrono::milliseconds limit);
+  // Ends the pass at the next instruction of each rank. Any thread.
+  void interrupt(Failure failure);
+  // The pass's failure, if it had one; the pipeline is then ready for another pass, or usable() is false.
+  std::optional<Failure> finish();
+  bool usable() const { return usable_; }
+  // This process won't come to the pass that the others may be in: tells them why.
+  void withdraw(const std::string& text) noexcept {
+    publish(text);
+    usable_ = agreement_ == nullptr;
+  }
+  // Tells the other processes why this one failed; nothing when there are none.
+  void publish(const std::string& text) noexcept {
+    if (board_ != nullptr) board_->publish(text);
+  }
+
+  const std::vector<std::unique_ptr<Executor>>& executors() const { return executors_; }
+  // What the last stage's rank gave to the agreement: the dtype of the losses of the last pass (a c10::ScalarType),
+  // their weights, and they themselves, by microbatch. Empty where losses are not shared.
+  const std::vector<double>& agreed() const { return agreed_; }
+  void set_share_losses(bool share) { share_losses_ = share; }
+
+ private:
+  void run_rank(int worker, const Pass& pass);
+  void abort_all() noexcept;
+  void check_time_limit();
+  void check_other_processes();
+  std::string describe_waits() const;
+  std::vector<double> own_losses() const;
+
+  FirstFailure failure_;
+  std::vector<std::unique_ptr<Executor>> executors_;
+  std::unique_ptr<Agreement> agreement_;
+  std::unique_ptr<FailureBoard> board_;
+  RuntimeOptions options_;
+  Progress agreement_progress_;
+  std::vector<double> agreed_;
+  std::int64_t last_poll_ns_ = 0;
+  bool share_losses_ = false;
+  bool usable_ = true;
+  std::unique_ptr<Workers> workers_;  // last: joined before what they use goes
+};
+
+}  // namespace pipert

@@ -1,0 +1,32 @@
+// Trace: when each instruction of a rank's last pass started, had its inputs, and ended.
+//
+// Written by the rank's thread while it runs, read between passes. One clock reading for each instruction (and one
+// more where it waits): about 25 ns.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <vector>
+
+namespace pipert {
+
+// Nanoseconds of the monotonic clock.
+inline std::int64_t now_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+struct TraceEvent {
+  std::int64_t start_ns = 0;  // the rank came to the instruction
+  std::int64_t ready_ns = 0;  // what it waited for was there
+  std::int64_t end_ns = 0;
+};
+
+struct Trace {
+  std::int64_t start_ns = 0;  // of the pass, on this rank
+  std::int64_t end_ns = 0;
+  std::vector<TraceEvent> events;  // by instruction of the Program; as many as ran
+};
+
+}  // namespace pipert

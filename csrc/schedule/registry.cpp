@@ -1,0 +1,86 @@
+#include "schedule/registry.h"
+
+#include <algorithm>
+#include <array>
+
+#include "base/error.h"
+#include "base/suggest.h"
+
+namespace pipert {
+
+extern const Generator kGpipe;
+extern const Generator kOneFOneB;
+extern const Generator kInterleaved1F1B;
+
+namespace {
+
+constexpr std::array<const Generator*, 3> kGenerators = {
+    &kGpipe,
+    &kOneFOneB,
+    &kInterleaved1F1B,
+};
+
+// A schedule is a list of actions in memory: a size beyond this is a mistake, better told than
+// tried.
+constexpr std::int64_t kMostActions = 100'000'000;
+
+void require_sizes(const ScheduleRequest& request) {
+  if (request.num_ranks < 1) {
+    throw ValueError(concat("num_ranks must be at least 1, got ", request.num_ranks));
+  }
+  if (request.num_microbatches < 1) {
+    throw ValueError(concat("num_microbatches must be at least 1, got ", request.num_microbatches));
+  }
+  if (request.num_stages < 0) {
+    throw ValueError(concat("num_stages must be at least ", request.num_ranks, " (num_ranks), got ",
+                            request.num_stages));
+  }
+  const std::int64_t stages = std::max(request.num_ranks, request.num_stages);
+  if (stages > kMostActions / request.num_microbatches) {
+    throw ValueError(concat("num_stages x num_microbatches must be at most ", kMostActions,
+                            ", got ", stages, " x ", request.num_microbatches));
+  }
+}
+
+void require_known_options(const Generator& generator, const ScheduleRequest& request) {
+  for (const auto& [name, value] : request.options) {
+    const auto& known = generator.options;
+    if (std::find(known.begin(), known.end(), name) == known.end()) {
+      throw ValueError(
+          unknown_name(concat("option of schedule '", generator.name, "':"), name, known));
+    }
+  }
+}
+
+}  // namespace
+
+std::int64_t ScheduleRequest::option(std::string_view name, std::int64_t fallback) const {
+  const auto found = options.find(std::string(name));
+  return found == options.end() ? fallback : found->second;
+}
+
+std::span<const Generator* const> generators() { return kGenerators; }
+
+std::span<const std::string_view> schedule_names() {
+  static const auto names = [] {
+    std::array<std::string_view, kGenerators.size()> result;
+    std::transform(kGenerators.begin(), kGenerators.end(), result.begin(),
+                   [](const Generator* generator) { return generator->name; });
+    return result;
+  }();
+  return names;
+}
+
+Schedule build_schedule(std::string_view name, const ScheduleRequest& request) {
+  const auto found = std::find_if(kGenerators.begin(), kGenerators.end(),
+                                  [&](const Generator* each) { return each->name == name; });
+  if (found == kGenerators.end()) {
+    throw ValueError(unknown_name("schedule", name, schedule_names()));
+  }
+  const Generator& generator = **found;
+  require_sizes(request);
+  require_known_options(generator, request);
+  return generator.build(request);
+}
+
+}  // namespace pipert

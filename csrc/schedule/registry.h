@@ -1,0 +1,45 @@
+// The registry of schedule generators: a name, one line about it and a pure function. Immutable
+// after start-up.
+//
+// Adding a schedule is adding one file with one `extern const Generator`, and its name to the table
+// in registry.cpp.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "ir/schedule.h"
+
+namespace pipert {
+
+struct ScheduleRequest {
+  int num_ranks = 0;
+  int num_microbatches = 0;
+  int num_stages = 0;                           // 0: the generator's own default
+  std::map<std::string, std::int64_t> options;  // by the generator's option names
+
+  // The option's value, or `fallback` if it was not given.
+  std::int64_t option(std::string_view name, std::int64_t fallback) const;
+};
+
+struct Generator {
+  std::string_view name;
+  std::string_view summary;                   // one line for people
+  std::span<const std::string_view> options;  // the option names that it takes
+  Schedule (*build)(const ScheduleRequest& request);
+};
+
+// All generators, in the order in which they should be listed.
+std::span<const Generator* const> generators();
+
+// Their names, in the same order.
+std::span<const std::string_view> schedule_names();
+
+// Builds a schedule by name. Throws ValueError for an unknown name (with the nearest ones), an
+// unknown option, or sizes that the generator can't take.
+Schedule build_schedule(std::string_view name, const ScheduleRequest& request);
+
+}  // namespace pipert

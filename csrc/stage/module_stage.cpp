@@ -1,0 +1,115 @@
+#include "stage/module_stage.h"
+
+#include <ATen/ops/full_like.h>
+#include <c10/util/Exception.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <utility>
+
+#include "autograd/backward.h"
+#include "base/index.h"
+
+namespace pipert {
+ModuleStage::ModuleStage(StagePosition position, int num_microbatches, std::unique_ptr<StageBody> body)
+    : position_(position), body_(std::move(body)), in_flight_(as_index(num_microbatches)) {}
+
+void ModuleStage::begin(std::vector<double> weights) {
+  weights_ = std::move(weights);
+  losses_.clear();
+  loss_weights_.clear();
+}
+
+Message ModuleStage::forward(const RunContext& context, Message input) {
+  InFlight& state = in_flight_[as_index(context.microbatch)];
+  TORCH_INTERNAL_ASSERT(!state.active, "microbatch ", context.microbatch, " is already in flight on stage ",
+                        position_.stage);
+  const double weight = weight_of(context, input);
+  if (context.pass.training) {
+    state.active = true;
+    ++num_in_flight_;
+    state.sink = attach_sink(input.tensors, input.requires_grad);
+    state.needs_gradient = std::move(input.requires_grad);
+  }
+  BodyResult result = body_->forward(context, {std::move(input.tensors), std::move(input.structure)});
+  Message output;
+  output.weight = weight;
+  if (position_.is_last()) {
+    if (result.loss.defined() || context.pass.training) finish_loss(context, weight, result.loss, state);
+    return output;
+  }
+  output.structure = std::move(result.structure);
+  output.requires_grad.reserve(result.tensors.size());
+  output.tensors.reserve(result.tensors.size());
+  for (const at::Tensor& tensor : result.tensors) {
+    const bool needs_gradient = context.pass.training && tensor.requires_grad();
+    output.requires_grad.push_back(needs_gradient);
+    output.tensors.push_back(tensor.requires_grad() ? tensor.detach() : tensor);
+    if (context.pass.training) {
+      state.roots.push_back(needs_gradient ? torch::autograd::impl::gradient_edge(tensor)
+                                           : torch::autograd::Edge());
+    }
+  }
+  return output;
+}
+
+double ModuleStage::weight_of(const RunContext& context, const Message& input) const {
+  if (weights_.empty()) return input.weight;
+  const double weight = weights_[as_index(context.microbatch)];
+  if (!position_.is_first()) {
+    TORCH_CHECK_VALUE(weight == input.weight, "ranks were given different batches: microbatch ", context.microbatch,
+                      " has a share of ", input.weight, " of the batch on the first stage's rank and of ", weight,
+                      " of the target on the last stage's rank");
+  }
+  return weight;
+}
+
+void ModuleStage::finish_loss(const RunContext& context, double weight, const at::Tensor& loss, InFlight& state) {
+  TORCH_CHECK_VALUE(loss.defined(), "the last stage needs a loss function to train: expected loss_fn, got None");
+  TORCH_CHECK_VALUE(loss.numel() == 1, "the loss must be one number, got a tensor of shape ", loss.sizes());
+  losses_.resize(as_index(context.num_microbatches));
+  loss_weights_.resize(as_index(context.num_microbatches));
+  losses_[as_index(context.microbatch)] = loss.detach();
+  loss_weights_[as_index(context.microbatch)] = weight;
+  if (!context.pass.training) return;
+  TORCH_CHECK_VALUE(loss.requires_grad(), "the loss of microbatch ", context.microbatch,
+                    " does not require a gradient: no parameter of the model leads to it");
+  state.roots = {torch::autograd::impl::gradient_edge(loss)};
+  state.seeds = {at::full_like(loss.detach(), weight)};
+}
+
+Message ModuleStage::backward(const RunContext& context, Message gradients) {
+  InFlight& entry = in_flight_[as_index(context.microbatch)];
+  TORCH_INTERNAL_ASSERT(entry.active, "microbatch ", context.microbatch, " is not in flight on stage ",
+                        position_.stage);
+  InFlight state = std::exchange(entry, {});
+  --num_in_flight_;
+  if (position_.is_last()) gradients.tensors = std::move(state.seeds);
+  TORCH_INTERNAL_ASSERT(gradients.tensors.size() == state.roots.size(), "stage ", position_.stage, " returned ",
+                        state.roots.size(), " tensors and got ", gradients.tensors.size(), " gradients");
+  std::vector<torch::autograd::Edge> roots;
+  std::vector<at::Tensor> seeds;
+  for (std::size_t i = 0; i < state.roots.size(); ++i) {
+    if (!gradients.tensors[i].defined() || !state.roots[i].is_valid()) continue;
+    roots.push_back(std::move(state.roots[i]));
+    seeds.push_back(std::move(gradients.tensors[i]));
+  }
+  run_backward(roots, seeds);
+
+  Message result;
+  result.weight = gradients.weight;
+  std::vector<at::Tensor> captured;
+  if (state.sink.sink != nullptr) captured = state.sink.sink->take();
+  std::size_t next = 0;
+  for (const bool needed : state.needs_gradient) {
+    result.tensors.push_back(needed ? std::move(captured[next++]) : at::Tensor());
+  }
+  result.requires_grad.assign(result.tensors.size(), false);
+  return result;
+}
+
+void ModuleStage::reset() noexcept {
+  for (InFlight& state : in_flight_) state = {};
+  num_in_flight_ = 0;
+}
+
+}  // namespace pipert

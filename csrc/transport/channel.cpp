@@ -1,0 +1,14 @@
+#include "transport/channel.h"
+
+#include "base/error.h"
+
+namespace pipert {
+
+void check_arrival(const Message& message, const MessageKey& expected, std::int64_t epoch) {
+  if (message.key == expected && message.epoch == epoch) return;
+  throw ValueError(concat("expected the ", to_string(expected), " of pass ", epoch, ", got the ",
+                          to_string(message.key), " of pass ", message.epoch,
+                          ": the ranks don't run the same step"));
+}
+
+}  // namespace pipert

@@ -1,0 +1,179 @@
+#include "transport/process_group_channel.h"
+
+#include <ATen/ops/empty.h>
+#include <torch/csrc/distributed/c10d/Backend.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <map>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "base/index.h"
+#include "transport/frame.h"
+#include "transport/process_group_works.h"
+
+namespace pipert {
+namespace {
+
+using BackendPtr = c10::intrusive_ptr<c10d::Backend>;
+
+constexpr int kSource = 0;       // ranks of the edge's group
+constexpr int kDestination = 1;
+constexpr int kFrameTag = 0;
+constexpr int kRestTag = 1;
+constexpr std::int64_t kFirstCapacity = 4096;
+
+at::Tensor make_buffer(std::int64_t num_bytes) { return at::empty({num_bytes}, at::TensorOptions().dtype(at::kByte)); }
+
+// How many bytes of each message go into its frame; the same on both ends (Note [Frames and their sizes]).
+class Capacities {
+ public:
+  void begin(const ChannelPass& pass) {
+    current_ = &by_kind_[pass.training ? 1 : 0];
+    current_->resize(as_index(pass.num_messages), kFirstCapacity);
+  }
+  std::int64_t of(int sequence) const { return (*current_)[as_index(sequence)]; }
+  void saw(int sequence, std::int64_t num_bytes) { (*current_)[as_index(sequence)] = std::max(num_bytes, kFrameHeaderBytes); }
+
+ private:
+  std::array<std::vector<std::int64_t>, 2> by_kind_;  // evaluation, training
+  std::vector<std::int64_t>* current_ = nullptr;
+};
+
+class ProcessGroupSender final : public Sender {
+ public:
+  ProcessGroupSender(BackendPtr cpu, BackendPtr accelerator)
+      : cpu_(std::move(cpu)), accelerator_(std::move(accelerator)) {}
+
+  void begin(const ChannelPass& pass) override { capacities_.begin(pass); }
+
+  void send(int sequence, int slot, Message message, Lane& lane) override {
+    FrameWriter writer(std::move(message));
+    const std::int64_t size = writer.num_bytes();
+    const std::int64_t head = std::min(size, capacities_.of(sequence));
+    InTransit& transit = in_transit_[slot];
+    if (!transit.buffer.defined() || transit.buffer.numel() < size) transit.buffer = make_buffer(size);
+    writer.write(static_cast<char*>(transit.buffer.data_ptr()));
+    start(transit, cpu_, transit.buffer.narrow(0, 0, head), kFrameTag);
+    if (size > head) start(transit, cpu_, transit.buffer.narrow(0, head, size - head), kRestTag);
+    capacities_.saw(sequence, size);
+    if (writer.beside().empty()) return;
+    if (accelerator_ == nullptr) {
+      throw ValueError(concat("a stage returned a tensor on ", writer.beside().front().device().str(),
+                              ", but the pipeline's group has no backend for that device"));
+    }
+    const auto current = lane.make_current();
+    for (const at::Tensor& tensor : writer.beside()) start(transit, accelerator_, tensor, kFrameTag);
+  }
+
+  bool release(int /*sequence*/, int slot) override {
+    InTransit& transit = in_transit_[slot];
+    bool delivered = true;
+    for (const auto& work : transit.works) delivered = works_.wait(work) && delivered;
+    transit.works.clear();
+    transit.beside.clear();
+    return delivered;
+  }
+
+  void abort() noexcept override { works_.abort(); }
+  bool reset() noexcept override { return false; }
+  std::string_view kind() const override { return "process_group"; }
+
+ private:
+  struct InTransit {
+    at::Tensor buffer;               // kept for the slot's next message
+    std::vector<at::Tensor> beside;  // tensors that the device's backend reads from
+    std::vector<PendingWorks::WorkPtr> works;
+  };
+
+  void start(InTransit& transit, const BackendPtr& backend, const at::Tensor& tensor, int tag) {
+    std::vector<at::Tensor> tensors{tensor};
+    transit.works.push_back(works_.start([&] { return backend->send(tensors, kDestination, tag); }));
+    if (backend == accelerator_) transit.beside.push_back(tensor);
+  }
+
+  BackendPtr cpu_;  // outlives the works and buffers below
+  BackendPtr accelerator_;
+  Capacities capacities_;
+  std::map<int, InTransit> in_transit_;  // by slot
+  PendingWorks works_;
+};
+
+class ProcessGroupReceiver final : public Receiver {
+ public:
+  ProcessGroupReceiver(BackendPtr cpu, BackendPtr accelerator, const c10::Device& device)
+      : cpu_(std::move(cpu)), accelerator_(std::move(accelerator)), device_(device) {}
+
+  void begin(const ChannelPass& pass) override { capacities_.begin(pass); }
+
+  void post(int sequence, int slot) override {
+    Posted& posted = posted_[slot];
+    posted.buffer = make_buffer(capacities_.of(sequence));
+    posted.work = receive(cpu_, posted.buffer, kFrameTag);
+  }
+
+  std::optional<Message> take(int sequence, int slot, Lane& lane) override {
+    Posted& posted = posted_[slot];
+    if (!works_.wait(std::exchange(posted.work, nullptr))) return std::nullopt;
+    at::Tensor frame = std::exchange(posted.buffer, {});
+    const auto* start = static_cast<const char*>(frame.const_data_ptr());
+    const std::int64_t size = frame_num_bytes(start, frame.numel());
+    if (size > frame.numel()) {
+      at::Tensor whole = make_buffer(size);
+      std::memcpy(whole.data_ptr(), frame.const_data_ptr(), static_cast<std::size_t>(frame.numel()));
+      rest_ = whole.narrow(0, frame.numel(), size - frame.numel());
+      if (!works_.wait(receive(cpu_, rest_, kRestTag))) return std::nullopt;
+      frame = std::move(whole);
+    }
+    capacities_.saw(sequence, size);
+    std::vector<std::size_t> beside;
+    Message message = read_frame(frame, device_, beside);
+    if (!beside.empty() && accelerator_ == nullptr) {
+      throw ValueError("a tensor on an accelerator arrived, but the pipeline's group has no backend for it");
+    }
+    const auto current = lane.make_current();
+    for (const std::size_t index : beside) {
+      if (!works_.wait(receive(accelerator_, message.tensors[index], kFrameTag))) return std::nullopt;
+    }
+    return message;
+  }
+
+  void abort() noexcept override { works_.abort(); }
+  bool reset() noexcept override { return false; }
+  std::string_view kind() const override { return "process_group"; }
+
+ private:
+  struct Posted {
+    at::Tensor buffer;
+    PendingWorks::WorkPtr work;
+  };
+
+  PendingWorks::WorkPtr receive(const BackendPtr& backend, const at::Tensor& tensor, int tag) {
+    std::vector<at::Tensor> tensors{tensor};
+    return works_.start([&] { return backend->recv(tensors, kSource, tag); });
+  }
+
+  BackendPtr cpu_;  // outlives the works and buffers below
+  BackendPtr accelerator_;
+  c10::Device device_;
+  Capacities capacities_;
+  at::Tensor rest_;  // a member: an aborted receive may still write into it
+  std::map<int, Posted> posted_;  // by slot
+  PendingWorks works_;
+};
+
+}  // namespace
+
+std::unique_ptr<Sender> make_process_group_sender(BackendPtr cpu, BackendPtr accelerator) {
+  return std::make_unique<ProcessGroupSender>(std::move(cpu), std::move(accelerator));
+}
+
+std::unique_ptr<Receiver> make_process_group_receiver(BackendPtr cpu, BackendPtr accelerator,
+                                                      const c10::Device& device) {
+  return std::make_unique<ProcessGroupReceiver>(std::move(cpu), std::move(accelerator), device);
+}
+
+}  // namespace pipert

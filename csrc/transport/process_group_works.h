@@ -1,0 +1,52 @@
+// PendingWorks: the c10d works that a channel end has started, so that another thread can abort them.
+#pragma once
+
+#include <torch/csrc/distributed/c10d/Work.hpp>
+
+#include <chrono>
+#include <mutex>
+#include <set>
+
+namespace pipert {
+
+class PendingWorks {
+ public:
+  using WorkPtr = c10::intrusive_ptr<c10d::Work>;
+
+  // Starts a work unless the end was aborted; null then.
+  template <typename Start>
+  WorkPtr start(const Start& start) {
+    const std::lock_guard lock(mutex_);
+    if (aborted_) return nullptr;
+    WorkPtr work = start();
+    pending_.insert(work);
+    return work;
+  }
+
+  // Waits without a limit; abort() ends it. False if aborted. A work can be waited for once.
+  bool wait(const WorkPtr& work) {
+    if (work == nullptr || !work->wait(std::chrono::milliseconds(0))) return false;
+    const std::lock_guard lock(mutex_);
+    pending_.erase(work);
+    return !aborted_;
+  }
+
+  void abort() noexcept {
+    const std::lock_guard lock(mutex_);
+    aborted_ = true;
+    for (const WorkPtr& work : pending_) {
+      try {
+        work->abort();
+      } catch (...) {  // a work that can't be aborted has ended already
+      }
+    }
+  }
+
+ private:
+  std::mutex mutex_;
+  bool aborted_ = false;
+  // Kept until they have been waited for: a gloo work that is dropped while pending jams its connection.
+  std::set<WorkPtr> pending_;
+};
+
+}  // namespace pipert

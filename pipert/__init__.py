@@ -1,0 +1,55 @@
+"""pipert: a native runtime for pipeline-parallel training in PyTorch."""
+
+import torch  # noqa: F401 - _C needs torch's libraries
+
+from pipert._torch_check import check_torch
+
+check_torch()
+
+from pipert._C import (  # noqa: E402
+    Action,
+    Costs,
+    Placement,
+    Program,
+    Schedule,
+    Span,
+    Timeline,
+    Verdict,
+    lower,
+    render_svg,
+    schedules,
+)
+from pipert.distributed import init  # noqa: E402
+from pipert.errors import PipelineError, RemoteTraceback  # noqa: E402
+from pipert.pipeline import Pipeline  # noqa: E402
+from pipert.report import RankReport, Report, Trace, TraceEvent  # noqa: E402
+from pipert.results import StepResult  # noqa: E402
+from pipert.split import split  # noqa: E402
+from pipert.stages import Stages  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Action",
+    "Costs",
+    "Pipeline",
+    "PipelineError",
+    "Placement",
+    "Program",
+    "RankReport",
+    "RemoteTraceback",
+    "Report",
+    "Schedule",
+    "Span",
+    "Stages",
+    "StepResult",
+    "Timeline",
+    "Trace",
+    "TraceEvent",
+    "Verdict",
+    "init",
+    "lower",
+    "render_svg",
+    "schedules",
+    "split",
+]

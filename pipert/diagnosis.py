@@ -1,0 +1,89 @@
+"""Says which module refused which tensor, when a stage's forward fails."""
+
+from types import FrameType, TracebackType
+
+import torch
+from torch import nn
+
+_CALL = ("_call_impl", "_wrapped_call_impl")
+
+
+def diagnose(error: BaseException, stage: int) -> str:
+    """Returns a clause for the error message, or "" if the traceback shows no module.
+
+    Names the innermost module of the failed call, what it got, and, for the layers whose input
+    shape is fixed by their weights, what it expects.
+    """
+    frames = _module_frames(error.__traceback__)
+    if not frames:
+        return ""
+    top: nn.Module = frames[0].f_locals["self"]
+    inner = frames[-1]
+    module: nn.Module = inner.f_locals["self"]
+    path = next((name for name, child in top.named_modules() if child is module), "")
+    received = _arguments(frames[0])
+    got = _arguments(inner)
+    text = f"\n  in stage {stage}"
+    if path:
+        text += f", module '{path}'"
+    text += f" ({_one_line(module)}), which got {_describe(got)}"
+    if expected := _expected(module):
+        text += f" and expected {expected}"
+    from_before = [
+        f"argument {i}"
+        for i, value in enumerate(received.values())
+        if any(value is other for other in got.values())
+    ]
+    if stage > 0 and from_before:
+        text += f"\n  {', '.join(from_before)} came from stage {stage - 1}"
+    return text
+
+
+def _module_frames(trace: TracebackType | None) -> list[FrameType]:
+    """The frames that run a module, outermost first."""
+    frames = []
+    while trace is not None:
+        if isinstance(trace.tb_frame.f_locals.get("self"), nn.Module):
+            frames.append(trace.tb_frame)
+        trace = trace.tb_next
+    return frames
+
+
+def _arguments(frame: FrameType) -> dict[str, object]:
+    """What the module was called with, by name (by position for torch's own call frames)."""
+    code = frame.f_code
+    values = frame.f_locals
+    if code.co_name in _CALL:
+        positional = {str(i): value for i, value in enumerate(values.get("args", ()))}
+        return {**positional, **values.get("kwargs", {})}
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    return {name: values[name] for name in names if name != "self" and name in values}
+
+
+def _describe(arguments: dict[str, object]) -> str:
+    return ", ".join(f"{name}: {_type_of(value)}" for name, value in arguments.items()) or "nothing"
+
+
+def _type_of(value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    return type(value).__name__
+
+
+def _expected(module: nn.Module) -> str:
+    """The input that a module's weights ask for, where its class says."""
+    dtype = next((str(p.dtype).removeprefix("torch.") for p in module.parameters(False)), "")
+    if isinstance(module, nn.Linear):
+        return f"{dtype}[..., {module.in_features}]"
+    if isinstance(module, nn.LayerNorm):
+        return f"{dtype}[..., {', '.join(map(str, module.normalized_shape))}]"
+    if isinstance(module, nn.Embedding):
+        return f"int64 or int32, below {module.num_embeddings}"
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return f"{dtype}[N, {module.in_channels}, ...]"
+    return ""
+
+
+def _one_line(module: nn.Module) -> str:
+    text = repr(module)
+    return text if "\n" not in text else type(module).__name__

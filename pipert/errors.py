@@ -1,0 +1,99 @@
+"""PipelineError, and how a failure is told to the caller and to the other processes."""
+
+import json
+import traceback
+
+from pipert._C import Action
+from pipert.diagnosis import diagnose
+
+
+class PipelineError(RuntimeError):
+    """A step failed while it ran. The user's own exception, if there is one, is `__cause__`.
+
+    Attributes:
+        kind: "action" (the user's code failed), "transfer" (a message was lost or was not the
+            expected one), "timeout" (a rank waited too long), "remote" (another process failed
+            first; the attributes below tell where), "interrupted".
+        rank: the rank that failed.
+        stage: the stage that it ran; None where it ran none.
+        microbatch: likewise.
+        action: likewise, as text ("1F3").
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: str = "action",
+        rank: int | None = None,
+        stage: int | None = None,
+        microbatch: int | None = None,
+        action: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.rank = rank
+        self.stage = stage
+        self.microbatch = microbatch
+        self.action = action
+
+
+def make_pipeline_error(
+    kind: str, rank: int, action: Action | None, message: str, cause: BaseException | None
+) -> PipelineError:
+    """Called from C++ with what it knows of a failure."""
+    if kind == "remote":
+        return _from_peer(message)
+    where = f"rank {rank}"
+    if action is not None:
+        verb = "forward" if action.kind == "F" else "backward"
+        where += f", stage {action.stage}, microbatch {action.microbatch}, {action} ({verb})"
+    if kind == "transfer" and message:
+        where += f", at: {message}"
+    if cause is not None:
+        what = f"{type(cause).__name__}: {cause}"
+        if kind == "action" and action is not None:
+            what += diagnose(cause, action.stage)
+    else:
+        what = message
+    return PipelineError(
+        f"{where}: {what}",
+        kind=kind,
+        rank=rank,
+        stage=action.stage if action is not None else None,
+        microbatch=action.microbatch if action is not None else None,
+        action=str(action) if action is not None else None,
+    )
+
+
+def describe_for_peers(error: BaseException) -> str:
+    """What the other processes are told of `error`, as JSON."""
+    fields = ("rank", "stage", "microbatch", "action")
+    return json.dumps(
+        {
+            "message": str(error) or type(error).__name__,
+            "traceback": "".join(traceback.format_exception(error)),
+            **{name: getattr(error, name, None) for name in fields},
+        }
+    )
+
+
+def _from_peer(text: str) -> PipelineError:
+    told = json.loads(text)
+    error = PipelineError(
+        f"another rank failed: {told['message']}",
+        kind="remote",
+        rank=told["rank"],
+        stage=told["stage"],
+        microbatch=told["microbatch"],
+        action=told["action"],
+    )
+    error.__cause__ = RemoteTraceback(told["traceback"])
+    return error
+
+
+class RemoteTraceback(Exception):  # noqa: N818 - it isn't raised: it shows where another rank was
+    """The traceback of the rank that failed, as text."""
+
+    def __str__(self) -> str:
+        return "\n" + str(self.args[0])

@@ -1,0 +1,543 @@
+"""Pipeline: the front of the runtime. It parses arguments and hands over to C++."""
+
+import atexit
+import os
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pipert import _C
+from pipert.distributed import Peers, as_group
+from pipert.errors import PipelineError, describe_for_peers
+from pipert.gradients import clip_grad_norm
+from pipert.parameters import load_stages
+from pipert.report import Report, Trace, make_report, summarize
+from pipert.results import StepResult, mean_loss, merge_outputs
+from pipert.stages import LocalStage, Stages, make_stage, needs_target
+
+_open: "weakref.WeakSet[Pipeline]" = weakref.WeakSet()
+
+
+class Programs(tuple[_C.Program, ...]):
+    """The programs of this process's ranks; prints as their text."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self))
+
+
+class Pipeline:
+    """A partitioned model that trains through a schedule.
+
+    One process: all ranks are threads of it. Under torchrun: this process is one rank of `group`.
+    Every rank is constructed with the same arguments, and makes the same calls.
+
+    Args:
+        stages: what `split` returns, or any sequence of modules, of functions, or of functions
+            without arguments that build one; a rank builds its own stages only.
+        schedule: a name out of `schedules()`, a Schedule, or the path of a CSV file.
+        num_microbatches: how many pieces a batch is cut into.
+        loss_fn: `loss_fn(output, target)`, or `loss_fn(output)` when no target is given; returns
+            one number as a tensor. Runs on the last stage's rank.
+        num_ranks: in one process, the number of threads; by default one for each of `devices`, or
+            for each stage.
+        devices: one for each rank; the same one may repeat. Modules are moved to their rank's. By
+            default the CPU. With `group`: this rank's device alone.
+        group: a ProcessGroup or a one-dimensional DeviceMesh; None: one process. See `init`.
+        placement: a Placement, or the rank of each stage, that the schedule must have.
+        schedule_options: options of a schedule given by name, such as {"group_size": 4}.
+        stage_kind: "module" (or "auto", which is the same here): stages run as Python modules.
+        broadcast_loss: whether every rank gets the losses, not the last stage's alone.
+        timeout_s: the limit of every wait of one rank for another, in seconds.
+        receive_slots: receives that are posted ahead on each edge, at least.
+        intra_op_threads: of torch's operators, for each rank; by default the caller's
+            `torch.get_num_threads()` shared out among the ranks of this process.
+
+    Attributes:
+        schedule: the Schedule.
+        program: what each rank of this process does in a step; prints as text.
+        stages: {stage index: module}, this process's.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong; the message says what was expected.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Any],
+        *,
+        schedule: "str | os.PathLike[str] | _C.Schedule" = "1f1b",
+        num_microbatches: int,
+        loss_fn: Callable[..., Tensor] | None = None,
+        num_ranks: int | None = None,
+        devices: Any = None,
+        group: Any = None,
+        placement: "_C.Placement | Sequence[int] | None" = None,
+        schedule_options: Mapping[str, int] | None = None,
+        stage_kind: str = "module",
+        broadcast_loss: bool = False,
+        timeout_s: float = 300.0,
+        receive_slots: int = 2,
+        intra_op_threads: int | None = None,
+    ) -> None:
+        self._runtime: _C.Runtime | None = None
+        _check_arguments(stages, num_microbatches, loss_fn, stage_kind, timeout_s)
+        process_group = None if group is None else as_group(group)
+        if num_ranks is None:
+            num_ranks = _default_num_ranks(stages, schedule, devices, process_group)
+        self._peers = None if process_group is None else Peers(process_group, timeout_s)
+        if self._peers is not None and num_ranks != self._peers.size:
+            raise ValueError(
+                f"num_ranks must be the size of the group, {self._peers.size}, got {num_ranks}"
+            )
+        self._group = process_group
+        self.schedule = _resolve_schedule(
+            schedule, num_ranks, num_microbatches, len(stages), schedule_options or {}
+        )
+        _check_placement(placement, self.schedule)
+        self._loss_fn = loss_fn
+        self._broadcast_loss = broadcast_loss
+        self._timeout_s = timeout_s
+        programs = _C.lower(self.schedule, receive_slots=receive_slots)
+        evaluation = _C.lower(self.schedule.forward_only(), receive_slots=receive_slots)
+        if self._peers is not None:
+            self._peers.agree(
+                {
+                    "schedule": self.schedule.name,
+                    "num_microbatches": num_microbatches,
+                    "num_stages": len(stages),
+                    "the schedule's actions": self.schedule.to_csv(),
+                    "receive_slots": receive_slots,
+                    "broadcast_loss": broadcast_loss,
+                }
+            )
+        self._ranks = range(num_ranks) if self._peers is None else [self._peers.rank]
+        self._devices = _resolve_devices(devices, self._ranks)
+        self.program = Programs(programs[rank] for rank in self._ranks)
+        self._evaluation = [evaluation[rank] for rank in self._ranks]
+        self._intra_op_threads = intra_op_threads or max(
+            1, torch.get_num_threads() // len(self._ranks)
+        )
+        self._generation = 0
+        self._make_stages(stages)
+        self._connect()
+        _open.add(self)
+
+    def _make_stages(self, stages: Sequence[Any]) -> None:
+        self._global_names = (
+            {name for names in stages.names for name in names}
+            if isinstance(stages, Stages)
+            else None
+        )
+        self._local: dict[int, LocalStage] = {}
+        for rank, device in zip(self._ranks, self._devices, strict=True):
+            for index in self.schedule.placement.stages_of(rank):
+                stage = make_stage(stages, index)
+                if isinstance(stage.call, nn.Module):
+                    stage.call.to(device)
+                self._local[index] = stage
+        self._local = dict(sorted(self._local.items()))
+        self.stages = {index: stage.call for index, stage in self._local.items()}
+        self._has_first = 0 in self._local
+        self._has_last = self.schedule.num_stages - 1 in self._local
+        if isinstance(self._loss_fn, nn.Module) and self._has_last:
+            rank = self.schedule.placement.rank_of(self.schedule.num_stages - 1)
+            self._loss_fn.to(self._devices[list(self._ranks).index(rank)])
+
+    def _connect(self) -> None:
+        """Makes the runtime; in a group, with new connections. A collective call there."""
+        external = None
+        if self._peers is not None:
+            external = self._peers.connect(self.program[0], self._devices[0], self._generation)
+        self._generation += 1
+        # A waiting rank may only keep a core busy if no other rank needs it.
+        spin_us = 50 if len(self._ranks) <= (os.cpu_count() or 1) else 0
+        self._runtime = _C.Runtime(
+            stages=[(s.index, s.call, s.spread, s.keywords) for s in self._local.values()],
+            ranks=[
+                (training, evaluation, str(device))
+                for training, evaluation, device in zip(
+                    self.program, self._evaluation, self._devices, strict=True
+                )
+            ],
+            loss_fn=self._loss_fn,
+            external=external,
+            timeout_s=self._timeout_s,
+            intra_op_threads=self._intra_op_threads,
+            spin_us=spin_us,
+            share_losses=self._broadcast_loss,
+        )
+
+    # --- running -----------------------------------------------------------------------------
+
+    def step(
+        self,
+        *args: Any,
+        target: Any = None,
+        loss_kwargs: Mapping[str, Any] | None = None,
+        return_outputs: bool = False,
+        microbatches: Sequence[Any] | None = None,
+        **kwargs: Any,
+    ) -> StepResult:
+        """Runs forward and backward of a whole batch, and adds to every parameter's `.grad`.
+
+        The gradients are those of the mean of the microbatches' losses. The batch is cut along
+        dimension 0 as by torch.tensor_split; microbatches of different sizes count by their rows.
+        Tensors without dimensions, and values that aren't tensors, go to every microbatch whole.
+
+        Args:
+            *args: for the first stage, each of shape (batch size, ...). Other ranks ignore them.
+            target: for the loss function, likewise. Ranks without the last stage ignore it.
+            loss_kwargs: keyword arguments of the loss function, passed whole.
+            return_outputs: whether the last stage's outputs are kept.
+            microbatches: instead of args and kwargs, a batch that is already cut: for each
+                microbatch a tuple of positional arguments, a dict of keyword arguments, or one
+                argument. `target` then has one entry for each; the loss is their plain mean.
+            **kwargs: keyword arguments, for every stage whose forward takes one of that name.
+
+        Raises:
+            ValueError, TypeError: an argument is wrong.
+            PipelineError: the step failed on some rank. Gradients may have been added in part.
+        """
+        if self._loss_fn is None:
+            raise ValueError("step needs a loss function: expected Pipeline(loss_fn=...), got None")
+        return self._run(
+            args, kwargs, target, loss_kwargs, microbatches, True, True, return_outputs
+        )
+
+    def evaluate(
+        self,
+        *args: Any,
+        target: Any = None,
+        loss_kwargs: Mapping[str, Any] | None = None,
+        return_outputs: bool = False,
+        microbatches: Sequence[Any] | None = None,
+        **kwargs: Any,
+    ) -> StepResult:
+        """As `step`, without gradients and without backward. Modules stay in the mode they are in.
+
+        Without a loss function it computes outputs alone.
+        """
+        has_loss = self._loss_fn is not None
+        return self._run(
+            args, kwargs, target, loss_kwargs, microbatches, False, has_loss, return_outputs
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The outputs of a batch, without gradients; None on ranks without the last stage."""
+        return self._run(args, kwargs, None, None, None, False, False, True).outputs
+
+    def _run(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        target: Any,
+        loss_kwargs: Mapping[str, Any] | None,
+        microbatches: Sequence[Any] | None,
+        training: bool,
+        compute_loss: bool,
+        keep_outputs: bool,
+    ) -> StepResult:
+        runtime = self._ready_runtime()
+        is_cut = microbatches is not None
+        try:
+            if microbatches is not None:
+                if args or kwargs:
+                    raise ValueError("expected microbatches or arguments of the batch, got both")
+                batch_args, batch_kwargs = _cut_already(microbatches)
+            else:
+                batch_args, batch_kwargs = (args or None), (kwargs or None)
+                self._check_keywords(kwargs)
+            self._check_batch(batch_args, batch_kwargs, target, compute_loss)
+            with torch.set_grad_enabled(training):
+                runtime.step(
+                    args=batch_args,
+                    kwargs=batch_kwargs,
+                    target=target if compute_loss else None,
+                    loss_kwargs=None if loss_kwargs is None else dict(loss_kwargs),
+                    is_cut=is_cut,
+                    training=training,
+                    compute_loss=compute_loss,
+                    keep_outputs=keep_outputs,
+                )
+        except PipelineError:
+            raise
+        except (ValueError, TypeError) as error:
+            self._withdraw(error)
+            raise
+        return self._result(runtime, compute_loss, keep_outputs, is_cut)
+
+    def _ready_runtime(self) -> _C.Runtime:
+        if self._runtime is None:
+            raise ValueError("the pipeline is closed")
+        if not self._runtime.usable():
+            self._runtime.close()
+            self._connect()
+        return self._runtime
+
+    def _withdraw(self, error: Exception) -> None:
+        """The others may be in the step already: they are told that this rank won't come."""
+        if self._peers is not None and self._runtime is not None:
+            self._runtime.withdraw(describe_for_peers(error))
+
+    def _check_batch(self, args: Any, kwargs: Any, target: Any, compute_loss: bool) -> None:
+        if self._has_first and args is None and kwargs is None:
+            raise ValueError("the first stage's rank needs the batch: expected arguments, got none")
+        if compute_loss and self._has_last and target is None and self._loss_fn is not None:
+            if needs_target(self._loss_fn):
+                raise ValueError(
+                    "the last stage's rank needs the target: expected target=..., got None (the "
+                    "loss function takes an output and a target)"
+                )
+
+    def _check_keywords(self, kwargs: Mapping[str, Any]) -> None:
+        if self._peers is not None:
+            return  # another rank's stage may take them
+        for name in kwargs:
+            if all(s.keywords is not None and name not in s.keywords for s in self._local.values()):
+                raise TypeError(f"no stage's forward takes the keyword argument {name!r}")
+
+    def _result(
+        self, runtime: _C.Runtime, compute_loss: bool, keep_outputs: bool, is_cut: bool
+    ) -> StepResult:
+        losses = loss = outputs = None
+        if compute_loss and (pieces := runtime.losses()) is not None:
+            losses = torch.stack([piece.reshape(()) for piece in pieces])
+            loss = mean_loss(losses, runtime.loss_weights())
+        if keep_outputs and (kept := runtime.outputs()) is not None:
+            outputs = kept if is_cut else merge_outputs(kept)
+        return StepResult(loss=loss, losses=losses, outputs=outputs)
+
+    # --- parameters --------------------------------------------------------------------------
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """This process's parameters, under their names in the unpartitioned model, each once."""
+        seen = set()
+        for stage in self._local.values():
+            for name, parameter in stage.named_parameters():
+                if parameter not in seen:
+                    seen.add(parameter)
+                    yield name, parameter
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """This process's parameters, each once, in the order of the stages."""
+        for _, parameter in self.named_parameters():
+            yield parameter
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """This process's parameters and buffers, under their names in the unpartitioned model."""
+        return {k: v for stage in self._local.values() for k, v in stage.state_dict().items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Loads this process's parameters and buffers; entries of other stages are skipped.
+
+        Args:
+            state_dict: by the names of the unpartitioned model; the whole model's will do.
+
+        Raises:
+            ValueError: a name is missing or unknown, or a shape differs. Nothing is loaded then.
+        """
+        load_stages(
+            list(self._local.values()), state_dict, self._global_names, self.schedule.num_stages
+        )
+
+    def clip_grad_norm_(self, max_norm: float) -> Tensor:
+        """Scales all gradients of the whole model so that their 2-norm is at most `max_norm`.
+
+        A collective call in a group. The bits don't depend on how stages are spread over processes.
+
+        Returns:
+            The norm before, a scalar.
+        """
+        return clip_grad_norm(
+            [[p for _, p in stage.named_parameters()] for stage in self._local.values()],
+            list(self._local),
+            self.schedule.num_stages,
+            max_norm,
+            self._group,
+        )
+
+    def train(self, mode: bool = True) -> "Pipeline":
+        """Sets this process's modules to training or evaluation mode, as nn.Module.train does."""
+        for stage in self.stages.values():
+            if isinstance(stage, nn.Module):
+                stage.train(mode)
+        return self
+
+    def eval(self) -> "Pipeline":
+        """The same as train(False)."""
+        return self.train(False)
+
+    # --- looking at it -----------------------------------------------------------------------
+
+    def trace(self) -> Trace:
+        """What this process's ranks did in the last pass.
+
+        Raises:
+            ValueError: there was none.
+        """
+        return Trace(self._traces())
+
+    def report(self) -> Report:
+        """Where the time of the last pass went, on all ranks. A collective call in a group.
+
+        Raises:
+            ValueError: there was none.
+        """
+        parts = [summarize(raw) for raw in self._traces()]
+        if self._peers is not None:
+            parts = [part for rank in self._peers.exchange(parts) for part in rank]
+        return make_report(parts, self.schedule)
+
+    def _traces(self) -> list[Any]:
+        if self._runtime is None:
+            raise ValueError("the pipeline is closed")
+        traces = self._runtime.traces()
+        if not all(events for *_, events in traces):
+            raise ValueError("nothing to show: no pass has run yet")
+        return traces
+
+    def close(self) -> None:
+        """Ends the threads and connections. The modules stay as they are."""
+        if self._runtime is not None:
+            runtime, self._runtime = self._runtime, None
+            runtime.close()
+        _open.discard(self)
+
+    def __enter__(self) -> "Pipeline":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        where = "threads" if self._peers is None else f"rank {self._peers.rank} of a group"
+        return (
+            f"<pipert.Pipeline {self.schedule.name}: {self.schedule.num_stages} stages on "
+            f"{self.schedule.num_ranks} ranks, {self.schedule.num_microbatches} microbatches, "
+            f"{where}>"
+        )
+
+
+@atexit.register
+def _close_all() -> None:
+    """Threads that wait for a GIL that is gone would take the process down with them."""
+    for pipeline in list(_open):
+        pipeline.close()
+
+
+def _check_arguments(
+    stages: Sequence[Any], num_microbatches: int, loss_fn: Any, stage_kind: str, timeout_s: float
+) -> None:
+    if isinstance(stages, nn.Module):
+        raise TypeError(
+            f"stages must be a sequence of stages, got {type(stages).__name__}: cut it with "
+            "pipert.split"
+        )
+    if not isinstance(stages, Sequence) or len(stages) == 0:
+        raise TypeError(f"stages must be a sequence with at least one stage, got {stages!r}")
+    if not isinstance(num_microbatches, int) or num_microbatches < 1:
+        raise ValueError(f"num_microbatches must be a positive integer, got {num_microbatches!r}")
+    if loss_fn is not None and not callable(loss_fn):
+        raise TypeError(f"loss_fn must be callable, got {type(loss_fn).__name__}")
+    if stage_kind not in ("module", "auto"):
+        raise ValueError(f"stage_kind must be 'module' or 'auto', got {stage_kind!r}")
+    if timeout_s <= 0:
+        raise ValueError(f"timeout_s must be positive, got {timeout_s}")
+
+
+def _default_num_ranks(
+    stages: Sequence[Any], schedule: Any, devices: Any, group: dist.ProcessGroup | None
+) -> int:
+    if group is not None:
+        return dist.get_world_size(group)
+    if isinstance(schedule, _C.Schedule):
+        return schedule.num_ranks
+    if isinstance(devices, list | tuple):
+        return len(devices)
+    if isinstance(schedule, os.PathLike) or _is_csv(schedule):
+        return _C.Schedule.from_csv(schedule).num_ranks
+    return len(stages)
+
+
+def _is_csv(schedule: Any) -> bool:
+    return isinstance(schedule, str) and schedule.endswith(".csv")
+
+
+def _resolve_schedule(
+    schedule: Any,
+    num_ranks: int,
+    num_microbatches: int,
+    num_stages: int,
+    options: Mapping[str, int],
+) -> _C.Schedule:
+    if isinstance(schedule, os.PathLike) or _is_csv(schedule):
+        if not Path(schedule).is_file():
+            raise ValueError(f"schedule: there is no file {os.fspath(schedule)!r}")
+        schedule = _C.Schedule.from_csv(schedule)
+    if isinstance(schedule, str):
+        return _C.Schedule.build(
+            schedule,
+            num_ranks=num_ranks,
+            num_microbatches=num_microbatches,
+            num_stages=num_stages,
+            **options,
+        )
+    if not isinstance(schedule, _C.Schedule):
+        raise TypeError(
+            "schedule must be a name, a Schedule or the path of a CSV file, got "
+            f"{type(schedule).__name__}"
+        )
+    if options:
+        raise ValueError("schedule_options go with a schedule that is given by name")
+    for name, expected in (
+        ("num_ranks", num_ranks),
+        ("num_microbatches", num_microbatches),
+        ("num_stages", num_stages),
+    ):
+        if getattr(schedule, name) != expected:
+            raise ValueError(
+                f"the schedule is for {name}={getattr(schedule, name)}, the pipeline has {expected}"
+            )
+    return schedule
+
+
+def _check_placement(placement: Any, schedule: _C.Schedule) -> None:
+    if placement is None:
+        return
+    ranks = placement.ranks if isinstance(placement, _C.Placement) else list(placement)
+    if ranks != schedule.placement.ranks:
+        raise ValueError(
+            f"placement: the schedule {schedule.name} puts its stages on ranks "
+            f"{schedule.placement.ranks}, got {ranks}"
+        )
+
+
+def _resolve_devices(devices: Any, ranks: Sequence[int]) -> list[torch.device]:
+    if devices is None:
+        devices = "cpu"
+    if isinstance(devices, list | tuple):
+        if len(devices) != len(ranks):
+            raise ValueError(
+                f"devices must have one entry for each of the {len(ranks)} ranks of this process, "
+                f"got {len(devices)}"
+            )
+        return [torch.device(device) for device in devices]
+    return [torch.device(devices)] * len(ranks)
+
+
+def _cut_already(microbatches: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    args: list[Any] = []
+    kwargs: list[Any] = []
+    for microbatch in microbatches:
+        if isinstance(microbatch, dict):
+            args.append(())
+            kwargs.append(microbatch)
+        else:
+            args.append(microbatch if isinstance(microbatch, tuple) else (microbatch,))
+            kwargs.append({})
+    return args, kwargs

@@ -1,0 +1,164 @@
+"""Where the time of a step went: measured on every rank, beside what the schedule predicts."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from pipert._C import Action, Costs, Schedule, Timeline
+
+# (rank, start, end, [(kind, action, start, ready, end), ...]) in nanoseconds, as _C gives it.
+RawTrace = tuple[int, int, int, list[tuple[str, Action | None, int, int, int]]]
+
+
+class TraceEvent(NamedTuple):
+    """One instruction of the last step, times in seconds from the step's start.
+
+    Attributes:
+        rank: that ran it.
+        kind: "recv", "run", "send" or "release".
+        action: of a "run"; else None.
+        start: the rank came to it.
+        ready: what it waited for was there.
+        end: it was done.
+    """
+
+    rank: int
+    kind: str
+    action: Action | None
+    start: float
+    ready: float
+    end: float
+
+
+class Trace:
+    """What the ranks of this process did in the last step.
+
+    Attributes:
+        events: a list of TraceEvent, by rank and in order.
+    """
+
+    def __init__(self, raw: Sequence[RawTrace]) -> None:
+        origin = min(start for _, start, _, _ in raw)
+        self._raw = raw
+        self.events = [
+            TraceEvent(rank, kind, action, *((t - origin) * 1e-9 for t in times))
+            for rank, _, _, events in raw
+            for kind, action, *times in events
+        ]
+
+    def timeline(self) -> Timeline:
+        """The actions alone, to be drawn beside a simulated timeline."""
+        ranks = sorted({event.rank for event in self.events})
+        return Timeline.from_spans(
+            [
+                [
+                    (event.action, event.ready, event.end)
+                    for event in self.events
+                    if event.rank == rank and event.action is not None
+                ]
+                for rank in ranks
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class RankReport:
+    """One rank's step, in seconds. `step_s` is the sum of the four parts.
+
+    Attributes:
+        rank: position in the pipeline group.
+        step_s: from the rank's first instruction to its last.
+        compute_s: inside stages.
+        wait_s: waiting for a message that the next action reads.
+        transfer_s: posting receives, sending, and making sure that sends were received.
+        host_s: the rest: pipert's own loop.
+    """
+
+    rank: int
+    step_s: float
+    compute_s: float
+    wait_s: float
+    transfer_s: float
+    host_s: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """The last step, on all ranks.
+
+    Attributes:
+        ranks: by rank.
+        bubble_measured: by rank, 1 - compute / the longest rank's step.
+        bubble_predicted: by rank, simulated from this step's mean stage times, transfers free.
+        step_s: the longest rank's step.
+        predicted_step_s: the simulated makespan.
+        costs: what was simulated: mean seconds of forward and backward, by stage.
+    """
+
+    ranks: list[RankReport]
+    bubble_measured: list[float]
+    bubble_predicted: list[float]
+    step_s: float
+    predicted_step_s: float
+    costs: Costs
+
+    def __str__(self) -> str:
+        head = "rank  compute ms  wait ms  transfer ms  host ms  bubble measured  predicted"
+        rows = [
+            f"{r.rank:4}  {r.compute_s * 1e3:10.3f}  {r.wait_s * 1e3:7.3f}  {r.transfer_s * 1e3:11.3f}"
+            f"  {r.host_s * 1e3:7.3f}  {measured:15.1%}  {predicted:9.1%}"
+            for r, measured, predicted in zip(
+                self.ranks, self.bubble_measured, self.bubble_predicted, strict=True
+            )
+        ]
+        foot = f"step {self.step_s * 1e3:.3f} ms, {self.predicted_step_s * 1e3:.3f} ms predicted"
+        return "\n".join([head, *rows, foot])
+
+
+def summarize(raw: RawTrace) -> dict[str, Any]:
+    """One rank's part of a report, as JSON values."""
+    rank, start, end, events = raw
+    parts = {"compute_s": 0.0, "wait_s": 0.0, "transfer_s": 0.0}
+    stages: dict[str, list[float]] = {}  # "F0" -> seconds of each microbatch
+    for kind, action, begin, ready, finish in events:
+        if kind == "run" and action is not None:
+            parts["compute_s"] += (finish - ready) * 1e-9
+            parts["wait_s"] += (ready - begin) * 1e-9
+            stages.setdefault(f"{action.kind}{action.stage}", []).append((finish - ready) * 1e-9)
+        else:
+            parts["transfer_s"] += (finish - begin) * 1e-9
+    step_s = (end - start) * 1e-9
+    times = RankReport(rank=rank, step_s=step_s, host_s=step_s - sum(parts.values()), **parts)
+    return {
+        "times": asdict(times),
+        "stages": {key: sum(values) / len(values) for key, values in stages.items()},
+    }
+
+
+def make_report(parts: Sequence[dict[str, Any]], schedule: Schedule) -> Report:
+    """Puts the parts of all ranks together.
+
+    Args:
+        parts: what `summarize` gave on each rank.
+        schedule: the schedule that ran.
+    """
+    ranks = sorted((RankReport(**part["times"]) for part in parts), key=lambda r: r.rank)
+    means: dict[str, float] = {}
+    for part in parts:
+        means.update(part["stages"])
+    stages = range(schedule.num_stages)
+    costs = Costs(
+        forward=[means.get(f"F{stage}", 0.0) for stage in stages],
+        input=[means.get(f"B{stage}", means.get(f"I{stage}", 0.0)) for stage in stages],
+        weight=[means.get(f"W{stage}", 0.0) for stage in stages],
+    )
+    timeline = schedule.simulate(costs)
+    step_s = max(r.step_s for r in ranks)
+    return Report(
+        ranks=ranks,
+        bubble_measured=[1 - r.compute_s / step_s for r in ranks],
+        bubble_predicted=list(timeline.bubble),
+        step_s=step_s,
+        predicted_step_s=timeline.makespan,
+        costs=costs,
+    )

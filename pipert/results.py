@@ -1,0 +1,52 @@
+"""What a step returns."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The result of one step or evaluation.
+
+    Attributes:
+        loss: the mean of the microbatches' losses, a scalar; with uneven microbatches, weighted by
+            their rows. None on ranks that don't have it (see `broadcast_loss`), and without a
+            loss function.
+        losses: by microbatch, shape (num_microbatches,). None where `loss` is.
+        outputs: the last stage's outputs, detached, put together along dimension 0; a list by
+            microbatch if the batch came as microbatches. None unless asked for, and on ranks
+            without the last stage.
+    """
+
+    loss: Tensor | None
+    losses: Tensor | None
+    outputs: Any = None
+
+
+def mean_loss(losses: Tensor, weights: Sequence[float]) -> Tensor:
+    """The mean of losses of shape (num_microbatches,), weighted when the weights differ."""
+    if all(weight == weights[0] for weight in weights):
+        return losses.mean()
+    return (losses * torch.tensor(weights, dtype=losses.dtype, device=losses.device)).sum()
+
+
+def merge_outputs(pieces: Sequence[Any]) -> Any:
+    """Puts the microbatches' outputs together along dimension 0.
+
+    Tensors are concatenated, those without dimensions stacked; tuples, lists and dicts are merged
+    element by element; anything else becomes the list of its values.
+    """
+    first = pieces[0]
+    if isinstance(first, Tensor):
+        return torch.stack(list(pieces)) if first.dim() == 0 else torch.cat(list(pieces))
+    if isinstance(first, tuple) and hasattr(first, "_fields"):
+        return type(first)(*map(merge_outputs, zip(*pieces, strict=True)))
+    if isinstance(first, tuple | list):
+        return type(first)(map(merge_outputs, zip(*pieces, strict=True)))
+    if isinstance(first, dict):
+        return {key: merge_outputs([piece[key] for piece in pieces]) for key in first}
+    return list(pieces)

@@ -1,0 +1,141 @@
+"""The stages of a pipeline: what users give, and what one process makes of it."""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Stages(Sequence[Any]):
+    """The pieces of a model in order, with the names that their parameters have in it.
+
+    What `pipert.split` returns. Any sequence of modules, functions or builders does as well.
+
+    Attributes:
+        names: by stage, the names of its parameters and buffers in the unpartitioned model.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._modules = tuple(modules)
+        self.names = [list(module.state_dict(keep_vars=True)) for module in self._modules]
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._modules[index]
+
+    def __str__(self) -> str:
+        rows = [
+            f"stage {i}: {sum(p.numel() for p in module.parameters())} parameters in "
+            + ", ".join(name for name, _ in leaf_children(module))
+            for i, module in enumerate(self._modules)
+        ]
+        return "\n".join(rows)
+
+
+def leaf_children(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The children of nested Sequentials, by path."""
+    for name, child in module.named_children():
+        path = f"{prefix}{name}"
+        if type(child) is nn.Sequential and len(child) > 0:
+            yield from leaf_children(child, f"{path}.")
+        else:
+            yield path, child
+
+
+@dataclass
+class LocalStage:
+    """One stage of this process.
+
+    Attributes:
+        index: its number in the model.
+        call: the module or function.
+        prefix: what stands before its parameters' names in the unpartitioned model.
+        spread: whether a tuple from the stage before becomes several positional arguments.
+        keywords: the keyword arguments that it takes; None: any.
+    """
+
+    index: int
+    call: Callable[..., Any]
+    prefix: str
+    spread: bool
+    keywords: list[str] | None = field(default=None)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names as in the unpartitioned model."""
+        if isinstance(self.call, nn.Module):
+            for name, parameter in self.call.named_parameters():
+                yield self.prefix + name, parameter
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Names as in the unpartitioned model."""
+        if not isinstance(self.call, nn.Module):
+            return {}
+        return {self.prefix + name: value for name, value in self.call.state_dict().items()}
+
+
+def make_stage(stages: Sequence[Any], index: int) -> LocalStage:
+    """Makes stage `index` of what the user gave; runs its builder if that is what stands there.
+
+    Raises:
+        TypeError: it is neither a module, a function nor a builder of one.
+    """
+    given = stages[index]
+    call = given() if _is_builder(given) else given
+    if not callable(call):
+        raise TypeError(
+            f"stages[{index}] must be a module, a function, or a function without arguments that "
+            f"builds one; got {type(call).__name__}"
+        )
+    is_sequential = isinstance(call, nn.Sequential)
+    return LocalStage(
+        index=index,
+        call=call,
+        prefix="" if isinstance(stages, Stages) else f"{index}.",
+        # nn.Sequential takes exactly one value, so a tuple is one value to it.
+        spread=not is_sequential,
+        keywords=[] if is_sequential else _keywords(call),
+    )
+
+
+def _is_builder(given: Any) -> bool:
+    """A class of modules, or a function that can't take a stage's input."""
+    if isinstance(given, type):
+        return issubclass(given, nn.Module)
+    if isinstance(given, nn.Module) or not callable(given):
+        return False
+    try:
+        parameters = inspect.signature(given).parameters.values()
+    except (TypeError, ValueError):  # a builtin without a signature
+        return False
+    return not any(p.kind is p.VAR_POSITIONAL or _is_required(p) for p in parameters)
+
+
+def _is_required(parameter: inspect.Parameter) -> bool:
+    positional = (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    return parameter.default is parameter.empty and parameter.kind in positional
+
+
+def _keywords(call: Callable[..., Any]) -> list[str] | None:
+    function = call.forward if isinstance(call, nn.Module) else call
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [p.name for p in parameters if p.kind in named]
+
+
+def needs_target(loss_fn: Callable[..., Any]) -> bool:
+    """Whether the loss function must be given a second positional argument."""
+    function = loss_fn.forward if isinstance(loss_fn, nn.Module) else loss_fn
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return True
+    return sum(_is_required(p) for p in parameters) >= 2

@@ -1,0 +1,114 @@
+// The analysis floor: verify, simulate and render take any schedule, however wrong.
+
+#include <algorithm>
+#include <random>
+#include <string_view>
+
+#include "analysis/render.h"
+#include "analysis/simulate.h"
+#include "analysis/verify.h"
+#include "base/error.h"
+#include "base/index.h"
+#include "check.h"
+#include "schedule/registry.h"
+
+namespace pipert {
+namespace {
+
+constexpr int kRounds = 20'000;
+
+int pick(std::mt19937& random, int low, int high) {
+  return std::uniform_int_distribution<int>(low, high)(random);
+}
+
+Action random_action(std::mt19937& random, const Schedule& schedule) {
+  const int num_stages = schedule.num_stages();
+  return {.kind = static_cast<ActionKind>(pick(random, 0, static_cast<int>(kNumActionKinds) - 1)),
+          .stage = pick(random, -1, num_stages),
+          .microbatch = pick(random, -1, schedule.num_microbatches),
+          .paired_kind = static_cast<ActionKind>(pick(random, 0, 3)),
+          .paired_stage = pick(random, -1, num_stages),
+          .paired_microbatch = pick(random, -1, schedule.num_microbatches)};
+}
+
+void mutate(std::mt19937& random, Schedule& schedule) {
+  auto& actions = schedule.ranks[as_index(pick(random, 0, schedule.num_ranks() - 1))];
+  if (actions.empty()) return;
+  const int last = static_cast<int>(actions.size()) - 1;
+  const auto at = [&] { return actions.begin() + pick(random, 0, last); };
+  switch (pick(random, 0, 3)) {
+    case 0:
+      actions.erase(at());
+      break;
+    case 1:
+      std::iter_swap(at(), at());
+      break;
+    case 2:
+      *at() = random_action(random, schedule);
+      break;
+    default:
+      actions.insert(at(), random_action(random, schedule));
+      break;
+  }
+}
+
+Schedule base_schedule(std::mt19937& random) {
+  constexpr std::string_view kLowered =
+      "0UNSHARD,0F0,0SEND_F0,0F1,0SEND_F1,0RECV_B0,0I0,0W0,0RECV_B1,0B1,0REDUCE_GRAD,0RESHARD\n"
+      "1RECV_F0,1F0,1RECV_F1,(1F1;1B0)OVERLAP_F_B,1SEND_B0,1B1,1SEND_B1\n";
+  const auto names = schedule_names();
+  const int which = pick(random, 0, static_cast<int>(names.size()));
+  if (which == static_cast<int>(names.size())) return parse_csv(kLowered);
+  return build_schedule(names[as_index(which)],
+                        {.num_ranks = 2, .num_microbatches = 4, .num_stages = 0, .options = {}});
+}
+
+// Whatever the schedule: a verdict with a message, or one that the other passes agree with.
+void check_all(const Schedule& schedule, const VerifyOptions& options) {
+  const Verdict verdict = verify(schedule, options);
+  CHECK(verdict.ok() == verdict.message.empty());
+  if (options.forward_only) return;
+  VerifyOptions unbounded;
+  unbounded.forward_only = is_forward_only(schedule);
+  if (verify(schedule, unbounded).ok()) {
+    const Timeline timeline = simulate(schedule, {});
+    CHECK(!timeline.critical_path.empty());
+    CHECK(!render_text(timeline).empty());
+    CHECK(!render_svg({{"fuzz", timeline}}).empty());
+  } else {
+    CHECK(!verdict.ok());
+    CHECK_THROWS(simulate(schedule, {}), ValueError);
+  }
+}
+
+void mutated_schedules_get_a_verdict() {
+  std::mt19937 random(3);
+  for (int round = 0; round < kRounds; ++round) {
+    Schedule schedule = base_schedule(random);
+    for (int i = pick(random, 0, 3); i > 0; --i) mutate(random, schedule);
+    VerifyOptions options;
+    options.forward_only = pick(random, 0, 4) == 0;
+    if (pick(random, 0, 1) == 0) options.capacity = pick(random, 0, 3);
+    check_all(schedule, options);
+  }
+}
+
+void the_sample_schedules_are_good() {
+  std::mt19937 random(4);
+  for (int round = 0; round < 20; ++round) require_valid(base_schedule(random));
+}
+
+void a_thousand_ranks_are_simulated() {
+  const Schedule schedule = build_schedule(
+      "1f1b", {.num_ranks = 1000, .num_microbatches = 20, .num_stages = 0, .options = {}});
+  CHECK(simulate(schedule, {}).makespan == 3.0 * (20 + 1000 - 1));
+}
+
+}  // namespace
+}  // namespace pipert
+
+int main() {
+  pipert::the_sample_schedules_are_good();
+  pipert::mutated_schedules_get_a_verdict();
+  pipert::a_thousand_ranks_are_simulated();
+}

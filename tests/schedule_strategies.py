@@ -1,0 +1,118 @@
+"""Random actions and random good schedules, for hypothesis."""
+
+from dataclasses import dataclass
+
+from hypothesis import strategies as st
+
+from pipert import Action, Placement, Schedule
+
+WITH_MICROBATCH = ["F", "B", "I", "W", "SEND_F", "RECV_F", "SEND_B", "RECV_B"]
+WITHOUT_MICROBATCH = ["UNSHARD", "RESHARD", "REDUCE_GRAD"]
+INDEX = st.integers(min_value=0, max_value=999_999_999)
+
+
+@st.composite
+def action_texts(draw):
+    def single(kinds):
+        return f"{draw(INDEX)}{draw(st.sampled_from(kinds))}{draw(INDEX)}"
+
+    form = draw(st.sampled_from(["microbatch", "stage", "pair"]))
+    if form == "microbatch":
+        return single(WITH_MICROBATCH)
+    if form == "stage":
+        return f"{draw(INDEX)}{draw(st.sampled_from(WITHOUT_MICROBATCH))}"
+    return f"({single(['F'])};{single(['B', 'I'])})OVERLAP_F_B"
+
+
+@dataclass
+class Work:
+    """One action to be done, and what has to be done before it."""
+
+    text: str
+    rank: int
+    needs: list
+
+
+def all_work(rank_of, num_microbatches, is_split):
+    """Every action of a complete schedule, by text, with its inputs (design.md, "The Schedule")."""
+    last = len(rank_of) - 1
+    work = []
+
+    def gradient(stage, microbatch):
+        return f"{stage}{'I' if is_split[stage, microbatch] else 'B'}{microbatch}"
+
+    for stage, rank in enumerate(rank_of):
+        for m in range(num_microbatches):
+            work.append(Work(f"{stage}F{m}", rank, [f"{stage - 1}F{m}"] if stage else []))
+            needs = [f"{stage}F{m}"] + ([gradient(stage + 1, m)] if stage < last else [])
+            work.append(Work(gradient(stage, m), rank, needs))
+            if is_split[stage, m]:
+                work.append(Work(f"{stage}W{m}", rank, [f"{stage}I{m}"]))
+    return work
+
+
+@st.composite
+def good_schedules(draw, max_ranks=4, max_stages=6, max_microbatches=4):
+    """Schedules that are right by construction: the order in which some run did its work.
+
+    Placements are arbitrary, and each backward is split into I and W or not, by itself.
+    """
+    num_ranks = draw(st.integers(1, max_ranks))
+    num_stages = draw(st.integers(num_ranks, max(num_ranks, max_stages)))
+    num_microbatches = draw(st.integers(1, max_microbatches))
+    random = draw(st.randoms(use_true_random=False))
+    rank_of = [*range(num_ranks), *random.choices(range(num_ranks), k=num_stages - num_ranks)]
+    random.shuffle(rank_of)
+    is_split = {
+        (stage, m): random.random() < 0.5
+        for stage in range(num_stages)
+        for m in range(num_microbatches)
+    }
+    waiting = all_work(rank_of, num_microbatches, is_split)
+    done = set()
+    ranks = [[] for _ in range(num_ranks)]
+    while waiting:
+        ready = [work for work in waiting if done.issuperset(work.needs)]
+        work = random.choice(ready)
+        waiting.remove(work)
+        done.add(work.text)
+        ranks[work.rank].append(Action.parse(work.text))
+    return Schedule(
+        ranks,
+        placement=Placement(num_ranks, rank_of),
+        num_microbatches=num_microbatches,
+        name="random",
+    )
+
+
+@st.composite
+def mutated_schedules(draw):
+    """A good schedule after one to three random mistakes, which may cancel out."""
+    schedule = draw(good_schedules())
+    ranks = [list(actions) for actions in schedule.actions]
+    random = draw(st.randoms(use_true_random=False))
+    for _ in range(draw(st.integers(1, 3))):
+        mutation = draw(st.sampled_from(["drop", "double", "swap", "move", "replace"]))
+        rank = random.choice([r for r, actions in enumerate(ranks) if actions] or [0])
+        actions = ranks[rank]
+        if not actions:
+            continue
+        i = random.randrange(len(actions))
+        if mutation == "drop":
+            del actions[i]
+        elif mutation == "double":
+            actions.insert(random.randrange(len(actions) + 1), actions[i])
+        elif mutation == "swap":
+            j = random.randrange(len(actions))
+            actions[i], actions[j] = actions[j], actions[i]
+        elif mutation == "move":
+            other = random.choice(ranks)
+            action = actions.pop(i)
+            other.insert(random.randrange(len(other) + 1), action)
+        else:
+            actions[i] = Action(
+                random.choice("FBIW"),
+                random.randrange(schedule.num_stages + 1),
+                random.randrange(schedule.num_microbatches + 1),
+            )
+    return Schedule(ranks, placement=schedule.placement, num_microbatches=schedule.num_microbatches)

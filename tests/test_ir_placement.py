@@ -1,0 +1,51 @@
+import pickle
+
+import pytest
+
+from pipert import Placement
+
+
+def test_loop_deals_the_stages_out():
+    placement = Placement.loop(3, 6)
+    assert placement.ranks == [0, 1, 2, 0, 1, 2]
+    assert placement.stages_of(1) == [1, 4]
+    assert (placement.num_ranks, placement.num_stages) == (3, 6)
+
+
+def test_v_shaped_goes_up_and_down():
+    assert Placement.v_shaped(3, 6).ranks == [0, 1, 2, 2, 1, 0]
+    assert Placement.v_shaped(2, 8).ranks == [0, 1, 1, 0, 0, 1, 1, 0]
+
+
+def test_placements_are_values():
+    assert Placement.loop(2, 2) == Placement(2, [0, 1])
+    assert Placement.loop(2, 4) != Placement.v_shaped(2, 4)
+    assert pickle.loads(pickle.dumps(Placement.loop(2, 4))) == Placement.loop(2, 4)
+
+
+@pytest.mark.parametrize("make", [Placement.loop, Placement.v_shaped])
+@pytest.mark.parametrize("num_stages", [0, -2, 1, 3])
+def test_num_stages_must_be_a_multiple_of_num_ranks(make, num_stages):
+    expected = rf"num_stages must be a positive multiple of 2 \(num_ranks\), got {num_stages}"
+    with pytest.raises(ValueError, match=expected):
+        make(2, num_stages)
+
+
+def test_every_rank_must_own_a_stage():
+    with pytest.raises(ValueError, match="every rank must own a stage, rank 1 owns none"):
+        Placement(2, [0, 0])
+    with pytest.raises(ValueError, match=r"num_stages must be at least 2 \(num_ranks\), got 1"):
+        Placement(2, [0])
+
+
+def test_a_rank_out_of_range_is_rejected():
+    with pytest.raises(ValueError, match=r"the rank of stage 1 must be in \[0, 2\), got 2"):
+        Placement(2, [0, 2])
+
+
+def test_an_unknown_stage_or_rank_is_an_index_error():
+    placement = Placement.loop(2, 4)
+    with pytest.raises(IndexError, match=r"stage must be in \[0, 4\), got 4"):
+        placement.rank_of(4)
+    with pytest.raises(IndexError, match=r"rank must be in \[0, 2\), got -1"):
+        placement.stages_of(-1)

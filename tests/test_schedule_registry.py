@@ -1,0 +1,64 @@
+import pytest
+
+from pipert import Schedule, schedules
+
+SIZES = {"num_ranks": 2, "num_microbatches": 4}
+
+
+def test_the_names():
+    assert schedules()[:3] == ["gpipe", "1f1b", "interleaved_1f1b"]
+
+
+@pytest.mark.parametrize("name", schedules())
+def test_every_schedule_builds_verifies_and_carries_its_name(name):
+    schedule = Schedule.build(name, **SIZES)
+    assert schedule.name == name
+    assert schedule.verify(), schedule.verify().message
+
+
+def test_an_unknown_name_tells_the_near_ones_and_all():
+    message = r"^unknown schedule '1f1bb': did you mean '1f1b'\? known: gpipe, 1f1b, interleaved"
+    with pytest.raises(ValueError, match=message):
+        Schedule.build("1f1bb", **SIZES)
+    with pytest.raises(ValueError, match=r"^unknown schedule '1F1B': did you mean '1f1b'\?"):
+        Schedule.build("1F1B", **SIZES)
+    with pytest.raises(ValueError, match=r"did you mean 'interleaved_1f1b'"):
+        Schedule.build("Interleaved1F1B", **SIZES)
+
+
+def test_a_name_that_is_near_nothing_gets_the_list_alone():
+    with pytest.raises(ValueError, match=r"^unknown schedule 'xyzzyx'; known: gpipe, 1f1b"):
+        Schedule.build("xyzzyx", **SIZES)
+
+
+def test_an_unknown_option_tells_the_near_ones():
+    message = r"option of schedule 'interleaved_1f1b': 'group_sise': did you mean 'group_size'\?"
+    with pytest.raises(ValueError, match=message):
+        Schedule.build("interleaved_1f1b", **SIZES, group_sise=2)
+    with pytest.raises(ValueError, match=r"option of schedule '1f1b': 'group_size'; known: none"):
+        Schedule.build("1f1b", **SIZES, group_size=2)
+
+
+def test_an_option_of_another_type_is_a_type_error():
+    with pytest.raises(TypeError, match="option 'group_size' must be an int, got str"):
+        Schedule.build("interleaved_1f1b", **SIZES, group_size="2")
+
+
+def test_an_option_that_is_none_is_not_given():
+    given = Schedule.build("interleaved_1f1b", **SIZES, group_size=None)
+    assert given == Schedule.build("interleaved_1f1b", **SIZES)
+
+
+@pytest.mark.parametrize("name", schedules())
+@pytest.mark.parametrize("size", ["num_ranks", "num_microbatches", "num_stages"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_sizes_below_one_are_rejected(name, size, value):
+    with pytest.raises(ValueError, match=f"{size} must be at least 1, got {value}"):
+        Schedule.build(name, **{**SIZES, size: value})
+
+
+@pytest.mark.parametrize("name", schedules())
+def test_a_size_beyond_memory_is_told_not_tried(name):
+    message = "num_stages x num_microbatches must be at most 100000000, got 2 x 2000000000"
+    with pytest.raises(ValueError, match=message):
+        Schedule.build(name, num_ranks=2, num_microbatches=2_000_000_000)
