@@ -72,7 +72,7 @@ $(VENV)/.lint: pyproject.toml | $(VENV)/.pipert
 # $(call test_floors,sanitizers): the torch-free floors and their tests.
 comma := ,
 define test_floors
-	cmake -G Ninja -S . -B build/floors-$(1) -DPIPERT_TORCH=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	cmake -G Ninja -S . -B build/floors-$(1) -DPIPERT_TORCH=OFF \
 	  -DPIPERT_SANITIZE=$(1)$(if $(2),$(comma)$(2)) -DPIPERT_WERROR=$(PIPERT_WERROR)
 	cmake --build build/floors-$(1)
 	ctest --test-dir build/floors-$(1) --output-on-failure --no-tests=error

@@ -3,17 +3,22 @@
 import itertools
 import json
 import os
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 
 from pipert import _C
+from pipert.errors import PipelineError, describe_for_peers, error_of_peer
 
-# gloo closes a group when a timed wait runs out; pipert has time limits of its own.
+# A backend closes a group when a timed wait runs out; pipert has time limits of its own.
 _NEVER = timedelta(days=365)
+# A wait for the store doesn't see signals: between two of them, Ctrl-C works.
+_LOOK_EVERY = timedelta(seconds=0.5)
 
 
 def init(backend: str | None = None) -> dist.ProcessGroup | None:
@@ -68,41 +73,91 @@ def as_group(group: Any) -> dist.ProcessGroup:
 class Peers:
     """The ranks of one pipeline, and the part of torch.distributed's store that is theirs."""
 
-    _counts: dict[tuple[int, ...], Iterator[int]] = {}  # pipelines made so far, by their ranks
+    # Pipelines made so far, by their ranks.
+    _counts: ClassVar[dict[tuple[int, ...], Iterator[int]]] = {}
 
     def __init__(self, group: dist.ProcessGroup, timeout_s: float) -> None:
         self.rank = dist.get_rank(group)
         self.size = dist.get_world_size(group)
-        self._timeout = timedelta(seconds=timeout_s)
         ranks = tuple(dist.get_process_group_ranks(group))
         # All ranks of a group make their pipelines in the same order, so they count alike.
         number = next(self._counts.setdefault(ranks, itertools.count()))
         base = dist.distributed_c10d._get_default_store()
         name = f"pipert/{'.'.join(map(str, ranks))}/{number}"
         self._store = dist.PrefixStore(name, base)
+        self._timeout = timedelta(seconds=timeout_s)
         self._exchanges = itertools.count()
+        self._num_connections = 0  # that were begun by all ranks
+        self._is_lost = False
 
-    def exchange(self, value: Any) -> list[Any]:
+    def exchange(self, call: str, value: Any = None) -> list[Any]:
         """Every rank gives a JSON value and gets all of them, in rank order. A collective call.
+
+        Args:
+            call: what the ranks are doing, the same words on all.
+            value: this rank's.
 
         Raises:
             TimeoutError: some rank didn't come; names them.
+            PipelineError: some rank failed on its way here; see `telling`.
+            ValueError: some rank is doing something else.
         """
+        if self._is_lost:
+            raise PipelineError(
+                f"rank {self.rank}: another rank was waited for in vain: close the pipeline and "
+                "make a new one, on every rank",
+                kind="timeout",
+                rank=self.rank,
+            )
         number = next(self._exchanges)
-        keys = [f"exchange/{number}/{rank}" for rank in range(self.size)]
-        self._store.set(keys[self.rank], json.dumps(value))
-        try:
-            self._store.wait(keys, self._timeout)
-        except dist.DistStoreError as error:
-            missing = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
-            raise TimeoutError(
-                f"rank {self.rank} waited {self._timeout.total_seconds():g} s for "
-                f"{', '.join(f'rank {rank}' for rank in missing)} to make the same call"
-            ) from error
-        values = [json.loads(self._store.get(key)) for key in keys]
+        self._post(number, {"call": call, "value": value})
+        told = self._collect(number, call)
         if number > 0:  # all ranks have read the one before, or they would not be here
-            self._store.delete_key(f"exchange/{number - 1}/{self.rank}")
-        return values
+            self._store.delete_key(self._key(number - 1, self.rank))
+        for part in told:
+            if "error" in part:
+                raise error_of_peer(part["error"])
+        for rank, part in enumerate(told):
+            if part["call"] != call:
+                raise ValueError(
+                    f"ranks made different calls: {call} on rank {self.rank}, {part['call']} on "
+                    f"rank {rank}"
+                )
+        return [part["value"] for part in told]
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """If what is inside fails here, the others hear of it in their next exchange."""
+        try:
+            yield
+        except BaseException as error:
+            if not (isinstance(error, PipelineError) and error.kind == "remote"):
+                told = {"error": describe_for_peers(error, self.rank)}
+                self._post(next(self._exchanges), told)
+            raise
+
+    def _key(self, number: int, rank: int) -> str:
+        return f"exchange/{number}/{rank}"
+
+    def _post(self, number: int, told: dict[str, Any]) -> None:
+        self._store.set(self._key(number, self.rank), json.dumps(told))
+
+    def _collect(self, number: int, call: str) -> list[Any]:
+        keys = [self._key(number, rank) for rank in range(self.size)]
+        end = time.monotonic() + self._timeout.total_seconds()
+        while True:
+            try:
+                self._store.wait(keys, min(self._timeout, _LOOK_EVERY))
+                return [json.loads(self._store.get(key)) for key in keys]
+            except dist.DistStoreError as error:
+                if time.monotonic() < end:
+                    continue
+                self._is_lost = True
+                missing = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
+                raise TimeoutError(
+                    f"rank {self.rank} waited {self._timeout.total_seconds():g} s for "
+                    f"{', '.join(f'rank {rank}' for rank in missing)} to {call} too"
+                ) from error
 
     def agree(self, arguments: dict[str, Any]) -> None:
         """Checks that all ranks gave the same. A collective call.
@@ -110,7 +165,7 @@ class Peers:
         Raises:
             ValueError: on every rank, with the first difference.
         """
-        everybody = self.exchange(arguments)
+        everybody = self.exchange("make the pipeline", arguments)
         for name, mine in everybody[0].items():
             for rank, theirs in enumerate(everybody):
                 if theirs.get(name) != mine:
@@ -119,18 +174,16 @@ class Peers:
                         f"{theirs.get(name)} on rank {rank}"
                     )
 
-    def connect(
-        self, program: _C.Program, device: torch.device, generation: int
-    ) -> _C.ExternalChannels:
+    def connect(self, program: _C.Program, device: torch.device) -> _C.ExternalChannels:
         """Opens a channel for each edge of this rank. A collective call.
 
         Args:
             program: this rank's training program.
             device: this rank's.
-            generation: how often the pipeline was connected before; all ranks count alike.
         """
-        self.exchange("connect")  # groups below wait without a limit
-        store = dist.PrefixStore(f"connection/{generation}", self._store)
+        self.exchange("connect")
+        self._num_connections += 1
+        store = dist.PrefixStore(f"connection/{self._num_connections}", self._store)
         edges = sorted(
             {
                 (slot["source"], slot["destination"])
@@ -143,9 +196,8 @@ class Peers:
             (source, destination, *self._edge(store, source, destination, device))
             for source, destination in edges
         ]
-        group = dist.ProcessGroupGloo(
-            dist.PrefixStore("all", store), self.rank, self.size, timeout=_NEVER
-        )
+        group = self._gloo(dist.PrefixStore("all", store), self.rank, self.size)
+        self.exchange("end connecting")  # or a rank would wait in a step for one that failed here
         return _C.connect_processes(
             rank=self.rank,
             device=str(device),
@@ -160,9 +212,7 @@ class Peers:
     ) -> tuple[dist.Backend, dist.Backend | None]:
         rank = 0 if self.rank == source else 1
         edge = f"{source}-{destination}"
-        cpu = dist.ProcessGroupGloo(
-            dist.PrefixStore(f"cpu/{edge}", store), rank, 2, timeout=_NEVER
-        )
+        cpu = self._gloo(dist.PrefixStore(f"cpu/{edge}", store), rank, 2)
         if device.type == "cpu":
             return cpu, None
         if device.type != "cuda" or not dist.is_nccl_available():
@@ -177,3 +227,7 @@ class Peers:
         )
         accelerator.eager_connect_single_device(device)
         return cpu, accelerator
+
+    def _gloo(self, store: dist.Store, rank: int, size: int) -> dist.Backend:
+        """The time limit is for connecting; C++ waits for messages with none."""
+        return dist.ProcessGroupGloo(store, rank, size, timeout=self._timeout)

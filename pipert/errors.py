@@ -43,7 +43,7 @@ def make_pipeline_error(
 ) -> PipelineError:
     """Called from C++ with what it knows of a failure."""
     if kind == "remote":
-        return _from_peer(message)
+        return error_of_peer(message)
     where = f"rank {rank}"
     if action is not None:
         verb = "forward" if action.kind == "F" else "backward"
@@ -51,7 +51,7 @@ def make_pipeline_error(
     if kind == "transfer" and message:
         where += f", at: {message}"
     if cause is not None:
-        what = f"{type(cause).__name__}: {cause}"
+        what = f"{type(cause).__name__}: {_text(cause)}"
         if kind == "action" and action is not None:
             what += diagnose(cause, action.stage)
     else:
@@ -66,19 +66,24 @@ def make_pipeline_error(
     )
 
 
-def describe_for_peers(error: BaseException) -> str:
-    """What the other processes are told of `error`, as JSON."""
-    fields = ("rank", "stage", "microbatch", "action")
-    return json.dumps(
-        {
-            "message": str(error) or type(error).__name__,
-            "traceback": "".join(traceback.format_exception(error)),
-            **{name: getattr(error, name, None) for name in fields},
-        }
-    )
+def describe_for_peers(error: BaseException, rank: int | None = None) -> str:
+    """What the other processes are told of `error`, as JSON.
+
+    Args:
+        error: a PipelineError, which names its rank; or any other, of `rank`.
+        rank: this process's.
+    """
+    where = {"rank": rank, "stage": None, "microbatch": None, "action": None}
+    message = f"rank {rank}: {type(error).__name__}: {_text(error)}"
+    if isinstance(error, PipelineError):
+        where = {name: getattr(error, name) for name in where}
+        message = str(error)
+    trace = "".join(traceback.format_exception(error))
+    return json.dumps({"message": message, "traceback": trace, **where})
 
 
-def _from_peer(text: str) -> PipelineError:
+def error_of_peer(text: str) -> PipelineError:
+    """What this process raises when another one gave `describe_for_peers`."""
     told = json.loads(text)
     error = PipelineError(
         f"another rank failed: {told['message']}",
@@ -90,6 +95,13 @@ def _from_peer(text: str) -> PipelineError:
     )
     error.__cause__ = RemoteTraceback(told["traceback"])
     return error
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # the user's own class
+        return "an exception that can't be printed"
 
 
 class RemoteTraceback(Exception):  # noqa: N818 - it isn't raised: it shows where another rank was

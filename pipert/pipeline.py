@@ -4,6 +4,7 @@ import atexit
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -85,47 +86,50 @@ class Pipeline:
         intra_op_threads: int | None = None,
     ) -> None:
         self._runtime: _C.Runtime | None = None
-        _check_arguments(stages, num_microbatches, loss_fn, stage_kind, timeout_s)
-        process_group = None if group is None else as_group(group)
-        if num_ranks is None:
-            num_ranks = _default_num_ranks(stages, schedule, devices, process_group)
-        self._peers = None if process_group is None else Peers(process_group, timeout_s)
-        if self._peers is not None and num_ranks != self._peers.size:
-            raise ValueError(
-                f"num_ranks must be the size of the group, {self._peers.size}, got {num_ranks}"
-            )
-        self._group = process_group
-        self.schedule = _resolve_schedule(
-            schedule, num_ranks, num_microbatches, len(stages), schedule_options or {}
-        )
-        _check_placement(placement, self.schedule)
+        self._group = None if group is None else as_group(group)
+        self._peers = None if self._group is None else Peers(self._group, timeout_s)
         self._loss_fn = loss_fn
         self._broadcast_loss = broadcast_loss
         self._timeout_s = timeout_s
-        programs = _C.lower(self.schedule, receive_slots=receive_slots)
-        evaluation = _C.lower(self.schedule.forward_only(), receive_slots=receive_slots)
-        if self._peers is not None:
-            self._peers.agree(
-                {
-                    "schedule": self.schedule.name,
-                    "num_microbatches": num_microbatches,
-                    "num_stages": len(stages),
-                    "the schedule's actions": self.schedule.to_csv(),
-                    "receive_slots": receive_slots,
-                    "broadcast_loss": broadcast_loss,
-                }
+        with self._telling_peers():
+            _check_arguments(stages, num_microbatches, loss_fn, stage_kind, timeout_s)
+            if num_ranks is None:
+                num_ranks = _default_num_ranks(stages, schedule, devices, self._group)
+            if self._peers is not None and num_ranks != self._peers.size:
+                raise ValueError(
+                    f"num_ranks must be the size of the group, {self._peers.size}, got {num_ranks}"
+                )
+            self.schedule = _resolve_schedule(
+                schedule, num_ranks, num_microbatches, len(stages), schedule_options or {}
             )
-        self._ranks = range(num_ranks) if self._peers is None else [self._peers.rank]
-        self._devices = _resolve_devices(devices, self._ranks)
-        self.program = Programs(programs[rank] for rank in self._ranks)
-        self._evaluation = [evaluation[rank] for rank in self._ranks]
-        self._intra_op_threads = intra_op_threads or max(
-            1, torch.get_num_threads() // len(self._ranks)
-        )
-        self._generation = 0
-        self._make_stages(stages)
-        self._connect()
+            _check_placement(placement, self.schedule)
+            programs = _C.lower(self.schedule, receive_slots=receive_slots)
+            evaluation = _C.lower(self.schedule.forward_only(), receive_slots=receive_slots)
+            if self._peers is not None:
+                self._peers.agree(
+                    {
+                        "schedule": self.schedule.name,
+                        "num_microbatches": num_microbatches,
+                        "num_stages": len(stages),
+                        "the schedule's actions": self.schedule.to_csv(),
+                        "receive_slots": receive_slots,
+                        "broadcast_loss": broadcast_loss,
+                    }
+                )
+            self._ranks = range(num_ranks) if self._peers is None else [self._peers.rank]
+            self._devices = _resolve_devices(devices, self._ranks)
+            self.program = Programs(programs[rank] for rank in self._ranks)
+            self._evaluation = [evaluation[rank] for rank in self._ranks]
+            self._intra_op_threads = intra_op_threads or max(
+                1, torch.get_num_threads() // len(self._ranks)
+            )
+            self._make_stages(stages)
+            self._connect()
         _open.add(self)
+
+    def _telling_peers(self) -> AbstractContextManager[None]:
+        """In a group, the others are told of a failure inside: they wait for this rank."""
+        return nullcontext() if self._peers is None else self._peers.telling()
 
     def _make_stages(self, stages: Sequence[Any]) -> None:
         self._global_names = (
@@ -152,10 +156,9 @@ class Pipeline:
         """Makes the runtime; in a group, with new connections. A collective call there."""
         external = None
         if self._peers is not None:
-            external = self._peers.connect(self.program[0], self._devices[0], self._generation)
-        self._generation += 1
+            external = self._peers.connect(self.program[0], self._devices[0])
         # A waiting rank may only keep a core busy if no other rank needs it.
-        spin_us = 50 if len(self._ranks) <= (os.cpu_count() or 1) else 0
+        spin_us = 200 if len(self._ranks) <= (os.cpu_count() or 1) else 0
         self._runtime = _C.Runtime(
             stages=[(s.index, s.call, s.spread, s.keywords) for s in self._local.values()],
             ranks=[
@@ -203,8 +206,6 @@ class Pipeline:
             ValueError, TypeError: an argument is wrong.
             PipelineError: the step failed on some rank. Gradients may have been added in part.
         """
-        if self._loss_fn is None:
-            raise ValueError("step needs a loss function: expected Pipeline(loss_fn=...), got None")
         return self._run(
             args, kwargs, target, loss_kwargs, microbatches, True, True, return_outputs
         )
@@ -222,7 +223,7 @@ class Pipeline:
 
         Without a loss function it computes outputs alone.
         """
-        has_loss = self._loss_fn is not None
+        has_loss = self._loss_fn is not None or not self._has_last
         return self._run(
             args, kwargs, target, loss_kwargs, microbatches, False, has_loss, return_outputs
         )
@@ -252,7 +253,7 @@ class Pipeline:
             else:
                 batch_args, batch_kwargs = (args or None), (kwargs or None)
                 self._check_keywords(kwargs)
-            self._check_batch(batch_args, batch_kwargs, target, compute_loss)
+            self._check_batch(batch_args, batch_kwargs, target, training, compute_loss)
             with torch.set_grad_enabled(training):
                 runtime.step(
                     args=batch_args,
@@ -264,9 +265,9 @@ class Pipeline:
                     compute_loss=compute_loss,
                     keep_outputs=keep_outputs,
                 )
-        except PipelineError:
+        except PipelineError:  # the runtime has told the others
             raise
-        except (ValueError, TypeError) as error:
+        except BaseException as error:
             self._withdraw(error)
             raise
         return self._result(runtime, compute_loss, keep_outputs, is_cut)
@@ -276,15 +277,20 @@ class Pipeline:
             raise ValueError("the pipeline is closed")
         if not self._runtime.usable():
             self._runtime.close()
-            self._connect()
+            with self._telling_peers():
+                self._connect()
         return self._runtime
 
-    def _withdraw(self, error: Exception) -> None:
+    def _withdraw(self, error: BaseException) -> None:
         """The others may be in the step already: they are told that this rank won't come."""
         if self._peers is not None and self._runtime is not None:
-            self._runtime.withdraw(describe_for_peers(error))
+            self._runtime.withdraw(describe_for_peers(error, self._peers.rank))
 
-    def _check_batch(self, args: Any, kwargs: Any, target: Any, compute_loss: bool) -> None:
+    def _check_batch(
+        self, args: Any, kwargs: Any, target: Any, training: bool, compute_loss: bool
+    ) -> None:
+        if training and self._has_last and self._loss_fn is None:
+            raise ValueError("step needs a loss function: expected Pipeline(loss_fn=...), got None")
         if self._has_first and args is None and kwargs is None:
             raise ValueError("the first stage's rank needs the batch: expected arguments, got none")
         if compute_loss and self._has_last and target is None and self._loss_fn is not None:
@@ -304,9 +310,8 @@ class Pipeline:
     def _result(
         self, runtime: _C.Runtime, compute_loss: bool, keep_outputs: bool, is_cut: bool
     ) -> StepResult:
-        losses = loss = outputs = None
-        if compute_loss and (pieces := runtime.losses()) is not None:
-            losses = torch.stack([piece.reshape(()) for piece in pieces])
+        loss = losses = outputs = None
+        if compute_loss and (losses := runtime.losses()) is not None:
             loss = mean_loss(losses, runtime.loss_weights())
         if keep_outputs and (kept := runtime.outputs()) is not None:
             outputs = kept if is_cut else merge_outputs(kept)
@@ -388,9 +393,11 @@ class Pipeline:
         Raises:
             ValueError: there was none.
         """
-        parts = [summarize(raw) for raw in self._traces()]
-        if self._peers is not None:
-            parts = [part for rank in self._peers.exchange(parts) for part in rank]
+        with self._telling_peers():
+            parts = [summarize(raw) for raw in self._traces()]
+            if self._peers is not None:
+                told = self._peers.exchange("make a report", parts)
+                parts = [part for rank in told for part in rank]
         return make_report(parts, self.schedule)
 
     def _traces(self) -> list[Any]:

@@ -78,7 +78,9 @@ def split(
 def _layers(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
     """The layers in the order in which they are taken to run, by path."""
     layers = []
-    for name, child in module.named_children():
+    for name, child in module._modules.items():  # named_children() shows a shared layer once
+        if child is None:
+            continue
         path = f"{prefix}{name}"
         if type(child) in (nn.Sequential, nn.ModuleList) and len(child) > 0:  # type: ignore[arg-type]
             layers += _layers(child, f"{path}.")

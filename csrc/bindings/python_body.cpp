@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/index.h"
 #include "bindings/python_tree.h"
+#include "bindings/python_turn.h"
 
 namespace py = pybind11;
 
@@ -40,7 +41,9 @@ PythonBody::~PythonBody() {
 }
 
 BodyResult PythonBody::forward(const RunContext& context, BodyInput input) {
+  const PythonTurn turn;
   const py::gil_scoped_acquire gil;
+  input.retired.clear();
   const py::tuple args = arguments(context, std::move(input));
   const py::object output = call(callable_, args, take_entry(batch_.kwargs, context.microbatch));
   BodyResult result;

@@ -1,6 +1,7 @@
 #include "bindings/python_runtime.h"
 
 #include <ATen/ops/full.h>
+#include <ATen/ops/stack.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <utility>
@@ -83,6 +84,18 @@ std::vector<py::object> select(const std::vector<py::object>& dicts,
   return selected;
 }
 
+// Says that a pass is running while it lives. Guarded by the GIL.
+class Running {
+ public:
+  explicit Running(bool& flag) : flag_(flag) { flag_ = true; }
+  ~Running() { flag_ = false; }
+  Running(const Running&) = delete;
+  Running& operator=(const Running&) = delete;
+
+ private:
+  bool& flag_;
+};
+
 }  // namespace
 
 PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector<PythonRank> ranks,
@@ -98,7 +111,8 @@ PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector
                                              position.is_last() ? loss_fn : py::object(py::none()));
     bodies_[stage.stage] = body.get();
     keywords_[stage.stage] = stage.keywords;
-    built[stage.stage] = std::make_unique<ModuleStage>(position, num_microbatches_, std::move(body));
+    built[stage.stage] = std::make_unique<ModuleStage>(position, num_microbatches_, std::move(body),
+                                                       /*shares_gil=*/ranks.size() > 1);
     stages_[stage.stage] = built[stage.stage].get();
   }
   std::vector<RankSpec> specs(ranks.size());
@@ -127,6 +141,7 @@ PythonRuntime::~PythonRuntime() { close(); }
 
 void PythonRuntime::close() {
   if (runtime_ == nullptr) return;
+  if (running_) throw ValueError("the pipeline is running a step: it can be closed when that has ended");
   auto closing = std::move(runtime_);
   bodies_.clear();
   stages_.clear();
@@ -180,10 +195,12 @@ void PythonRuntime::set_batches(const StepArguments& arguments) {
 
 void PythonRuntime::clear_batches() {
   for (auto& [stage, body] : bodies_) body->set_batch({});
+  for (auto& [index, stage] : stages_) stage->free_retired();
 }
 
 void PythonRuntime::step(StepArguments arguments) {
   runtime();
+  if (running_) throw ValueError("the pipeline is running a step: it runs one at a time, for one thread");
   set_batches(arguments);
   const Pass pass{.epoch = epoch_++, .training = arguments.training};
   arguments = {};  // the bodies hold the pieces; nobody shall hold the whole
@@ -191,7 +208,11 @@ void PythonRuntime::step(StepArguments arguments) {
 }
 
 void PythonRuntime::run(const Pass& pass) {
-  runtime_->start(pass);
+  const Running running(running_);
+  {
+    const py::gil_scoped_release no_gil;  // the first thing that a worker wants is the GIL
+    runtime_->start(pass);
+  }
   std::optional<py::error_already_set> signal;
   for (bool done = false; !done;) {
     {
@@ -200,12 +221,14 @@ void PythonRuntime::run(const Pass& pass) {
     }
     if (!done && !signal.has_value() && PyErr_CheckSignals() != 0) {
       signal.emplace();
-      runtime_->interrupt({.kind = FailureKind::kInterrupted,
-                           .rank = runtime_->executors().front()->rank(),
-                           .action = {},
-                           .message = "the step was interrupted",
-                           .cause = nullptr});
+      const Failure interrupted{.kind = FailureKind::kInterrupted,
+                                .rank = runtime_->executors().front()->rank(),
+                                .action = {},
+                                .message = "the step was interrupted",
+                                .cause = nullptr};
+      runtime_->interrupt(interrupted);
       threads_.interrupt();
+      publish_interrupt(interrupted);  // now: this rank's own code may take its time to end
     }
   }
   const std::optional<Failure> failure = runtime_->finish();
@@ -215,25 +238,39 @@ void PythonRuntime::run(const Pass& pass) {
   try {
     raise_pipeline_error(*failure);
   } catch (py::error_already_set& error) {
-    if (failure->kind != FailureKind::kRemote) runtime_->publish(failure_text(error));
+    if (failure->kind != FailureKind::kRemote) publish(error);
     if (signal.has_value()) throw *signal;
     throw;
   }
 }
 
+void PythonRuntime::publish_interrupt(const Failure& failure) {
+  try {
+    raise_pipeline_error(failure);
+  } catch (py::error_already_set& error) {
+    publish(error);
+  }
+}
+
+void PythonRuntime::publish(const py::error_already_set& error) {
+  if (!runtime_->has_peers()) return;
+  const std::string text = failure_text(error);
+  const py::gil_scoped_release no_gil;  // a round trip to the store
+  runtime_->publish(text);
+}
+
 py::object PythonRuntime::losses() const {
-  const auto last = stages_.find(num_stages_ - 1);
-  if (last != stages_.end()) {
-    return last->second->losses().empty() ? py::object(py::none()) : py::object(py::cast(last->second->losses()));
-  }
-  if (runtime_ == nullptr || runtime_->agreed().empty()) return py::none();
-  const auto& agreed = runtime_->agreed();
-  const auto options = at::TensorOptions().dtype(static_cast<at::ScalarType>(static_cast<int>(agreed.front())));
   std::vector<at::Tensor> losses;
-  for (auto value = agreed.end() - num_microbatches_; value != agreed.end(); ++value) {
-    losses.push_back(at::full({}, *value, options));
+  if (const auto last = stages_.find(num_stages_ - 1); last != stages_.end()) {
+    for (const at::Tensor& loss : last->second->losses()) losses.push_back(loss.reshape({}));
+  } else if (runtime_ != nullptr && !runtime_->agreed().empty()) {
+    const auto& agreed = runtime_->agreed();
+    const auto options = at::TensorOptions().dtype(static_cast<at::ScalarType>(static_cast<int>(agreed.front())));
+    for (auto value = agreed.end() - num_microbatches_; value != agreed.end(); ++value) {
+      losses.push_back(at::full({}, *value, options));
+    }
   }
-  return py::cast(losses);
+  return losses.empty() ? py::object(py::none()) : py::object(py::cast(at::stack(losses)));
 }
 
 std::vector<double> PythonRuntime::loss_weights() const {

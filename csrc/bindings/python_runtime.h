@@ -63,8 +63,8 @@ class PythonRuntime {
   void withdraw(const std::string& text) { runtime().withdraw(text); }
   bool usable() const { return runtime_ != nullptr && runtime_->usable(); }
 
-  // The losses of the last pass, a list of one-element tensors by microbatch, and their weights: of the last stage if
-  // it is here, else what its rank shared; None if neither.
+  // The losses of the last pass, shape (num_microbatches,), and their weights: of the last stage if it is here, else
+  // what its rank shared; None if neither.
   pybind11::object losses() const;
   std::vector<double> loss_weights() const;
 
@@ -74,6 +74,9 @@ class PythonRuntime {
  private:
   void set_batches(const StepArguments& arguments);
   void run(const Pass& pass);
+  // Tell the other processes, if there are any.
+  void publish(const pybind11::error_already_set& error);
+  void publish_interrupt(const Failure& failure);
   void clear_batches();
 
   int num_stages_ = 0;
@@ -84,6 +87,7 @@ class PythonRuntime {
   PythonThreads threads_;
   std::unique_ptr<PipelineRuntime> runtime_;
   std::int64_t epoch_ = 0;
+  bool running_ = false;
 };
 
 }  // namespace pipert

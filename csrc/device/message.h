@@ -17,6 +17,7 @@ namespace pipert {
 struct Message {
   MessageKey key;
   std::int64_t epoch = 0;  // counts the passes of a pipeline: messages of an earlier one are refused
+  bool training = true;    // of the pass: a rank that evaluates refuses those of one that trains
   double weight = 0.0;     // of this microbatch in the mean loss
 
   // Any shape, dtype and device. A gradient that nobody needs is an undefined tensor.

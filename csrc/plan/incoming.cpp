@@ -26,7 +26,7 @@ Incoming::Incoming(std::vector<Flow> flows, int slots) : flows_(std::move(flows)
   for (const Flow& flow : flows_) {
     sequence_of_.emplace(std::pair(flow.producer, flow.consumer), static_cast<int>(sequence_of_.size()));
   }
-  num_slots_ = std::max(static_cast<std::size_t>(slots), slots_needed(flows_));
+  num_slots_ = slots_needed(flows_) + static_cast<std::size_t>(slots) - 1;
 }
 
 int Incoming::post(SlotId slot, MarkId arrival) {

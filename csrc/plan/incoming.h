@@ -19,7 +19,8 @@ namespace pipert {
 
 class Incoming {
  public:
-  // `flows`: all that cross this edge, in any order. `slots`: how many the caller would like.
+  // `flows`: all that cross this edge, in any order. `slots`: at least 1, how many the caller would like; where messages
+  // are read out of order, so many more are taken that receives are posted as far ahead as they would be in order.
   Incoming(std::vector<Flow> flows, int slots);
 
   const Flow& flow(int sequence) const { return flows_[static_cast<std::size_t>(sequence)]; }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <utility>
 
 #include "analysis/verify.h"
@@ -156,19 +157,20 @@ class RankLowering {
     }
   }
 
+  // An activation lives from its F to its B, or to its W where the backward is split.
   void count_activations() {
-    std::map<StageIndex, ActionKind> last;  // the action that frees a stage's activation
+    std::set<std::pair<StageIndex, Microbatch>> split;
     for (const Action& action : dataflow_.runs(rank_)) {
-      auto& kind = last.try_emplace(action.stage, ActionKind::kBackward).first->second;
-      if (action.kind == ActionKind::kWeightGrad) kind = ActionKind::kWeightGrad;
+      if (action.kind == ActionKind::kWeightGrad) split.emplace(action.stage, action.microbatch);
     }
     int live = 0;
     for (const Action& action : dataflow_.runs(rank_)) {
       if (action.kind == ActionKind::kForward) {
         program_.peak_activations = std::max(program_.peak_activations, ++live);
-      } else if (action.kind == last.at(action.stage)) {
-        --live;
+        continue;
       }
+      const bool is_split = split.contains({action.stage, action.microbatch});
+      if (!is_split || action.kind == ActionKind::kWeightGrad) --live;
     }
   }
 

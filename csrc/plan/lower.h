@@ -12,7 +12,8 @@
 namespace pipert {
 
 struct LowerOptions {
-  // Receive slots of each edge. More are taken where fewer would make ranks wait for each other.
+  // Receive slots of each edge whose messages are read in order; an edge whose messages aren't gets as many more as
+  // hold those that are read late. With 1, a receive may be posted only just before the Run that reads it.
   int receive_slots = 2;
 };
 

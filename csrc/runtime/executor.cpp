@@ -83,6 +83,7 @@ bool Executor::dispatch(const Op& op, const Pass& pass) {
       Message message = std::move(held_[as_index(op.held)]);
       message.key = op.key;
       message.epoch = pass.epoch;
+      message.training = pass.training;
       op.sender->send(op.sequence, op.slot, std::move(message), compute_lane_);
       return true;
     }
@@ -112,7 +113,7 @@ bool Executor::fetch(const Input& input, const Pass& pass, Message& message) {
   auto arrived = input.receiver->take(input.sequence, input.slot, *input.lane);
   if (!arrived.has_value()) return false;
   message = std::move(*arrived);
-  check_arrival(message, input.key, pass.epoch);
+  check_arrival(message, input.key, pass.epoch, pass.training);
   if (input.lane->is_asynchronous()) {
     const auto mark = input.lane->make_mark();
     input.lane->record(*mark);

@@ -57,7 +57,7 @@ void PipelineRuntime::run_rank(int worker, const Pass& pass) {
       failure_.set({.kind = FailureKind::kTransfer,
                     .rank = executor.rank(),
                     .action = {},
-                    .message = "the agreement at the end of the step",
+                    .message = concat("the end of the step, where rank ", agreement_->awaited_rank(), " is awaited"),
                     .cause = std::current_exception()});
     }
   }
@@ -120,7 +120,7 @@ std::string PipelineRuntime::describe_waits() const {
     if (!text.empty()) text += "; ";
     text += concat("rank ", executor->rank());
     if (agreement_progress_.waiting_since_ns.load() != 0) {
-      text += " waits for the other ranks to end the step";
+      text += concat(" is done and waits for rank ", agreement_->awaited_rank(), " to end the step");
     } else if (at < 0) {
       text += " has not begun";
     } else {
@@ -158,6 +158,12 @@ void PipelineRuntime::check_other_processes() {
 std::optional<Failure> PipelineRuntime::finish() {
   std::optional<Failure> failure = failure_.take();
   if (!failure.has_value()) return failure;
+  // A peer that failed says why before it closes its connections.
+  if (failure->kind == FailureKind::kTransfer && board_ != nullptr) {
+    if (auto text = board_->poll()) {
+      *failure = {.kind = FailureKind::kRemote, .rank = failure->rank, .action = {}, .message = std::move(*text), .cause = nullptr};
+    }
+  }
   for (auto& executor : executors_) usable_ = executor->reset() && usable_;
   if (agreement_ != nullptr) usable_ = agreement_->reset() && usable_;
   return failure;

@@ -49,6 +49,7 @@ class PipelineRuntime {
     publish(text);
     usable_ = agreement_ == nullptr;
   }
+  bool has_peers() const { return board_ != nullptr; }
   // Tells the other processes why this one failed; nothing when there are none.
   void publish(const std::string& text) noexcept {
     if (board_ != nullptr) board_->publish(text);

@@ -7,11 +7,29 @@
 #include <utility>
 
 #include "autograd/backward.h"
+#include "autograd/graph.h"
 #include "base/index.h"
 
 namespace pipert {
-ModuleStage::ModuleStage(StagePosition position, int num_microbatches, std::unique_ptr<StageBody> body)
-    : position_(position), body_(std::move(body)), in_flight_(as_index(num_microbatches)) {}
+namespace {
+
+// Inputs and outputs of one microbatch of a small stage: see Note [Graphs are freed where the GIL is held].
+constexpr std::size_t kSmallBytes = 256 * 1024;
+
+std::size_t num_bytes(const std::vector<at::Tensor>& tensors) {
+  std::size_t bytes = 0;
+  for (const at::Tensor& tensor : tensors) bytes += tensor.defined() ? tensor.nbytes() : 0;
+  return bytes;
+}
+
+}  // namespace
+
+ModuleStage::ModuleStage(StagePosition position, int num_microbatches, std::unique_ptr<StageBody> body,
+                         bool shares_gil)
+    : position_(position),
+      body_(std::move(body)),
+      in_flight_(as_index(num_microbatches)),
+      shares_gil_(shares_gil) {}
 
 void ModuleStage::begin(std::vector<double> weights) {
   weights_ = std::move(weights);
@@ -29,8 +47,10 @@ Message ModuleStage::forward(const RunContext& context, Message input) {
     ++num_in_flight_;
     state.sink = attach_sink(input.tensors, input.requires_grad);
     state.needs_gradient = std::move(input.requires_grad);
+    state.num_bytes = num_bytes(input.tensors);
   }
-  BodyResult result = body_->forward(context, {std::move(input.tensors), std::move(input.structure)});
+  BodyResult result = body_->forward(
+      context, {std::move(input.tensors), std::move(input.structure), std::exchange(retired_, {})});
   Message output;
   output.weight = weight;
   if (position_.is_last()) {
@@ -38,6 +58,7 @@ Message ModuleStage::forward(const RunContext& context, Message input) {
     return output;
   }
   output.structure = std::move(result.structure);
+  state.num_bytes += num_bytes(result.tensors);
   output.requires_grad.reserve(result.tensors.size());
   output.tensors.reserve(result.tensors.size());
   for (const at::Tensor& tensor : result.tensors) {
@@ -74,7 +95,7 @@ void ModuleStage::finish_loss(const RunContext& context, double weight, const at
   TORCH_CHECK_VALUE(loss.requires_grad(), "the loss of microbatch ", context.microbatch,
                     " does not require a gradient: no parameter of the model leads to it");
   state.roots = {torch::autograd::impl::gradient_edge(loss)};
-  state.seeds = {at::full_like(loss.detach(), weight)};
+  state.seeds = {at::full_like(losses_[as_index(context.microbatch)], weight)};
 }
 
 Message ModuleStage::backward(const RunContext& context, Message gradients) {
@@ -93,7 +114,11 @@ Message ModuleStage::backward(const RunContext& context, Message gradients) {
     roots.push_back(std::move(state.roots[i]));
     seeds.push_back(std::move(gradients.tensors[i]));
   }
-  run_backward(roots, seeds);
+  const bool keep_graph = shares_gil_ && state.num_bytes <= kSmallBytes && !has_python_node(roots);
+  run_backward(roots, seeds, keep_graph);
+  if (keep_graph) {
+    for (auto& root : roots) retired_.push_back(std::move(root.function));
+  }
 
   Message result;
   result.weight = gradients.weight;
@@ -110,6 +135,7 @@ Message ModuleStage::backward(const RunContext& context, Message gradients) {
 void ModuleStage::reset() noexcept {
   for (InFlight& state : in_flight_) state = {};
   num_in_flight_ = 0;
+  retired_.clear();
 }
 
 }  // namespace pipert

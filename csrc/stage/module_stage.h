@@ -9,9 +9,17 @@
 
 namespace pipert {
 
+// Note [Graphs are freed where the GIL is held]
+//
+// A tensor that Python has seen takes the GIL when it dies. A backward that frees its graph as it goes would so wait
+// for the GIL once for each saved tensor, while another rank of this process runs its forward. So when ranks share a
+// GIL, the graph of a small stage is kept until the rank's next forward, which holds the GIL anyhow, or the end of the
+// pass. Large stages, where the wait is small beside the work and the memory is not, free theirs at once; so do graphs
+// with Python nodes, some of which refuse to be kept.
 struct BodyInput {
   std::vector<at::Tensor> tensors;
   std::shared_ptr<const Structure> structure;  // as in Message
+  std::vector<NodePtr> retired;                // graphs of earlier microbatches, to be freed first
 };
 
 struct BodyResult {
@@ -37,13 +45,17 @@ struct StagePosition {
 
 class ModuleStage final : public Stage {
  public:
-  ModuleStage(StagePosition position, int num_microbatches, std::unique_ptr<StageBody> body);
+  // `shares_gil`: whether another rank of this process may want the GIL while this stage runs.
+  ModuleStage(StagePosition position, int num_microbatches, std::unique_ptr<StageBody> body, bool shares_gil);
 
   void begin(std::vector<double> weights) override;
   Message forward(const RunContext& context, Message input) override;
   Message backward(const RunContext& context, Message gradients) override;
   void reset() noexcept override;
   int num_in_flight() const override { return num_in_flight_; }
+
+  // After a pass, by a thread that holds the GIL if the body needs it.
+  void free_retired() { retired_.clear(); }
 
   const std::vector<at::Tensor>& losses() const override { return losses_; }
   const std::vector<double>& loss_weights() const override { return loss_weights_; }
@@ -57,6 +69,7 @@ class ModuleStage final : public Stage {
     std::vector<at::Tensor> seeds;             // the last stage's: the loss's weight, as a tensor
     AttachedSink sink;                         // of the inputs
     std::vector<bool> needs_gradient;          // by input tensor
+    std::size_t num_bytes = 0;                 // of inputs and outputs
   };
 
   void finish_loss(const RunContext& context, double weight, const at::Tensor& loss, InFlight& state);
@@ -66,6 +79,8 @@ class ModuleStage final : public Stage {
   std::unique_ptr<StageBody> body_;
   std::vector<InFlight> in_flight_;  // by microbatch
   int num_in_flight_ = 0;
+  bool shares_gil_;
+  std::vector<NodePtr> retired_;
   std::vector<double> weights_;
   std::vector<at::Tensor> losses_;
   std::vector<double> loss_weights_;

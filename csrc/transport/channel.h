@@ -54,7 +54,7 @@ class Receiver {
   virtual std::string_view kind() const = 0;
 };
 
-// Throws ValueError unless `message` is the one that this pass expects.
-void check_arrival(const Message& message, const MessageKey& expected, std::int64_t epoch);
+// Throws ValueError unless `message` is the one that this pass, of this epoch and kind, expects.
+void check_arrival(const Message& message, const MessageKey& expected, std::int64_t epoch, bool training);
 
 }  // namespace pipert

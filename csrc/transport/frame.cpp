@@ -17,6 +17,7 @@ namespace {
 constexpr std::uint32_t kMagic = 0x70697031;  // "pip1"
 constexpr std::int64_t kAlignment = 64;
 constexpr std::uint16_t kMaxDimensions = 64;  // torch's own limit
+constexpr std::int64_t kMaxElements = std::int64_t{1} << 48;
 
 struct Header {
   std::uint32_t magic = kMagic;
@@ -28,7 +29,8 @@ struct Header {
   std::int32_t microbatch = 0;
   std::uint8_t kind = 0;
   std::uint8_t has_structure = 0;
-  std::uint16_t reserved = 0;
+  std::uint8_t training = 0;
+  std::uint8_t reserved = 0;
   std::uint32_t description_bytes = 0;
 };
 
@@ -36,12 +38,16 @@ enum TensorFlags : std::uint8_t { kDefined = 1, kRequiresGrad = 2, kBeside = 4 }
 
 std::int64_t align(std::int64_t offset) { return (offset + kAlignment - 1) / kAlignment * kAlignment; }
 
-// Elements between the first and the last one, both included.
+// Elements between the first and the last one, both included. ValueError for more than there can be.
 std::int64_t extent(at::IntArrayRef sizes, at::IntArrayRef strides) {
   std::int64_t last = 0;
   for (std::size_t i = 0; i < sizes.size(); ++i) {
     if (sizes[i] == 0) return 0;
-    last += (sizes[i] - 1) * strides[i];
+    std::int64_t step = 0;
+    if (__builtin_mul_overflow(sizes[i] - 1, strides[i], &step) || __builtin_add_overflow(last, step, &last) ||
+        last >= kMaxElements) {
+      throw ValueError("a frame holds a tensor larger than any memory");
+    }
   }
   return last + 1;
 }
@@ -86,7 +92,20 @@ Header read_header(const char* start, std::int64_t num_bytes) {
   Header header;
   std::memcpy(&header, start, sizeof(Header));
   if (header.magic != kMagic) throw ValueError("expected a frame, got other bytes");
+  if (header.kind > static_cast<std::uint8_t>(MessageKind::kGradient)) {
+    throw ValueError(concat("a frame holds a message of no known kind: ", int{header.kind}));
+  }
   return header;
+}
+
+// Who unpacks the message takes one tensor for each that its structure names.
+void check_structure(const Message& message) {
+  const bool is_gradient = message.key.kind == MessageKind::kGradient;
+  if (message.structure == nullptr && is_gradient) return;
+  const std::size_t named = message.structure == nullptr ? 1 : num_tensors(*message.structure);
+  if (named != message.tensors.size()) {
+    throw ValueError(concat("a frame's structure names ", named, " tensors, it holds ", message.tensors.size()));
+  }
 }
 
 }  // namespace
@@ -131,6 +150,7 @@ void FrameWriter::write(char* destination) const {
   header.microbatch = message_.key.microbatch;
   header.kind = static_cast<std::uint8_t>(message_.key.kind);
   header.has_structure = message_.structure != nullptr ? 1 : 0;
+  header.training = message_.training ? 1 : 0;
   header.description_bytes = static_cast<std::uint32_t>(description_.size());
   std::memcpy(destination, &header, sizeof(Header));
   std::memcpy(destination + sizeof(Header), description_.data(), description_.size());
@@ -156,6 +176,7 @@ Message read_frame(const at::Tensor& frame, const c10::Device& device, std::vect
   Message message;
   message.key = {static_cast<MessageKind>(header.kind), header.stage, header.microbatch};
   message.epoch = header.epoch;
+  message.training = header.training != 0;
   message.weight = header.weight;
   std::int64_t offset = align(kFrameHeaderBytes + header.description_bytes);
   for (std::uint32_t i = 0; i < header.num_tensors; ++i) {
@@ -178,6 +199,7 @@ Message read_frame(const at::Tensor& frame, const c10::Device& device, std::vect
     }
   }
   if (header.has_structure != 0) message.structure = std::make_shared<const Structure>(decode_structure(in));
+  check_structure(message);
   return message;
 }
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <utility>
 
 #include "base/error.h"
@@ -23,7 +24,7 @@ class ProcessGroupAgreement final : public Agreement {
     for (int distance = 1; distance < group_->getSize(); distance *= 2) {
       for (auto& rounds : rounds_) rounds.push_back({distance, buffer(), buffer(), nullptr, nullptr});
     }
-    for (int parity = 0; parity < 2; ++parity) post_receives(parity);
+    post_receives(parity_);
   }
 
   bool agree(std::vector<double>& values) override {
@@ -31,21 +32,26 @@ class ProcessGroupAgreement final : public Agreement {
       throw InternalError(concat("an agreement holds ", max_values_, " values, got ", values.size()));
     }
     const int parity = std::exchange(parity_, 1 - parity_);
+    // For the next agreement, which a fast rank may enter as soon as it has heard from this one; and not after this
+    // agreement, when a peer may be gone.
+    post_receives(parity_);
     auto& rounds = rounds_[as_index(parity)];
     for (std::size_t round = 0; round < rounds.size(); ++round) {
       Round& at = rounds[round];
-      if (at.sent != nullptr && !works_.wait(std::exchange(at.sent, nullptr))) return false;
       write(values, at.outgoing);
       std::vector<at::Tensor> outgoing{at.outgoing};
       const int peer = (group_->getRank() + at.distance) % group_->getSize();
+      awaited_rank_.store(source(at), std::memory_order_relaxed);
       at.sent = works_.start([&] { return group_->send(outgoing, peer, tag(parity, round)); });
       if (at.sent == nullptr || !works_.wait(std::exchange(at.received, nullptr))) return false;
       read(at.incoming, values);
     }
-    post_receives(parity);
-    return true;
+    // What was not sent would be lost if this rank closed its group now.
+    return std::all_of(rounds.begin(), rounds.end(),
+                       [this](Round& at) { return works_.wait(std::exchange(at.sent, nullptr)); });
   }
 
+  int awaited_rank() const override { return awaited_rank_.load(std::memory_order_relaxed); }
   void abort() noexcept override { works_.abort(); }
   bool reset() noexcept override { return false; }
 
@@ -60,15 +66,18 @@ class ProcessGroupAgreement final : public Agreement {
 
   at::Tensor buffer() const { return at::zeros({1 + max_values_}, at::TensorOptions().dtype(at::kDouble)); }
 
+  int source(const Round& round) const {
+    const int size = group_->getSize();
+    return (group_->getRank() - round.distance % size + size) % size;
+  }
+
   static int tag(int parity, std::size_t round) { return parity * kTagsOfOneParity + static_cast<int>(round); }
 
-  // Two sets of receives: a fast rank may enter the next agreement while a slow one is still in this.
   void post_receives(int parity) {
     auto& rounds = rounds_[as_index(parity)];
-    const int size = group_->getSize();
     for (std::size_t round = 0; round < rounds.size(); ++round) {
       std::vector<at::Tensor> incoming{rounds[round].incoming};
-      const int peer = (group_->getRank() - rounds[round].distance % size + size) % size;
+      const int peer = source(rounds[round]);
       rounds[round].received = works_.start([&] { return group_->recv(incoming, peer, tag(parity, round)); });
     }
   }
@@ -90,6 +99,7 @@ class ProcessGroupAgreement final : public Agreement {
   int max_values_;
   std::array<std::vector<Round>, 2> rounds_;
   int parity_ = 0;
+  std::atomic<int> awaited_rank_{0};
   PendingWorks works_;
 };
 

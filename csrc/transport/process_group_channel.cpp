@@ -4,14 +4,12 @@
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <map>
 #include <utility>
 #include <vector>
 
 #include "base/error.h"
-#include "base/index.h"
 #include "transport/frame.h"
 #include "transport/process_group_works.h"
 
@@ -28,19 +26,18 @@ constexpr std::int64_t kFirstCapacity = 4096;
 
 at::Tensor make_buffer(std::int64_t num_bytes) { return at::empty({num_bytes}, at::TensorOptions().dtype(at::kByte)); }
 
-// How many bytes of each message go into its frame; the same on both ends (Note [Frames and their sizes]).
-class Capacities {
+// How many bytes of each message travel in its first part; the same on both ends (Note [Frames and their sizes]).
+class Capacity {
  public:
-  void begin(const ChannelPass& pass) {
-    current_ = &by_kind_[pass.training ? 1 : 0];
-    current_->resize(as_index(pass.num_messages), kFirstCapacity);
+  void begin() {
+    if (seen_ > 0) num_bytes_ = std::exchange(seen_, 0);
   }
-  std::int64_t of(int sequence) const { return (*current_)[as_index(sequence)]; }
-  void saw(int sequence, std::int64_t num_bytes) { (*current_)[as_index(sequence)] = std::max(num_bytes, kFrameHeaderBytes); }
+  std::int64_t num_bytes() const { return num_bytes_; }
+  void saw(std::int64_t num_bytes) { seen_ = std::max(seen_, num_bytes); }
 
  private:
-  std::array<std::vector<std::int64_t>, 2> by_kind_;  // evaluation, training
-  std::vector<std::int64_t>* current_ = nullptr;
+  std::int64_t num_bytes_ = kFirstCapacity;
+  std::int64_t seen_ = 0;  // the longest frame of the pass at hand
 };
 
 class ProcessGroupSender final : public Sender {
@@ -48,32 +45,37 @@ class ProcessGroupSender final : public Sender {
   ProcessGroupSender(BackendPtr cpu, BackendPtr accelerator)
       : cpu_(std::move(cpu)), accelerator_(std::move(accelerator)) {}
 
-  void begin(const ChannelPass& pass) override { capacities_.begin(pass); }
+  void begin(const ChannelPass& /*pass*/) override { capacity_.begin(); }
 
-  void send(int sequence, int slot, Message message, Lane& lane) override {
+  void send(int /*sequence*/, int slot, Message message, Lane& lane) override {
     FrameWriter writer(std::move(message));
     const std::int64_t size = writer.num_bytes();
-    const std::int64_t head = std::min(size, capacities_.of(sequence));
+    const std::int64_t head = std::min(size, capacity_.num_bytes());
     InTransit& transit = in_transit_[slot];
     if (!transit.buffer.defined() || transit.buffer.numel() < size) transit.buffer = make_buffer(size);
     writer.write(static_cast<char*>(transit.buffer.data_ptr()));
-    start(transit, cpu_, transit.buffer.narrow(0, 0, head), kFrameTag);
-    if (size > head) start(transit, cpu_, transit.buffer.narrow(0, head, size - head), kRestTag);
-    capacities_.saw(sequence, size);
+    transit.works.push_back(start(cpu_, transit.buffer.narrow(0, 0, head), kFrameTag));
+    if (size > head) transit.works.push_back(start(cpu_, transit.buffer.narrow(0, head, size - head), kRestTag));
+    capacity_.saw(size);
     if (writer.beside().empty()) return;
     if (accelerator_ == nullptr) {
       throw ValueError(concat("a stage returned a tensor on ", writer.beside().front().device().str(),
                               ", but the pipeline's group has no backend for that device"));
     }
     const auto current = lane.make_current();
-    for (const at::Tensor& tensor : writer.beside()) start(transit, accelerator_, tensor, kFrameTag);
+    for (const at::Tensor& tensor : writer.beside()) {
+      transit.beside.push_back(tensor);
+      transit.beside_works.push_back(start(accelerator_, tensor, kFrameTag));
+    }
   }
 
   bool release(int /*sequence*/, int slot) override {
     InTransit& transit = in_transit_[slot];
     bool delivered = true;
     for (const auto& work : transit.works) delivered = works_.wait(work) && delivered;
+    for (const auto& work : transit.beside_works) delivered = works_.wait_on_stream(work) && delivered;
     transit.works.clear();
+    transit.beside_works.clear();
     transit.beside.clear();
     return delivered;
   }
@@ -87,17 +89,17 @@ class ProcessGroupSender final : public Sender {
     at::Tensor buffer;               // kept for the slot's next message
     std::vector<at::Tensor> beside;  // tensors that the device's backend reads from
     std::vector<PendingWorks::WorkPtr> works;
+    std::vector<PendingWorks::WorkPtr> beside_works;
   };
 
-  void start(InTransit& transit, const BackendPtr& backend, const at::Tensor& tensor, int tag) {
+  PendingWorks::WorkPtr start(const BackendPtr& backend, const at::Tensor& tensor, int tag) {
     std::vector<at::Tensor> tensors{tensor};
-    transit.works.push_back(works_.start([&] { return backend->send(tensors, kDestination, tag); }));
-    if (backend == accelerator_) transit.beside.push_back(tensor);
+    return works_.start([&] { return backend->send(tensors, kDestination, tag); });
   }
 
   BackendPtr cpu_;  // outlives the works and buffers below
   BackendPtr accelerator_;
-  Capacities capacities_;
+  Capacity capacity_;
   std::map<int, InTransit> in_transit_;  // by slot
   PendingWorks works_;
 };
@@ -107,15 +109,15 @@ class ProcessGroupReceiver final : public Receiver {
   ProcessGroupReceiver(BackendPtr cpu, BackendPtr accelerator, const c10::Device& device)
       : cpu_(std::move(cpu)), accelerator_(std::move(accelerator)), device_(device) {}
 
-  void begin(const ChannelPass& pass) override { capacities_.begin(pass); }
+  void begin(const ChannelPass& /*pass*/) override { capacity_.begin(); }
 
-  void post(int sequence, int slot) override {
+  void post(int /*sequence*/, int slot) override {
     Posted& posted = posted_[slot];
-    posted.buffer = make_buffer(capacities_.of(sequence));
+    posted.buffer = make_buffer(capacity_.num_bytes());
     posted.work = receive(cpu_, posted.buffer, kFrameTag);
   }
 
-  std::optional<Message> take(int sequence, int slot, Lane& lane) override {
+  std::optional<Message> take(int /*sequence*/, int slot, Lane& lane) override {
     Posted& posted = posted_[slot];
     if (!works_.wait(std::exchange(posted.work, nullptr))) return std::nullopt;
     at::Tensor frame = std::exchange(posted.buffer, {});
@@ -128,7 +130,7 @@ class ProcessGroupReceiver final : public Receiver {
       if (!works_.wait(receive(cpu_, rest_, kRestTag))) return std::nullopt;
       frame = std::move(whole);
     }
-    capacities_.saw(sequence, size);
+    capacity_.saw(size);
     std::vector<std::size_t> beside;
     Message message = read_frame(frame, device_, beside);
     if (!beside.empty() && accelerator_ == nullptr) {
@@ -136,7 +138,7 @@ class ProcessGroupReceiver final : public Receiver {
     }
     const auto current = lane.make_current();
     for (const std::size_t index : beside) {
-      if (!works_.wait(receive(accelerator_, message.tensors[index], kFrameTag))) return std::nullopt;
+      if (!works_.wait_on_stream(receive(accelerator_, message.tensors[index], kFrameTag))) return std::nullopt;
     }
     return message;
   }
@@ -159,7 +161,7 @@ class ProcessGroupReceiver final : public Receiver {
   BackendPtr cpu_;  // outlives the works and buffers below
   BackendPtr accelerator_;
   c10::Device device_;
-  Capacities capacities_;
+  Capacity capacity_;
   at::Tensor rest_;  // a member: an aborted receive may still write into it
   std::map<int, Posted> posted_;  // by slot
   PendingWorks works_;

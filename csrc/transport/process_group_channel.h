@@ -3,10 +3,12 @@
 //
 // Note [Frames and their sizes]
 //
-// A message travels as one frame on tag 0. Both ends know how long message n of a pass was the last time, and post a
-// receive, and send, of that many bytes. What doesn't fit (the first pass, a larger batch) follows on tag 1, and the
-// next pass has room. So a receive can be posted long before the message exists, sizes may change at any time, and no
-// rank ever has to ask. gloo needs the receive to be at least as large as the send: the process dies otherwise.
+// A message travels as one frame on tag 0. Both ends know how long the longest frame of the edge's last pass was, and
+// post receives of that many bytes, and send no more. What doesn't fit (the first pass, a larger batch) follows on
+// tag 1, and the next pass has room. So a receive can be posted long before the message exists, sizes may change at
+// any time, and no rank ever has to ask. gloo needs the receive to be at least as large as the send: the process dies
+// otherwise. That is why the size depends on what both ends have been through together, a pass that all ranks
+// completed, and on nothing that the ends may differ in: which message is next, or whether this pass trains.
 //
 // Tensors of an accelerator travel beside the frame, over the device's own backend: the frame's description comes
 // first and is there long before the data, because the sender's host runs ahead of its device.

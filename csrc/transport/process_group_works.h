@@ -24,12 +24,9 @@ class PendingWorks {
   }
 
   // Waits without a limit; abort() ends it. False if aborted. A work can be waited for once.
-  bool wait(const WorkPtr& work) {
-    if (work == nullptr || !work->wait(std::chrono::milliseconds(0))) return false;
-    const std::lock_guard lock(mutex_);
-    pending_.erase(work);
-    return !aborted_;
-  }
+  bool wait(const WorkPtr& work) { return wait(work, std::chrono::hours(24 * 365)); }
+  // A work of an accelerator: the current stream waits, this thread doesn't.
+  bool wait_on_stream(const WorkPtr& work) { return wait(work, kNoTimeout); }
 
   void abort() noexcept {
     const std::lock_guard lock(mutex_);
@@ -43,6 +40,14 @@ class PendingWorks {
   }
 
  private:
+  // gloo takes the limit that its group was made with when it is given none.
+  bool wait(const WorkPtr& work, std::chrono::milliseconds limit) {
+    if (work == nullptr || !work->wait(limit)) return false;
+    const std::lock_guard lock(mutex_);
+    pending_.erase(work);
+    return !aborted_;
+  }
+
   std::mutex mutex_;
   bool aborted_ = false;
   // Kept until they have been waited for: a gloo work that is dropped while pending jams its connection.

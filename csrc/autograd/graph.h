@@ -1,0 +1,13 @@
+// Questions about the autograd graph of one microbatch on one stage.
+#pragma once
+
+#include <torch/csrc/autograd/edge.h>
+
+#include <vector>
+
+namespace pipert {
+
+// Whether a node that is implemented in Python (a custom autograd.Function, a compiled module) can be reached.
+bool has_python_node(const std::vector<torch::autograd::Edge>& roots);
+
+}  // namespace pipert

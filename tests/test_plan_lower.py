@@ -1,0 +1,410 @@
+"""lower: what it promises of a Program holds for every schedule and size."""
+
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from program_interpreter import run_by_lanes, run_in_issue_order
+from schedule_strategies import good_schedules
+
+import pipert
+
+SEEDS = (0, 1, 2)
+
+
+@st.composite
+def named_schedules(draw):
+    name = draw(st.sampled_from(["gpipe", "1f1b", "interleaved_1f1b"]))
+    num_ranks = draw(st.integers(1, 4))
+    if name != "interleaved_1f1b":
+        num_microbatches = draw(st.integers(num_ranks if name == "1f1b" else 1, 9))
+        return pipert.Schedule.build(name, num_ranks=num_ranks, num_microbatches=num_microbatches)
+    try:
+        return pipert.Schedule.build(
+            name,
+            num_ranks=num_ranks,
+            num_stages=num_ranks * draw(st.integers(1, 3)),
+            num_microbatches=draw(st.integers(1, 9)),
+            group_size=draw(st.integers(1, 6)),
+        )
+    except ValueError:
+        assume(False)  # sizes that the schedule refuses
+
+
+schedules = st.one_of(named_schedules(), good_schedules())
+receive_slots = st.integers(1, 4)
+examples = settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+def of_kind(program, kind):
+    return [i for i in program.instructions if i["kind"] == kind]
+
+
+def edge_of(program, instruction):
+    slot = program.slots[instruction["slot"]]
+    return slot["source"], slot["destination"]
+
+
+def runs_of(actions):
+    """The compute actions, overlapped pairs taken apart."""
+    for action in actions:
+        if action.is_compute and action.paired is None:
+            yield action
+
+
+def gradient_maker(schedule):
+    """(stage, microbatch) -> the action that makes the gradient of its input."""
+    return {
+        (a.stage, a.microbatch): a for actions in schedule.actions for a in actions if a.kind in "BI"
+    }
+
+
+def crossing_messages(schedule):
+    """(message text, source, destination) of every result that goes to another rank."""
+    rank_of = schedule.placement.ranks
+    for stage in range(schedule.num_stages - 1):
+        here, there = rank_of[stage], rank_of[stage + 1]
+        if here == there:
+            continue
+        for m in range(schedule.num_microbatches):
+            yield f"activation of stage {stage}, microbatch {m}", here, there
+            yield f"gradient of stage {stage + 1}, microbatch {m}", there, here
+
+
+@examples
+@given(schedules, receive_slots)
+def test_each_program_runs_its_ranks_actions_in_their_order(schedule, slots):
+    for program, actions in zip(
+        pipert.lower(schedule, receive_slots=slots), schedule.actions, strict=True
+    ):
+        assert [i["action"] for i in of_kind(program, "run")] == list(runs_of(actions))
+
+
+@examples
+@given(schedules, receive_slots)
+def test_every_message_that_crosses_ranks_is_sent_once_and_received_once(schedule, slots):
+    programs = pipert.lower(schedule, receive_slots=slots)
+    expected = Counter(crossing_messages(schedule))
+    for kind in ("send", "recv", "release"):
+        assert expected == Counter(
+            (i["message"], *edge_of(program, i)) for program in programs for i in of_kind(program, kind)
+        )
+    for program in programs:
+        assert all(edge_of(program, i)[0] == program.rank for i in of_kind(program, "send"))
+        assert all(edge_of(program, i)[1] == program.rank for i in of_kind(program, "recv"))
+
+
+@examples
+@given(schedules, receive_slots)
+def test_both_ends_of_an_edge_number_its_messages_alike(schedule, slots):
+    programs = pipert.lower(schedule, receive_slots=slots)
+    orders = {}
+    for kind in ("send", "recv"):
+        for program in programs:
+            for i in of_kind(program, kind):
+                orders.setdefault((kind, edge_of(program, i)), []).append(
+                    (i["sequence"], i["message"])
+                )
+    for (kind, edge), messages in orders.items():
+        assert [sequence for sequence, _ in messages] == list(range(len(messages)))
+        assert messages == orders["recv" if kind == "send" else "send", edge]
+
+
+@examples
+@given(schedules, receive_slots)
+def test_a_slot_holds_one_message_at_a_time(schedule, slots):
+    """Along each program: filled, then emptied, then filled again."""
+    for program in pipert.lower(schedule, receive_slots=slots):
+        busy = set()
+
+        def fill(slot, busy=busy):
+            assert slot not in busy
+            busy.add(slot)
+
+        for i in program.instructions:
+            if i["kind"] == "recv":
+                fill(i["slot"])
+            elif i["kind"] == "run":
+                busy -= set(i["reads"])  # a KeyError would hide in discard: checked by the interpreter
+                for slot in i["writes"]:
+                    fill(slot)
+            elif i["kind"] == "release":
+                assert i["slot"] in busy
+                busy.remove(i["slot"])
+        assert not busy
+
+
+@examples
+@given(schedules, receive_slots)
+def test_receive_slots_are_bounded_by_what_is_asked_for_and_read_late(schedule, slots):
+    for program in pipert.lower(schedule, receive_slots=slots):
+        sequences = {}  # edge -> the sequences in the order in which they are read
+        recv_into = {}
+        for i in program.instructions:
+            if i["kind"] == "recv":
+                recv_into[i["slot"]] = i
+            elif i["kind"] == "run":
+                for slot in i["reads"]:
+                    if program.slots[slot]["kind"] == "receive":
+                        recv = recv_into[slot]
+                        sequences.setdefault(edge_of(program, recv), []).append(recv["sequence"])
+        for edge, order in sequences.items():
+            used = sum(
+                s["kind"] == "receive" and (s["source"], s["destination"]) == edge
+                for s in program.slots
+            )
+            # Messages that came before the one to be read and are still unread, and that one.
+            needed = max(
+                1 + sum(other < sequence for other in order[at + 1 :])
+                for at, sequence in enumerate(order)
+            )
+            assert used <= needed + slots - 1
+
+
+@examples
+@given(schedules, st.integers(2, 4))
+def test_a_receive_is_posted_before_the_compute_that_precedes_its_use(schedule, slots):
+    for program in pipert.lower(schedule, receive_slots=slots):
+        posted, runs_so_far = {}, 0
+        for i in program.instructions:
+            if i["kind"] == "recv":
+                posted[i["slot"]] = runs_so_far
+            elif i["kind"] == "run":
+                for slot in i["reads"]:
+                    if program.slots[slot]["kind"] == "receive":
+                        assert posted[slot] <= max(0, runs_so_far - 1)
+                runs_so_far += 1
+
+
+@examples
+@given(schedules, receive_slots)
+def test_every_mark_is_set_once_and_before_it_is_waited_for(schedule, slots):
+    for program in pipert.lower(schedule, receive_slots=slots):
+        marks = set()
+        for i in program.instructions:
+            assert marks.issuperset(i["waits"])
+            if i["mark"] is not None:
+                assert i["mark"] not in marks
+                marks.add(i["mark"])
+        assert marks == set(range(program.num_marks))
+
+
+@examples
+@given(schedules, receive_slots)
+def test_every_instruction_is_on_the_lane_of_its_edge(schedule, slots):
+    kinds = {"recv": "receive", "send": "send", "release": "send", "run": "compute"}
+    for program in pipert.lower(schedule, receive_slots=slots):
+        lanes = [(lane["kind"], lane["source"], lane["destination"]) for lane in program.lanes]
+        assert len(set(lanes)) == len(lanes)
+        for i in program.instructions:
+            kind, *edge = lanes[i["lane"]]
+            assert kind == kinds[i["kind"]]
+            assert i["kind"] == "run" or tuple(edge) == edge_of(program, i)
+
+
+@examples
+@given(schedules, receive_slots)
+def test_a_release_comes_after_a_run_that_needs_the_reader_to_have_started(schedule, slots):
+    programs = pipert.lower(schedule, receive_slots=slots)
+    before = happens_before(programs)
+    reader = readers(programs)
+    for program in programs:
+        num_runs = len(of_kind(program, "run"))
+        runs_so_far = 0
+        for i in program.instructions:
+            if i["kind"] == "run":
+                runs_so_far += 1
+            elif i["kind"] == "release" and runs_so_far < num_runs:
+                known = (program.rank, runs_so_far - 1)
+                assert reader[edge_of(program, i), i["sequence"]] in before[known]
+
+
+@examples
+@given(schedules, receive_slots)
+def test_a_release_comes_as_soon_as_it_can(schedule, slots):
+    programs = pipert.lower(schedule, receive_slots=slots)
+    before = happens_before(programs)
+    reader = readers(programs)
+    for program in programs:
+        runs_so_far, sent_at = 0, {}
+        for i in program.instructions:
+            if i["kind"] == "run":
+                runs_so_far += 1
+            elif i["kind"] == "send":
+                sent_at[edge_of(program, i), i["sequence"]] = runs_so_far - 1
+            elif i["kind"] == "release":
+                key = edge_of(program, i), i["sequence"]
+                for earlier in range(sent_at[key] + 1, runs_so_far - 1):
+                    assert reader[key] not in before[program.rank, earlier]
+
+
+def readers(programs):
+    """(edge, sequence) -> (rank, position) of the Run that reads the message."""
+    found = {}
+    for program in programs:
+        recv_into, position = {}, 0
+        for i in program.instructions:
+            if i["kind"] == "recv":
+                recv_into[i["slot"]] = (edge_of(program, i), i["sequence"])
+            elif i["kind"] == "run":
+                for slot in i["reads"]:
+                    if program.slots[slot]["kind"] == "receive":
+                        found[recv_into[slot]] = (program.rank, position)
+                position += 1
+    return found
+
+
+def happens_before(programs):
+    """(rank, position) of each Run -> all Runs that have started when it starts, by closure."""
+    needs = {}
+    writer = {}
+    for program in programs:
+        position = -1
+        for i in program.instructions:
+            if i["kind"] == "run":
+                position += 1
+                needs[program.rank, position] = (
+                    {(program.rank, position - 1)} if position > 0 else set()
+                )
+            elif i["kind"] == "send":
+                writer[edge_of(program, i), i["sequence"]] = (program.rank, position)
+    for message, run in readers(programs).items():
+        needs[run].add(writer[message])
+    closure = {}
+
+    def visit(run):
+        stack = [run]
+        while stack:
+            top = stack[-1]
+            missing = [need for need in needs[top] if need not in closure]
+            if missing:
+                stack += missing
+                continue
+            stack.pop()
+            closure[top] = {top}.union(*(closure[need] for need in needs[top]))
+
+    for run in needs:
+        visit(run)
+    return closure
+
+
+@examples
+@given(schedules, receive_slots)
+def test_peak_activations_are_counted_pair_by_pair(schedule, slots):
+    for program, actions in zip(
+        pipert.lower(schedule, receive_slots=slots), schedule.actions, strict=True
+    ):
+        split = {(a.stage, a.microbatch) for a in actions if a.kind == "W"}
+        live, peak = set(), 0
+        for action in actions:
+            pair = (action.stage, action.microbatch)
+            if action.kind == "F":
+                live.add(pair)
+            elif action.kind == ("W" if pair in split else "B"):
+                live.remove(pair)
+            peak = max(peak, len(live))
+        assert not live
+        assert program.peak_activations == peak
+
+
+@examples
+@given(schedules, receive_slots)
+def test_programs_end_and_compute_the_right_dataflow_in_issue_order(schedule, slots):
+    programs = pipert.lower(schedule, receive_slots=slots)
+    for seed in SEEDS:
+        assert run_in_issue_order(programs, seed) == [list(runs_of(a)) for a in schedule.actions]
+
+
+@examples
+@given(schedules, receive_slots)
+def test_programs_end_and_never_race_when_only_marks_order_their_lanes(schedule, slots):
+    programs = pipert.lower(schedule, receive_slots=slots)
+    for seed in SEEDS:
+        assert run_by_lanes(programs, seed) == [list(runs_of(a)) for a in schedule.actions]
+
+
+@examples
+@given(schedules, receive_slots)
+def test_forward_only_programs_end_and_hold_no_message(schedule, slots):
+    forward = schedule.forward_only()
+    programs = pipert.lower(forward, receive_slots=slots)
+    for seed in SEEDS:
+        assert run_by_lanes(programs, seed) == [list(a) for a in forward.actions]
+    assert not any("gradient" in i["text"] for p in programs for i in p.instructions)
+
+
+def test_a_hand_over_inside_a_rank_costs_no_message():
+    schedule = pipert.Schedule.build("gpipe", num_ranks=1, num_microbatches=3)
+    chain = pipert.Schedule(
+        [["0F0", "1F0", "2F0", "2B0", "1B0", "0B0"]], placement=pipert.Placement(1, [0, 0, 0])
+    )
+    for lowered in (schedule, chain):
+        (program,) = pipert.lower(lowered)
+        assert {i["kind"] for i in program.instructions} == {"run"}
+        assert all(slot["kind"] == "local" for slot in program.slots)
+        assert program.num_marks == 0
+
+
+def test_the_1f1b_program_of_two_ranks_is_the_one_drawn():
+    """Rank 1 of 2, three microbatches: the second receive is posted before the first Run."""
+    programs = pipert.lower(pipert.Schedule.build("1f1b", num_ranks=2, num_microbatches=3))
+    kinds = [
+        i["kind"] if i["kind"] != "run" else str(i["action"]) for i in programs[1].instructions
+    ]
+    assert kinds == [
+        *("recv", "recv", "1F0", "recv", "1B0", "send", "1F1", "1B1", "send"),
+        *("1F2", "release", "1B2", "send", "release", "release"),
+    ]
+    assert programs[1].peak_activations == 1
+    assert programs[0].peak_activations == 2
+
+
+def test_transfers_that_a_schedule_writes_out_are_derived_all_the_same():
+    plain = pipert.Schedule([["0F0", "0B0"], ["1F0", "1B0"]])
+    written = pipert.Schedule(
+        [["0F0", "0SEND_F0", "0RECV_B0", "0B0"], ["1RECV_F0", "1F0", "1B0", "1SEND_B0"]]
+    )
+    assert list(map(str, pipert.lower(plain))) == list(map(str, pipert.lower(written)))
+
+
+def test_slots_do_not_grow_with_the_number_of_microbatches():
+    def num_slots(num_microbatches):
+        schedule = pipert.Schedule.build("1f1b", num_ranks=4, num_microbatches=num_microbatches)
+        return [len(program.slots) for program in pipert.lower(schedule)]
+
+    assert num_slots(64) == num_slots(16)
+
+
+def test_instructions_grow_linearly_with_the_number_of_microbatches():
+    sizes = [
+        sum(
+            map(
+                len,
+                pipert.lower(pipert.Schedule.build("1f1b", num_ranks=4, num_microbatches=m)),
+            )
+        )
+        for m in (8, 16, 24)
+    ]
+    assert len({b - a for a, b in pairwise(sizes)}) == 1
+
+
+@pytest.mark.parametrize("slots", [0, -1])
+def test_fewer_than_one_receive_slot_is_refused(slots):
+    schedule = pipert.Schedule.build("gpipe", num_ranks=2, num_microbatches=1)
+    with pytest.raises(ValueError, match=rf"receive_slots must be at least 1, got {slots}"):
+        pipert.lower(schedule, receive_slots=slots)
+
+
+def test_a_schedule_that_is_not_valid_is_refused_with_its_counterexample():
+    with pytest.raises(ValueError, match="1B0"):
+        pipert.lower(pipert.Schedule([["0F0", "0B0"], ["1F0"]]))
+
+
+def test_actions_of_sharded_parameters_are_refused_by_name():
+    schedule = pipert.Schedule([["0UNSHARD", "0F0", "0B0"]])
+    with pytest.raises(ValueError, match="0UNSHARD"):
+        pipert.lower(schedule)
