@@ -3,12 +3,13 @@
     python examples/train_gpt.py                        # ranks are threads of this process
     torchrun --nproc-per-node 2 examples/train_gpt.py   # or processes: the same losses, bit for bit
 
-With `--checkpoint FILE` it can be stopped, and goes on with `--resume`, as if it had never stopped.
+With `--checkpoint FOLDER` it can be stopped, and goes on with `--resume`, as if it had never stopped.
 """
 
 import argparse
 import math
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -65,25 +66,33 @@ def learning_rate(step, num_steps):
     return LEARNING_RATE * min((step + 1) / WARMUP, 0.05 + 0.475 * (1 + math.cos(math.pi * done)))
 
 
-def save(path, step, pipe, optimizer, group):
-    """Writes one file for the whole model: every process has its own stages, under their names."""
+def save(folder, step, pipe, optimizer, group):
+    """Every process writes its own stages, under their names; then the first says it is done."""
+    rank = 0 if group is None else group.rank()
     state = {name: optimizer.state[weight] for name, weight in pipe.named_parameters()}
-    parts = [{"model": pipe.state_dict(), "optimizer": state}]
+    new = folder / f"step-{step}"
+    new.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": pipe.state_dict(), "optimizer": state}, new / f"rank-{rank}.pt")
     if group is not None:
-        parts *= group.size()
-        dist.all_gather_object(parts, parts[0], group=group)
-    if group is None or group.rank() == 0:
-        whole = {key: {k: v for part in parts for k, v in part[key].items()} for key in parts[0]}
-        torch.save({"step": step, **whole}, path + ".new")
-        os.replace(path + ".new", path)  # so that an interrupted save leaves the old file
+        dist.barrier(group)  # all files are there
+    if rank == 0:
+        (folder / "latest.new").write_text(str(step))
+        os.replace(folder / "latest.new", folder / "latest")  # an interrupted save changes nothing
+        for old in folder.glob("step-*"):
+            if old != new:
+                shutil.rmtree(old)
 
 
-def load(path, pipe, optimizer):
+def load(folder, pipe, optimizer):
     """Takes this process's part of a checkpoint, and returns the step to go on with."""
-    saved = torch.load(path, weights_only=True)
-    pipe.load_state_dict({name: saved["model"][name] for name in pipe.state_dict()})
-    optimizer.state.update((w, saved["optimizer"][name]) for name, w in pipe.named_parameters())
-    return saved["step"]
+    step, model, state = int((folder / "latest").read_text()), {}, {}
+    for file in (folder / f"step-{step}").glob("rank-*.pt"):  # as many as there were processes
+        saved = torch.load(file, weights_only=True)
+        model |= saved["model"]
+        state |= saved["optimizer"]
+    pipe.load_state_dict(model)
+    optimizer.state.update((weight, state[name]) for name, weight in pipe.named_parameters())
+    return step
 
 
 def sample(pipe, text, num_bytes, group, seed):
@@ -118,7 +127,7 @@ def parse_args():
     parser.add_argument("--batch", type=int, default=16, help="windows of text in a step")
     parser.add_argument("--steps", type=int, default=600, help="optimizer steps")
     parser.add_argument("--validate-every", type=int, default=50, help="steps between validations")
-    parser.add_argument("--checkpoint", help="file to write at each validation")
+    parser.add_argument("--checkpoint", type=Path, help="folder to write to at each validation")
     parser.add_argument("--resume", action="store_true", help="go on from --checkpoint")
     parser.add_argument("--stop-at", type=int, help="stop after this step, as if interrupted")
     parser.add_argument("--sample", type=int, default=200, help="bytes to write at the end")

@@ -1,8 +1,11 @@
 """Types of pipert's native core."""
 
 import os
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypedDict
+
+from torch import Tensor
+from torch._C._distributed_c10d import Backend, Store
 
 # --- ir ---------------------------------------------------------------------------------------
 
@@ -196,3 +199,92 @@ def render_svg(panels: Sequence[tuple[str, Timeline]]) -> str: ...
 # --- schedule ---------------------------------------------------------------------------------
 
 def schedules() -> list[str]: ...
+
+# --- plan -------------------------------------------------------------------------------------
+
+class _Slot(TypedDict):
+    kind: Literal["receive", "send", "local"]
+    source: int
+    destination: int
+    index: int
+
+class _Lane(TypedDict):
+    kind: Literal["compute", "send", "receive"]
+    source: int
+    destination: int
+
+class Program:
+    @property
+    def rank(self) -> int: ...
+    @property
+    def num_ranks(self) -> int: ...
+    @property
+    def num_stages(self) -> int: ...
+    @property
+    def num_microbatches(self) -> int: ...
+    @property
+    def num_marks(self) -> int: ...
+    @property
+    def peak_activations(self) -> int: ...
+    @property
+    def instructions(self) -> list[dict[str, Any]]: ...
+    @property
+    def slots(self) -> list[_Slot]: ...
+    @property
+    def lanes(self) -> list[_Lane]: ...
+    def __len__(self) -> int: ...
+
+def lower(schedule: Schedule, *, receive_slots: int = 2) -> list[Program]: ...
+
+# --- transport --------------------------------------------------------------------------------
+
+class ExternalChannels: ...
+
+def connect_processes(
+    *,
+    rank: int,
+    device: str,
+    edges: Sequence[tuple[int, int, Backend, Backend | None]],
+    group: Backend,
+    store: Store,
+    num_microbatches: int,
+) -> ExternalChannels: ...
+
+# --- runtime ----------------------------------------------------------------------------------
+
+class Runtime:
+    def __init__(
+        self,
+        *,
+        stages: Sequence[tuple[int, Callable[..., Any], bool, Sequence[str] | None]],
+        ranks: Sequence[tuple[Program, Program, str]],
+        loss_fn: Callable[..., Any] | None,
+        external: ExternalChannels | None,
+        timeout_s: float,
+        intra_op_threads: int,
+        spin_us: int,
+        share_losses: bool,
+    ) -> None: ...
+    def step(
+        self,
+        *,
+        args: Any,
+        kwargs: Any,
+        target: Any,
+        loss_kwargs: dict[str, Any] | None,
+        is_cut: bool,
+        training: bool,
+        compute_loss: bool,
+        keep_outputs: bool,
+    ) -> None: ...
+    def losses(self) -> Tensor | None: ...
+    def loss_weights(self) -> list[float]: ...
+    def outputs(self) -> list[Any] | None: ...
+    def withdraw(self, text: str) -> None: ...
+    def usable(self) -> bool: ...
+    def traces(
+        self,
+    ) -> list[tuple[int, int, int, list[tuple[str, Action | None, int, int, int]]]]: ...
+    def channels(self) -> dict[tuple[int, int], str]: ...
+    def num_in_flight(self) -> int: ...
+    def close(self) -> None: ...

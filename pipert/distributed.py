@@ -7,13 +7,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
 
 from pipert import _C
 from pipert.errors import PipelineError, describe_for_peers, error_of_peer
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Backend  # dist.Backend is a name, not a backend
 
 # A backend closes a group when a timed wait runs out; pipert has time limits of its own.
 _NEVER = timedelta(days=365)
@@ -84,7 +88,7 @@ class Peers:
         number = next(self._counts.setdefault(ranks, itertools.count()))
         base = dist.distributed_c10d._get_default_store()
         name = f"pipert/{'.'.join(map(str, ranks))}/{number}"
-        self._store = dist.PrefixStore(name, base)
+        self._store = c10d.PrefixStore(name, base)
         self._timeout = timedelta(seconds=timeout_s)
         self._exchanges = itertools.count()
         self._num_connections = 0  # that were begun by all ranks
@@ -183,7 +187,7 @@ class Peers:
         """
         self.exchange("connect")
         self._num_connections += 1
-        store = dist.PrefixStore(f"connection/{self._num_connections}", self._store)
+        store = c10d.PrefixStore(f"connection/{self._num_connections}", self._store)
         edges = sorted(
             {
                 (slot["source"], slot["destination"])
@@ -196,23 +200,23 @@ class Peers:
             (source, destination, *self._edge(store, source, destination, device))
             for source, destination in edges
         ]
-        group = self._gloo(dist.PrefixStore("all", store), self.rank, self.size)
+        group = self._gloo(c10d.PrefixStore("all", store), self.rank, self.size)
         self.exchange("end connecting")  # or a rank would wait in a step for one that failed here
         return _C.connect_processes(
             rank=self.rank,
             device=str(device),
             edges=channels,
             group=group,
-            store=dist.PrefixStore("board", store),
+            store=c10d.PrefixStore("board", store),
             num_microbatches=program.num_microbatches,
         )
 
     def _edge(
-        self, store: dist.Store, source: int, destination: int, device: torch.device
-    ) -> tuple[dist.Backend, dist.Backend | None]:
+        self, store: c10d.Store, source: int, destination: int, device: torch.device
+    ) -> "tuple[Backend, Backend | None]":
         rank = 0 if self.rank == source else 1
         edge = f"{source}-{destination}"
-        cpu = self._gloo(dist.PrefixStore(f"cpu/{edge}", store), rank, 2)
+        cpu = self._gloo(c10d.PrefixStore(f"cpu/{edge}", store), rank, 2)
         if device.type == "cpu":
             return cpu, None
         if device.type != "cuda" or not dist.is_nccl_available():
@@ -223,11 +227,11 @@ class Peers:
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = _NEVER
         accelerator = dist.ProcessGroupNCCL(
-            dist.PrefixStore(f"cuda/{edge}", store), rank, 2, options
+            c10d.PrefixStore(f"cuda/{edge}", store), rank, 2, options
         )
         accelerator.eager_connect_single_device(device)
         return cpu, accelerator
 
-    def _gloo(self, store: dist.Store, rank: int, size: int) -> dist.Backend:
+    def _gloo(self, store: c10d.Store, rank: int, size: int) -> "Backend":
         """The time limit is for connecting; C++ waits for messages with none."""
         return dist.ProcessGroupGloo(store, rank, size, timeout=self._timeout)

@@ -39,7 +39,7 @@ def clip_grad_norm(
         shared = norms.to(device)
         dist.all_reduce(shared, group=group)  # each stage's norm and zeros: exact
         norms = shared.cpu()
-    total = torch.linalg.vector_norm(norms)
+    total: Tensor = torch.linalg.vector_norm(norms)
     scale = (max_norm / (total + 1e-6)).clamp(max=1.0)
     for parameters in stages:
         for parameter in parameters:

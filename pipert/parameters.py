@@ -33,8 +33,11 @@ def load_stages(
     unknown = sorted(
         name
         for name in state_dict.keys() - own.keys()
-        if (name not in global_names if global_names is not None
-            else name.partition(".")[0] not in indices)
+        if (
+            name not in global_names
+            if global_names is not None
+            else name.partition(".")[0] not in indices
+        )
     )
     if unknown:
         raise ValueError(f"state_dict has names that the model does not have: {_some(unknown)}")

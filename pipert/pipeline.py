@@ -5,14 +5,21 @@ import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipert import _C
+from pipert.arguments import (
+    check_arguments,
+    check_placement,
+    cut_already,
+    default_num_ranks,
+    load_schedule,
+    resolve_devices,
+    resolve_schedule,
+)
 from pipert.distributed import Peers, as_group
 from pipert.errors import PipelineError, describe_for_peers
 from pipert.gradients import clip_grad_norm
@@ -92,17 +99,20 @@ class Pipeline:
         self._broadcast_loss = broadcast_loss
         self._timeout_s = timeout_s
         with self._telling_peers():
-            _check_arguments(stages, num_microbatches, loss_fn, stage_kind, timeout_s)
+            check_arguments(
+                stages, num_microbatches, loss_fn, stage_kind, timeout_s, intra_op_threads
+            )
+            schedule = load_schedule(schedule)
             if num_ranks is None:
-                num_ranks = _default_num_ranks(stages, schedule, devices, self._group)
+                num_ranks = default_num_ranks(stages, schedule, devices, self._group)
             if self._peers is not None and num_ranks != self._peers.size:
                 raise ValueError(
                     f"num_ranks must be the size of the group, {self._peers.size}, got {num_ranks}"
                 )
-            self.schedule = _resolve_schedule(
+            self.schedule = resolve_schedule(
                 schedule, num_ranks, num_microbatches, len(stages), schedule_options or {}
             )
-            _check_placement(placement, self.schedule)
+            check_placement(placement, self.schedule)
             programs = _C.lower(self.schedule, receive_slots=receive_slots)
             evaluation = _C.lower(self.schedule.forward_only(), receive_slots=receive_slots)
             if self._peers is not None:
@@ -117,7 +127,7 @@ class Pipeline:
                     }
                 )
             self._ranks = range(num_ranks) if self._peers is None else [self._peers.rank]
-            self._devices = _resolve_devices(devices, self._ranks)
+            self._devices = resolve_devices(devices, self._ranks)
             self.program = Programs(programs[rank] for rank in self._ranks)
             self._evaluation = [evaluation[rank] for rank in self._ranks]
             self._intra_op_threads = intra_op_threads or max(
@@ -245,11 +255,13 @@ class Pipeline:
     ) -> StepResult:
         runtime = self._ready_runtime()
         is_cut = microbatches is not None
+        batch_args: Any
+        batch_kwargs: Any
         try:
             if microbatches is not None:
                 if args or kwargs:
                     raise ValueError("expected microbatches or arguments of the batch, got both")
-                batch_args, batch_kwargs = _cut_already(microbatches)
+                batch_args, batch_kwargs = cut_already(microbatches)
             else:
                 batch_args, batch_kwargs = (args or None), (kwargs or None)
                 self._check_keywords(kwargs)
@@ -293,12 +305,13 @@ class Pipeline:
             raise ValueError("step needs a loss function: expected Pipeline(loss_fn=...), got None")
         if self._has_first and args is None and kwargs is None:
             raise ValueError("the first stage's rank needs the batch: expected arguments, got none")
-        if compute_loss and self._has_last and target is None and self._loss_fn is not None:
-            if needs_target(self._loss_fn):
-                raise ValueError(
-                    "the last stage's rank needs the target: expected target=..., got None (the "
-                    "loss function takes an output and a target)"
-                )
+        if not (compute_loss and self._has_last) or target is not None or self._loss_fn is None:
+            return
+        if needs_target(self._loss_fn):
+            raise ValueError(
+                "the last stage's rank needs the target: expected target=..., got None (the "
+                "loss function takes an output and a target)"
+            )
 
     def _check_keywords(self, kwargs: Mapping[str, Any]) -> None:
         if self._peers is not None:
@@ -411,8 +424,8 @@ class Pipeline:
     def close(self) -> None:
         """Ends the threads and connections. The modules stay as they are."""
         if self._runtime is not None:
-            runtime, self._runtime = self._runtime, None
-            runtime.close()
+            self._runtime.close()
+            self._runtime = None
         _open.discard(self)
 
     def __enter__(self) -> "Pipeline":
@@ -435,116 +448,3 @@ def _close_all() -> None:
     """Threads that wait for a GIL that is gone would take the process down with them."""
     for pipeline in list(_open):
         pipeline.close()
-
-
-def _check_arguments(
-    stages: Sequence[Any], num_microbatches: int, loss_fn: Any, stage_kind: str, timeout_s: float
-) -> None:
-    if isinstance(stages, nn.Module):
-        raise TypeError(
-            f"stages must be a sequence of stages, got {type(stages).__name__}: cut it with "
-            "pipert.split"
-        )
-    if not isinstance(stages, Sequence) or len(stages) == 0:
-        raise TypeError(f"stages must be a sequence with at least one stage, got {stages!r}")
-    if not isinstance(num_microbatches, int) or num_microbatches < 1:
-        raise ValueError(f"num_microbatches must be a positive integer, got {num_microbatches!r}")
-    if loss_fn is not None and not callable(loss_fn):
-        raise TypeError(f"loss_fn must be callable, got {type(loss_fn).__name__}")
-    if stage_kind not in ("module", "auto"):
-        raise ValueError(f"stage_kind must be 'module' or 'auto', got {stage_kind!r}")
-    if timeout_s <= 0:
-        raise ValueError(f"timeout_s must be positive, got {timeout_s}")
-
-
-def _default_num_ranks(
-    stages: Sequence[Any], schedule: Any, devices: Any, group: dist.ProcessGroup | None
-) -> int:
-    if group is not None:
-        return dist.get_world_size(group)
-    if isinstance(schedule, _C.Schedule):
-        return schedule.num_ranks
-    if isinstance(devices, list | tuple):
-        return len(devices)
-    if isinstance(schedule, os.PathLike) or _is_csv(schedule):
-        return _C.Schedule.from_csv(schedule).num_ranks
-    return len(stages)
-
-
-def _is_csv(schedule: Any) -> bool:
-    return isinstance(schedule, str) and schedule.endswith(".csv")
-
-
-def _resolve_schedule(
-    schedule: Any,
-    num_ranks: int,
-    num_microbatches: int,
-    num_stages: int,
-    options: Mapping[str, int],
-) -> _C.Schedule:
-    if isinstance(schedule, os.PathLike) or _is_csv(schedule):
-        if not Path(schedule).is_file():
-            raise ValueError(f"schedule: there is no file {os.fspath(schedule)!r}")
-        schedule = _C.Schedule.from_csv(schedule)
-    if isinstance(schedule, str):
-        return _C.Schedule.build(
-            schedule,
-            num_ranks=num_ranks,
-            num_microbatches=num_microbatches,
-            num_stages=num_stages,
-            **options,
-        )
-    if not isinstance(schedule, _C.Schedule):
-        raise TypeError(
-            "schedule must be a name, a Schedule or the path of a CSV file, got "
-            f"{type(schedule).__name__}"
-        )
-    if options:
-        raise ValueError("schedule_options go with a schedule that is given by name")
-    for name, expected in (
-        ("num_ranks", num_ranks),
-        ("num_microbatches", num_microbatches),
-        ("num_stages", num_stages),
-    ):
-        if getattr(schedule, name) != expected:
-            raise ValueError(
-                f"the schedule is for {name}={getattr(schedule, name)}, the pipeline has {expected}"
-            )
-    return schedule
-
-
-def _check_placement(placement: Any, schedule: _C.Schedule) -> None:
-    if placement is None:
-        return
-    ranks = placement.ranks if isinstance(placement, _C.Placement) else list(placement)
-    if ranks != schedule.placement.ranks:
-        raise ValueError(
-            f"placement: the schedule {schedule.name} puts its stages on ranks "
-            f"{schedule.placement.ranks}, got {ranks}"
-        )
-
-
-def _resolve_devices(devices: Any, ranks: Sequence[int]) -> list[torch.device]:
-    if devices is None:
-        devices = "cpu"
-    if isinstance(devices, list | tuple):
-        if len(devices) != len(ranks):
-            raise ValueError(
-                f"devices must have one entry for each of the {len(ranks)} ranks of this process, "
-                f"got {len(devices)}"
-            )
-        return [torch.device(device) for device in devices]
-    return [torch.device(devices)] * len(ranks)
-
-
-def _cut_already(microbatches: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    args: list[Any] = []
-    kwargs: list[Any] = []
-    for microbatch in microbatches:
-        if isinstance(microbatch, dict):
-            args.append(())
-            kwargs.append(microbatch)
-        else:
-            args.append(microbatch if isinstance(microbatch, tuple) else (microbatch,))
-            kwargs.append({})
-    return args, kwargs

@@ -53,7 +53,9 @@ def split(
     layers = list(_layers(model))
     if at is not None:
         if num_stages is not None and num_stages != len(at) + 1:
-            raise ValueError(f"at={list(at)} makes {len(at) + 1} stages, got num_stages={num_stages}")
+            raise ValueError(
+                f"at={list(at)} makes {len(at) + 1} stages, got num_stages={num_stages}"
+            )
         sizes = _sizes_at([path for path, _ in layers], at)
     elif num_stages is not None:
         sizes = _sizes(layers, num_stages, balance)
@@ -92,9 +94,13 @@ def _layers(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
 def _sizes_at(paths: list[str], at: Sequence[str]) -> list[int]:
     starts = [0]
     for point in at:
-        inside = [i for i, path in enumerate(paths) if path == point or path.startswith(f"{point}.")]
+        inside = [
+            i for i, path in enumerate(paths) if path == point or path.startswith(f"{point}.")
+        ]
         if not inside:
-            raise ValueError(f"at names no layer: expected one of {', '.join(paths)}; got {point!r}")
+            raise ValueError(
+                f"at names no layer: expected one of {', '.join(paths)}; got {point!r}"
+            )
         if inside[0] <= starts[-1]:
             raise ValueError(
                 f"at must name layers after the first, in order; got {point!r} in {list(at)}"

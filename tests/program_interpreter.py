@@ -8,13 +8,13 @@ of a rank, as streams would. Values are texts; every slot access is checked.
 import random
 
 
-class Race(AssertionError):
+class RaceError(AssertionError):
     """A slot was used while somebody else needed it, or a value was not where it should be."""
 
 
 def check(condition, text):
     if not condition:
-        raise Race(text)
+        raise RaceError(text)
 
 
 def expected_reads(action, num_stages):
@@ -126,7 +126,9 @@ def run_in_issue_order(programs, seed=0):
         positions[rank] += 1
         return True
 
-    if not _play(dice, range(len(ranks)), step, lambda r: len(ranks[r].instructions) - positions[r]):
+    if not _play(
+        dice, range(len(ranks)), step, lambda r: len(ranks[r].instructions) - positions[r]
+    ):
         return None
     check(not wire, f"never received: {wire}")
     return [state.done for state in ranks]

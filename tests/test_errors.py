@@ -36,8 +36,18 @@ built = pipert.Schedule.build("1f1b", num_ranks=2, num_microbatches=4)
 @pytest.mark.parametrize(
     ("stages", "options", "error", "text"),
     [
-        (4, {"num_microbatches": 3}, ValueError, "num_microbatches must be at least 4.*got 3"),
-        (2, {"num_microbatches": 0}, ValueError, "num_microbatches must be a positive integer, got 0"),
+        (
+            4,
+            {"schedule": "interleaved_1f1b", "num_ranks": 4, "num_microbatches": 3},
+            ValueError,
+            r"num_microbatches must be at least 4 \(num_ranks\), got 3",
+        ),
+        (
+            2,
+            {"num_microbatches": 0},
+            ValueError,
+            "num_microbatches must be a positive integer, got 0",
+        ),
         (2, {"num_microbatches": 2.0}, ValueError, "must be a positive integer, got 2.0"),
         (3, {"num_ranks": 2}, ValueError, "num_stages must be.*2.*got 3"),
         (3, {"schedule": "interleaved_1f1b", "num_ranks": 2}, ValueError, "num_stages.*got 3"),
@@ -51,7 +61,12 @@ built = pipert.Schedule.build("1f1b", num_ranks=2, num_microbatches=4)
             ValueError,
             "the schedule is for num_microbatches=4, the pipeline has 5",
         ),
-        (3, {"schedule": built}, ValueError, "the schedule is for num_stages=2, the pipeline has 3"),
+        (
+            3,
+            {"schedule": built},
+            ValueError,
+            "the schedule is for num_stages=2, the pipeline has 3",
+        ),
         (
             2,
             {"schedule": built, "num_ranks": 1},
@@ -65,7 +80,12 @@ built = pipert.Schedule.build("1f1b", num_ranks=2, num_microbatches=4)
             ValueError,
             "schedule_options go with a schedule that is given by name",
         ),
-        (2, {"devices": ["cpu"], "num_ranks": 2}, ValueError, "one entry for each of the 2 ranks.*got 1"),
+        (
+            2,
+            {"devices": ["cpu"], "num_ranks": 2},
+            ValueError,
+            "one entry for each of the 2 ranks.*got 1",
+        ),
         (
             2,
             {"placement": [1, 0]},
@@ -77,7 +97,12 @@ built = pipert.Schedule.build("1f1b", num_ranks=2, num_microbatches=4)
         ([linear, 3], {}, TypeError, r"stages\[1\] must be a module, a function, or .*; got int"),
         ([linear, lambda: 3], {}, TypeError, r"stages\[1\] must be a module.*; got int"),
         (2, {"loss_fn": 3}, TypeError, "loss_fn must be callable, got int"),
-        (2, {"stage_kind": "naive"}, ValueError, "stage_kind must be 'module' or 'auto', got 'naive'"),
+        (
+            2,
+            {"stage_kind": "naive"},
+            ValueError,
+            "stage_kind must be 'module' or 'auto', got 'naive'",
+        ),
         (2, {"timeout_s": 0}, ValueError, "timeout_s must be positive, got 0"),
         (2, {"receive_slots": 0}, ValueError, "receive_slots must be at least 1, got 0"),
         (2, {"num_ranks": 0}, ValueError, "num_ranks.*got 0"),
@@ -214,7 +239,7 @@ def test_closing_inside_a_step_is_refused():
 # --- failures while a step runs -----------------------------------------------------------------
 
 
-class Boom(Exception):
+class Boom(Exception):  # noqa: N818
     pass
 
 
@@ -249,7 +274,9 @@ class Fuse(nn.Module):
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize(("schedule", "ranks"), [("1f1b", 4), ("interleaved_1f1b", 2), ("gpipe", 4)])
+@pytest.mark.parametrize(
+    ("schedule", "ranks"), [("1f1b", 4), ("interleaved_1f1b", 2), ("gpipe", 4)]
+)
 def test_an_exception_in_a_stage_reaches_the_caller_and_the_pipeline_goes_on(
     where, stage, schedule, ranks
 ):
@@ -329,15 +356,20 @@ def test_the_first_of_two_failures_wins():
     def second(x):
         raise AssertionError("never reached: it has no input")
 
-    with make_pipe([First(), second], loss_fn=None) as pipe:
-        with pytest.raises(pipert.PipelineError, match="first"):
-            pipe(torch.ones(4))
+    with (
+        make_pipe([First(), second], loss_fn=None) as pipe,
+        pytest.raises(pipert.PipelineError, match="first"),
+    ):
+        pipe(torch.ones(4))
 
 
 @pytest.mark.parametrize(
     ("loss_fn", "text"),
     [
-        (lambda o, t: (o - t).square(), r"the loss must be one number, got a tensor of shape \[2, 8\]"),
+        (
+            lambda o, t: (o - t).square(),
+            r"the loss must be one number, got a tensor of shape \[2, 8\]",
+        ),
         (lambda o, t: 1.0, "the loss function must return a tensor, got float"),
         (lambda o, t: o.detach().sum(), "the loss of microbatch 0 does not require a gradient"),
         (lambda o: o.sum(), "takes 1 positional argument but 2 were given"),
@@ -365,9 +397,11 @@ def test_values_that_stages_cannot_exchange_are_named_with_their_place():
 
 
 def message_of(stages, x, **options):
-    with make_pipe(stages, loss_fn=None, schedule="gpipe", **options) as pipe:
-        with pytest.raises(pipert.PipelineError) as raised:
-            pipe(x)
+    with (
+        make_pipe(stages, loss_fn=None, schedule="gpipe", **options) as pipe,
+        pytest.raises(pipert.PipelineError) as raised,
+    ):
+        pipe(x)
     return str(raised.value)
 
 

@@ -79,7 +79,7 @@ def test_last_table_has_entropies_speed_and_bubble(uninterrupted: str) -> None:
 def test_resumed_run_equals_uninterrupted_bit_for_bit(
     uninterrupted: str, text: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    checkpoint = ["--checkpoint", str(tmp_path / "gpt.pt")]
+    checkpoint = ["--checkpoint", str(tmp_path / "gpt")]
     before = losses(train(text, *checkpoint, "--stop-at", "3"))
     after = train(text, *checkpoint, "--resume")
     assert before | losses(after) == losses(uninterrupted)
@@ -101,7 +101,7 @@ def test_two_processes_equal_two_threads_bit_for_bit(
 def test_checkpoint_of_threads_goes_on_in_processes_bit_for_bit(
     uninterrupted: str, text: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    checkpoint = ["--checkpoint", str(tmp_path / "gpt.pt")]
+    checkpoint = ["--checkpoint", str(tmp_path / "gpt")]
     before = losses(train(text, *checkpoint, "--stop-at", "3"))
     after = losses(train(text, *checkpoint, "--resume", launcher=TORCHRUN))
     assert before | after == losses(uninterrupted)

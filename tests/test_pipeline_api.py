@@ -4,6 +4,7 @@ import copy
 import gc
 import weakref
 from collections import namedtuple
+from itertools import pairwise
 
 import pytest
 import torch
@@ -18,9 +19,7 @@ mse = nn.functional.mse_loss
 
 @pytest.fixture
 def pipe():
-    with pipert.Pipeline(
-        pipert.split(mlp(4), 2), num_microbatches=4, loss_fn=mse
-    ) as pipeline:
+    with pipert.Pipeline(pipert.split(mlp(4), 2), num_microbatches=4, loss_fn=mse) as pipeline:
         yield pipeline
 
 
@@ -35,9 +34,7 @@ def test_the_default_is_1f1b_with_one_rank_for_each_stage(pipe):
 
 
 def test_a_schedule_may_be_a_name_a_schedule_or_the_path_of_a_csv(tmp_path):
-    built = pipert.Schedule.build(
-        "interleaved_1f1b", num_ranks=2, num_stages=4, num_microbatches=4
-    )
+    built = pipert.Schedule.build("interleaved_1f1b", num_ranks=2, num_stages=4, num_microbatches=4)
     path = tmp_path / "schedule.csv"
     built.to_csv(path)
     x, y = batch(8)
@@ -101,9 +98,7 @@ def test_stages_may_be_modules_functions_classes_and_builders():
 def test_schedules_that_run_on_one_rank_need_no_second_one():
     model, reference = twins(mlp, 4)
     x, y = batch(4)
-    with pipert.Pipeline(
-        pipert.split(model, 1), num_microbatches=4, loss_fn=mse
-    ) as pipe:
+    with pipert.Pipeline(pipert.split(model, 1), num_microbatches=4, loss_fn=mse) as pipe:
         pipe.step(x, target=y)
         plain_loop(reference, x, y, 4)
         assert_same_gradients(pipe, reference)
@@ -202,7 +197,10 @@ def test_a_module_in_two_places_of_one_process_is_trained_once():
     model, reference = twins(lambda: nn.Sequential(shared, nn.Tanh(), shared))
     x, y = batch(6)
     with pipert.Pipeline(
-        [model[0], model[1], model[2]], schedule="gpipe", num_ranks=3, num_microbatches=3,
+        [model[0], model[1], model[2]],
+        schedule="gpipe",
+        num_ranks=3,
+        num_microbatches=3,
         loss_fn=mse,
     ) as pipe:
         assert len(list(pipe.parameters())) == 2
@@ -280,9 +278,7 @@ def test_schedule_and_programs_print(pipe):
     assert "program of rank 1 of 2" in text
     assert "run 1B3" in text
     assert len(pipe.program) == 2
-    assert repr(pipe) == (
-        "<pipert.Pipeline 1f1b: 2 stages on 2 ranks, 4 microbatches, threads>"
-    )
+    assert repr(pipe) == ("<pipert.Pipeline 1f1b: 2 stages on 2 ranks, 4 microbatches, threads>")
 
 
 def test_the_parts_of_a_report_add_up(pipe):
@@ -312,7 +308,7 @@ def test_a_trace_shows_every_instruction_in_order(pipe):
         assert [e.action for e in events if e.kind == "run"] == pipe.schedule.actions[rank]
         for event in events:
             assert 0 <= event.start <= event.ready <= event.end
-        for before, after in zip(events, events[1:], strict=False):
+        for before, after in pairwise(events):
             assert before.end <= after.start
     spans = trace.timeline().ranks
     assert [[span.action for span in rank] for rank in spans] == pipe.schedule.actions

@@ -35,9 +35,7 @@ def named_schedules(draw):
 
 schedules = st.one_of(named_schedules(), good_schedules())
 receive_slots = st.integers(1, 4)
-examples = settings(
-    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+examples = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def of_kind(program, kind):
@@ -59,7 +57,10 @@ def runs_of(actions):
 def gradient_maker(schedule):
     """(stage, microbatch) -> the action that makes the gradient of its input."""
     return {
-        (a.stage, a.microbatch): a for actions in schedule.actions for a in actions if a.kind in "BI"
+        (a.stage, a.microbatch): a
+        for actions in schedule.actions
+        for a in actions
+        if a.kind in "BI"
     }
 
 
@@ -91,7 +92,9 @@ def test_every_message_that_crosses_ranks_is_sent_once_and_received_once(schedul
     expected = Counter(crossing_messages(schedule))
     for kind in ("send", "recv", "release"):
         assert expected == Counter(
-            (i["message"], *edge_of(program, i)) for program in programs for i in of_kind(program, kind)
+            (i["message"], *edge_of(program, i))
+            for program in programs
+            for i in of_kind(program, kind)
         )
     for program in programs:
         assert all(edge_of(program, i)[0] == program.rank for i in of_kind(program, "send"))
@@ -129,7 +132,9 @@ def test_a_slot_holds_one_message_at_a_time(schedule, slots):
             if i["kind"] == "recv":
                 fill(i["slot"])
             elif i["kind"] == "run":
-                busy -= set(i["reads"])  # a KeyError would hide in discard: checked by the interpreter
+                busy -= set(
+                    i["reads"]
+                )  # a KeyError would hide in discard: checked by the interpreter
                 for slot in i["writes"]:
                     fill(slot)
             elif i["kind"] == "release":

@@ -177,9 +177,7 @@ def test_microbatches_may_be_tuples_dicts_or_single_arguments():
     with pipert.Pipeline(
         [first, lambda h: h + 1], schedule="gpipe", num_microbatches=3, loss_fn=sum_of
     ) as pipe:
-        result = pipe.evaluate(
-            microbatches=[(x,), {"x": x, "scale": 3.0}, x], return_outputs=True
-        )
+        result = pipe.evaluate(microbatches=[(x,), {"x": x, "scale": 3.0}, x], return_outputs=True)
     assert [output.tolist() for output in result.outputs] == [[2, 2], [4, 4], [2, 2]]
     assert result.losses.tolist() == [4, 8, 4]
 

@@ -78,7 +78,10 @@ def test_nested_sequentials_are_cut_inside_and_keep_their_paths():
         )
     )
     stages = pipert.split(model, at=["body.1.0"])
-    assert layers_of(stages) == [["stem", "body", "body.0"], ["body", "body.1", "body.1.0", "body.1.1"]]
+    assert layers_of(stages) == [
+        ["stem", "body", "body.0"],
+        ["body", "body.1", "body.1.0", "body.1.1"],
+    ]
     x = torch.randn(2, 4)
     assert torch.equal(run(stages, x), model(x))
 
@@ -203,7 +206,7 @@ def test_a_model_whose_children_do_not_fit_each_other_is_refused_with_the_cause(
 
 
 def test_a_model_that_is_no_sequential_needs_example_args():
-    with pytest.raises(ValueError, match="Named is not an nn.Sequential: expected example_args"):
+    with pytest.raises(ValueError, match=r"Named is not an nn\.Sequential: expected example_args"):
         pipert.split(Named(), 2)
 
 
@@ -233,7 +236,7 @@ def test_arguments_that_fit_nothing_are_refused(options, text):
 
 
 def test_only_modules_can_be_split():
-    with pytest.raises(TypeError, match="model must be an nn.Module, got list"):
+    with pytest.raises(TypeError, match=r"model must be an nn\.Module, got list"):
         pipert.split([nn.Linear(1, 1)], 1)
 
 

@@ -61,6 +61,11 @@ BodyResult PythonBody::forward(const RunContext& context, BodyInput input) {
   return result;
 }
 
+void PythonBody::backward_failed() noexcept {
+  const py::gil_scoped_acquire gil;
+  PyErr_Clear();
+}
+
 py::tuple PythonBody::arguments(const RunContext& context, BodyInput input) {
   if (position_.is_first()) {
     py::object args = take_entry(batch_.args, context.microbatch);

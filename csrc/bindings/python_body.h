@@ -31,6 +31,8 @@ class PythonBody final : public StageBody {
   ~PythonBody() override;  // takes the GIL
 
   BodyResult forward(const RunContext& context, BodyInput input) override;
+  // torch's engine sets a Python hook's exception on the thread as well: the next Python call there would raise it.
+  void backward_failed() noexcept override;
 
   // REQUIRES the GIL, and that no pass is running.
   void set_batch(BodyBatch batch) { batch_ = std::move(batch); }

@@ -235,6 +235,7 @@ void PythonRuntime::run(const Pass& pass) {
   if (signal.has_value()) threads_.clear();
   clear_batches();
   if (!failure.has_value()) return;
+  outputs();  // nobody will ask for them
   try {
     raise_pipeline_error(*failure);
   } catch (py::error_already_set& error) {

@@ -45,17 +45,30 @@ void Executor::prepare(const Pass& pass) {
   trace_.events.reserve(program.ops.size());
   trace_.events.clear();
   last_was_training_ = pass.training;
+  progress_.instruction.store(-1, std::memory_order_relaxed);
+  if (!compute_lane_.is_asynchronous()) return;
+  const auto caller = current_lane(device_);
+  entry_ = caller->make_mark();
+  caller->record(*entry_);
+}
+
+void Executor::join() {
+  if (exit_ != nullptr) current_lane(device_)->wait(*exit_);
 }
 
 bool Executor::run(const Pass& pass) {
   const auto current = compute_lane_.make_current();
+  if (entry_ != nullptr) compute_lane_.wait(*entry_);
   trace_.start_ns = now_ns();
   std::int64_t start = trace_.start_ns;
   bool completed = true;
   try {
     const auto& ops = decoded(pass).ops;
     for (std::size_t i = 0; i < ops.size() && completed; ++i) {
-      if (failure_.raised()) return false;
+      if (failure_.raised()) {
+        completed = false;
+        break;
+      }
       progress_.instruction.store(static_cast<std::int32_t>(i), std::memory_order_relaxed);
       ready_ns_ = 0;
       completed = dispatch(ops[i], pass);
@@ -68,6 +81,10 @@ bool Executor::run(const Pass& pass) {
     completed = false;
   }
   trace_.end_ns = start;
+  if (compute_lane_.is_asynchronous()) {
+    exit_ = compute_lane_.make_mark();
+    compute_lane_.record(*exit_);
+  }
   return completed;
 }
 

@@ -19,8 +19,11 @@ class Executor {
   Executor(RankResources resources, Program training, Program evaluation, const c10::Device& device,
            FirstFailure& failure);
 
-  // Tells the channels and the trace that a pass begins. No rank is running.
+  // Tells the channels and the trace that a pass begins. On the caller's thread; no rank is running. On an
+  // accelerator the pass comes after all that the caller's stream was given before.
   void prepare(const Pass& pass);
+  // After the pass, on the caller's thread: what its stream is given from now on comes after the pass.
+  void join();
 
   // Runs the pass. False if it ended early, with the reason in the FirstFailure: this rank's own, or another's.
   bool run(const Pass& pass);
@@ -56,6 +59,8 @@ class Executor {
   DecodedProgram evaluation_;
   c10::Device device_;
   FirstFailure& failure_;
+  std::unique_ptr<Mark> entry_;  // on the caller's stream before the pass; null on the CPU
+  std::unique_ptr<Mark> exit_;   // on the compute lane after it; null on the CPU, and before the first pass
   std::vector<Message> held_;  // by SlotId: results on their way to a Send or to a later Run
   Progress progress_;
   Trace trace_;

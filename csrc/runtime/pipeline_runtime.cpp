@@ -156,6 +156,7 @@ void PipelineRuntime::check_other_processes() {
 }
 
 std::optional<Failure> PipelineRuntime::finish() {
+  for (auto& executor : executors_) executor->join();
   std::optional<Failure> failure = failure_.take();
   if (!failure.has_value()) return failure;
   // A peer that failed says why before it closes its connections.

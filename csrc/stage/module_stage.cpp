@@ -115,7 +115,12 @@ Message ModuleStage::backward(const RunContext& context, Message gradients) {
     seeds.push_back(std::move(gradients.tensors[i]));
   }
   const bool keep_graph = shares_gil_ && state.num_bytes <= kSmallBytes && !has_python_node(roots);
-  run_backward(roots, seeds, keep_graph);
+  try {
+    run_backward(roots, seeds, keep_graph);
+  } catch (...) {
+    body_->backward_failed();
+    throw;
+  }
   if (keep_graph) {
     for (auto& root : roots) retired_.push_back(std::move(root.function));
   }

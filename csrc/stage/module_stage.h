@@ -34,6 +34,8 @@ class StageBody {
   virtual ~StageBody() = default;
   // On the first stage `input` is empty: the body has the batch's arguments itself.
   virtual BodyResult forward(const RunContext& context, BodyInput input) = 0;
+  // After a backward that threw, on its thread: takes back what the engine left set there. The exception has it too.
+  virtual void backward_failed() noexcept {}
 };
 
 struct StagePosition {

@@ -117,8 +117,9 @@ FrameWriter::FrameWriter(Message message) : message_(std::move(message)), offset
     at::Tensor& tensor = message_.tensors[i];
     const bool requires_grad = i < message_.requires_grad.size() && message_.requires_grad[i];
     const bool is_beside = tensor.defined() && !tensor.device().is_cpu();
-    if (tensor.defined() && (!can_keep_strides(tensor) || tensor.is_neg() || tensor.is_conj())) {
-      tensor = tensor.resolve_neg().resolve_conj().contiguous();
+    if (tensor.defined()) {
+      tensor = tensor.resolve_neg().resolve_conj();
+      if (!can_keep_strides(tensor)) tensor = tensor.clone();  // dense, its dimensions in the same order
     }
     put(description_, static_cast<std::uint8_t>((tensor.defined() ? kDefined : 0) |
                                                 (requires_grad ? kRequiresGrad : 0) | (is_beside ? kBeside : 0)));

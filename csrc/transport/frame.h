@@ -17,7 +17,7 @@ namespace pipert {
 
 class FrameWriter {
  public:
-  // Keeps a reference to the tensors, and a contiguous copy of those whose strides can't be kept.
+  // Keeps a reference to the tensors, and a dense copy of those whose strides can't be kept.
   explicit FrameWriter(Message message);
 
   // Of the whole frame.

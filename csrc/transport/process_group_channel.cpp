@@ -18,11 +18,12 @@ namespace {
 
 using BackendPtr = c10::intrusive_ptr<c10d::Backend>;
 
-constexpr int kSource = 0;       // ranks of the edge's group
-constexpr int kDestination = 1;
 constexpr int kFrameTag = 0;
 constexpr int kRestTag = 1;
 constexpr std::int64_t kFirstCapacity = 4096;
+
+// The other rank of a group of two.
+int peer_of(const BackendPtr& backend) { return 1 - backend->getRank(); }
 
 at::Tensor make_buffer(std::int64_t num_bytes) { return at::empty({num_bytes}, at::TensorOptions().dtype(at::kByte)); }
 
@@ -94,7 +95,7 @@ class ProcessGroupSender final : public Sender {
 
   PendingWorks::WorkPtr start(const BackendPtr& backend, const at::Tensor& tensor, int tag) {
     std::vector<at::Tensor> tensors{tensor};
-    return works_.start([&] { return backend->send(tensors, kDestination, tag); });
+    return works_.start([&] { return backend->send(tensors, peer_of(backend), tag); });
   }
 
   BackendPtr cpu_;  // outlives the works and buffers below
@@ -155,7 +156,7 @@ class ProcessGroupReceiver final : public Receiver {
 
   PendingWorks::WorkPtr receive(const BackendPtr& backend, const at::Tensor& tensor, int tag) {
     std::vector<at::Tensor> tensors{tensor};
-    return works_.start([&] { return backend->recv(tensors, kSource, tag); });
+    return works_.start([&] { return backend->recv(tensors, peer_of(backend), tag); });
   }
 
   BackendPtr cpu_;  // outlives the works and buffers below

@@ -17,7 +17,10 @@ STEPS = 60
 def milliseconds(timeline: pipert.Timeline) -> pipert.Timeline:
     """The same timeline with its axis in milliseconds."""
     return pipert.Timeline.from_spans(
-        [[(span.action, span.start * 1e3, span.end * 1e3) for span in rank] for rank in timeline.ranks]
+        [
+            [(span.action, span.start * 1e3, span.end * 1e3) for span in rank]
+            for rank in timeline.ranks
+        ]
     )
 
 

@@ -54,8 +54,9 @@ def same(got: Tensor | None, expected: Tensor | None, what: str = "") -> None:
         return
     assert got.dtype == expected.dtype, f"{what}: got {got.dtype}, expected {expected.dtype}"
     assert got.shape == expected.shape, f"{what}: got {got.shape}, expected {expected.shape}"
-    equal = torch.equal(got, expected) or torch.equal(got.isnan(), expected.isnan()) and torch.equal(
-        got.nan_to_num(), expected.nan_to_num()
+    equal = torch.equal(got, expected) or (
+        torch.equal(got.isnan(), expected.isnan())
+        and torch.equal(got.nan_to_num(), expected.nan_to_num())
     )
     assert equal, f"{what}: got {got}, expected {expected}"
 

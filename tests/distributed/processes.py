@@ -11,7 +11,6 @@ import faulthandler
 import importlib
 import json
 import os
-import pathlib
 import selectors
 import signal
 import socket
@@ -22,7 +21,6 @@ import time
 import traceback
 from typing import Any
 
-HERE = pathlib.Path(__file__).parent
 GRACE_S = 5.0  # after one rank has failed, until the others are killed
 
 
@@ -51,6 +49,7 @@ class Processes:
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
                 "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": os.pathsep.join(sys.path),  # they find what this process finds
             }
             self._processes.append(
                 subprocess.Popen(
@@ -84,7 +83,8 @@ class Processes:
         """
         order = json.dumps({"module": module, "function": function, "arguments": arguments})
         for pipe in self._pipes:
-            pipe.sendall(order.encode() + b"\n")
+            with contextlib.suppress(BrokenPipeError):
+                pipe.sendall(order.encode() + b"\n")
         answers: dict[int, str] = {}
         with selectors.DefaultSelector() as selector:
             for rank, pipe in enumerate(self._pipes):
@@ -93,7 +93,10 @@ class Processes:
             while len(answers) < self.size and time.monotonic() < end:
                 for key, _ in selector.select(max(0.0, end - time.monotonic())):
                     rank = key.data
-                    line = self._readers[rank].readline()
+                    try:
+                        line = self._readers[rank].readline()
+                    except ConnectionResetError:  # it died before it read what it was told
+                        line = ""
                     answers[rank] = json.loads(line) if line else "died"
                     selector.unregister(key.fileobj)
                     if answers[rank] and rank not in dies:
@@ -103,8 +106,9 @@ class Processes:
             for rank in expected.keys() - answers.keys():
                 self._dump_stacks(rank)
                 answers[rank] = f"no end within {limit_s:g} s"
+            description = self._describe(answers)
             self.kill()
-            raise Failed(self._describe(answers))
+            raise Failed(description)
         if dies:
             self.kill()
 
@@ -116,7 +120,9 @@ class Processes:
         process = self._processes[rank]
         if process.poll() is None:
             process.send_signal(signal.SIGUSR1)
-            with contextlib.suppress(subprocess.TimeoutExpired):  # it goes on: this only lets it write
+            with contextlib.suppress(
+                subprocess.TimeoutExpired
+            ):  # it goes on: this only lets it write
                 process.wait(0.3)
 
     def _describe(self, answers: dict[int, str]) -> str:
@@ -125,7 +131,9 @@ class Processes:
             log = self._logs[rank]
             log.seek(0)
             text = log.read()[-3000:]
-            parts.append(f"--- rank {rank}: {answers[rank] or 'passed'}\n{text and 'output: ' + text}")
+            parts.append(
+                f"--- rank {rank}: {answers[rank] or 'passed'}\n{text and 'output: ' + text}"
+            )
         return "\n".join(parts)
 
     def kill(self) -> None:
@@ -141,7 +149,6 @@ class Processes:
 def serve(descriptor: int) -> None:
     """The life of one of the processes: runs what it is told to, until nobody tells any more."""
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    sys.path[:0] = [str(HERE), str(HERE.parent)]
     import torch
 
     import pipert
