@@ -16,7 +16,7 @@ torch_stamp := $(VENV)/.torch-$(shell echo '$(TORCH)' | tr -c 'A-Za-z0-9.\n' -)
 cpp_files = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 cpp_folders = $(shell find csrc -type d)
 
-.PHONY: setup demo test test-cpp test-python lint format sanitize clean distclean
+.PHONY: setup demo test test-cpp test-python lint lint-cpp lint-python lint-types format sanitize clean distclean
 setup: $(VENV)/.pipert
 
 demo: setup
@@ -34,10 +34,16 @@ sanitize: $(torch_stamp)
 	$(call test_floors,address,undefined)
 	$(call test_floors,thread)
 
-lint: setup $(VENV)/.lint
+lint: lint-cpp lint-python lint-types
+
+lint-cpp: $(VENV)/.lint
 	clang-format --dry-run -Werror $(cpp_files)
+
+lint-python: $(VENV)/.lint
 	ruff check .
 	ruff format --check .
+
+lint-types: setup $(VENV)/.lint
 	mypy
 
 format: $(VENV)/.lint

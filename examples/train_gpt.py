@@ -3,7 +3,7 @@
     python examples/train_gpt.py                        # ranks are threads of this process
     torchrun --nproc-per-node 2 examples/train_gpt.py   # or processes: the same losses, bit for bit
 
-With `--checkpoint FOLDER` it can be stopped, and goes on with `--resume`, as if it had never stopped.
+With `--checkpoint FOLDER` it can be stopped; with `--resume` it goes on as if it never had.
 """
 
 import argparse

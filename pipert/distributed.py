@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 # A backend closes a group when a timed wait runs out; pipert has time limits of its own.
 _NEVER = timedelta(days=365)
-# A wait for the store doesn't see signals: between two of them, Ctrl-C works.
-_LOOK_EVERY = timedelta(seconds=0.5)
+_LONGEST_PAUSE_S = 0.02  # between two questions to the store
 
 
 def init(backend: str | None = None) -> dist.ProcessGroup | None:
@@ -89,7 +88,7 @@ class Peers:
         base = dist.distributed_c10d._get_default_store()
         name = f"pipert/{'.'.join(map(str, ranks))}/{number}"
         self._store = c10d.PrefixStore(name, base)
-        self._timeout = timedelta(seconds=timeout_s)
+        self._timeout_s = timeout_s
         self._exchanges = itertools.count()
         self._num_connections = 0  # that were begun by all ranks
         self._is_lost = False
@@ -148,20 +147,19 @@ class Peers:
 
     def _collect(self, number: int, call: str) -> list[Any]:
         keys = [self._key(number, rank) for rank in range(self.size)]
-        end = time.monotonic() + self._timeout.total_seconds()
-        while True:
-            try:
-                self._store.wait(keys, min(self._timeout, _LOOK_EVERY))
-                return [json.loads(self._store.get(key)) for key in keys]
-            except dist.DistStoreError as error:
-                if time.monotonic() < end:
-                    continue
+        end = time.monotonic() + self._timeout_s
+        pause = 1e-4
+        while not self._store.check(keys):  # its own wait doesn't see signals: Ctrl-C would wait
+            if time.monotonic() > end:
                 self._is_lost = True
                 missing = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
                 raise TimeoutError(
-                    f"rank {self.rank} waited {self._timeout.total_seconds():g} s for "
+                    f"rank {self.rank} waited {self._timeout_s:g} s for "
                     f"{', '.join(f'rank {rank}' for rank in missing)} to {call} too"
-                ) from error
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+        return [json.loads(self._store.get(key)) for key in keys]
 
     def agree(self, arguments: dict[str, Any]) -> None:
         """Checks that all ranks gave the same. A collective call.
@@ -234,4 +232,4 @@ class Peers:
 
     def _gloo(self, store: c10d.Store, rank: int, size: int) -> "Backend":
         """The time limit is for connecting; C++ waits for messages with none."""
-        return dist.ProcessGroupGloo(store, rank, size, timeout=self._timeout)
+        return dist.ProcessGroupGloo(store, rank, size, timeout=timedelta(seconds=self._timeout_s))

@@ -49,7 +49,7 @@ def make_pipeline_error(
         verb = "forward" if action.kind == "F" else "backward"
         where += f", stage {action.stage}, microbatch {action.microbatch}, {action} ({verb})"
     if kind == "transfer" and message:
-        where += f", at: {message}"
+        where += f", {message}"
     if cause is not None:
         what = f"{type(cause).__name__}: {_text(cause)}"
         if kind == "action" and action is not None:

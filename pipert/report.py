@@ -106,7 +106,8 @@ class Report:
         head = "rank  compute ms  wait ms  transfer ms  host ms  bubble measured  predicted"
         rows = [
             f"{r.rank:4}  {r.compute_s * 1e3:10.3f}  {r.wait_s * 1e3:7.3f}"
-            f"  {r.transfer_s * 1e3:11.3f}  {r.host_s * 1e3:7.3f}  {measured:15.1%}  {predicted:9.1%}"
+            f"  {r.transfer_s * 1e3:11.3f}  {r.host_s * 1e3:7.3f}"
+            f"  {measured:15.1%}  {predicted:9.1%}"
             for r, measured, predicted in zip(
                 self.ranks, self.bubble_measured, self.bubble_predicted, strict=True
             )

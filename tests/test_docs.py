@@ -78,6 +78,7 @@ def test_readme_python_runs_as_printed(index, tmp_path):
 
 
 @pytest.mark.distributed
+@pytest.mark.timeout(240)
 def test_readme_example_prints_the_same_loss_under_torchrun(tmp_path):
     example = blocks("README.md", "python")[0]
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]

@@ -67,7 +67,7 @@ def public(names) -> set[str]:
 def test_the_stub_file_names_what_the_module_has():
     stub = declared_names(ast.parse((PACKAGE / "_C.pyi").read_text()).body)
     assert public(stub) == public(dir(_C))
-    assert [name for name in stub if not hasattr(_C, name)] == []
+    assert [name for name in public(stub) if not hasattr(_C, name)] == []  # "_": types alone
     for name, declaration in stub.items():
         if not isinstance(declaration, ast.ClassDef):
             continue

@@ -36,7 +36,7 @@ def resident_bytes():
 
 def num_tensors():
     gc.collect()
-    return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
 
 def make_pipe(num_stages=3, width=8, **options):

@@ -4,11 +4,12 @@
 
 namespace pipert {
 
-void run_backward(const std::vector<torch::autograd::Edge>& roots, const std::vector<at::Tensor>& gradients,
-                  bool keep_graph) {
+void run_backward(const std::vector<torch::autograd::Edge>& roots,
+                  const std::vector<at::Tensor>& gradients, bool keep_graph) {
   if (roots.empty()) return;
   torch::autograd::Engine::get_default_engine().execute(roots, gradients, keep_graph,
-                                                        /*create_graph=*/false, /*accumulate_grad=*/true,
+                                                        /*create_graph=*/false,
+                                                        /*accumulate_grad=*/true,
                                                         /*outputs=*/{});
 }
 

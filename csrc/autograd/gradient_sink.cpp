@@ -36,14 +36,17 @@ std::vector<at::Tensor> GradientSink::take() {
   return std::exchange(gradients_, {});
 }
 
-AttachedSink attach_sink(const std::vector<at::Tensor>& tensors, const std::vector<bool>& requires_grad) {
-  if (std::none_of(requires_grad.begin(), requires_grad.end(), [](bool flag) { return flag; })) return {};
+AttachedSink attach_sink(const std::vector<at::Tensor>& tensors,
+                         const std::vector<bool>& requires_grad) {
+  if (std::none_of(requires_grad.begin(), requires_grad.end(), [](bool flag) { return flag; }))
+    return {};
   AttachedSink attached = make_sink<NodePtr, GradientSink>();
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     if (!requires_grad[i]) continue;
-    TORCH_CHECK_VALUE(torch::autograd::isDifferentiableType(tensors[i].scalar_type()), "tensor ", i,
-                      " of a stage's input can't require a gradient: expected a floating or complex dtype, got ",
-                      tensors[i].scalar_type());
+    TORCH_CHECK_VALUE(
+        torch::autograd::isDifferentiableType(tensors[i].scalar_type()), "tensor ", i,
+        " of a stage's input can't require a gradient: expected a floating or complex dtype, got ",
+        tensors[i].scalar_type());
     at::Tensor tensor = tensors[i];
     torch::autograd::create_gradient_edge(tensor, attached.node);
   }

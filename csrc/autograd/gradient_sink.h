@@ -1,10 +1,11 @@
-// GradientSink: where backward ends at the front edge of a stage. It makes a received tensor part of the autograd
-// graph and keeps the gradient that reaches it.
+// GradientSink: where backward ends at the front edge of a stage. It makes a received tensor part
+// of the autograd graph and keeps the gradient that reaches it.
 //
-// A leaf that requires grad would do too, but a module that works in place on its input (ReLU(inplace=True)) would
-// then fail, though it works in the unpartitioned model.
+// A leaf that requires grad would do too, but a module that works in place on its input
+// (ReLU(inplace=True)) would then fail, though it works in the unpartitioned model.
 //
-// Owned by the graph, and by the stage until it has read the gradients. Used by one thread at a time.
+// Owned by the graph, and by the stage until it has read the gradients. Used by one thread at a
+// time.
 #pragma once
 
 #include <torch/csrc/autograd/edge.h>
@@ -35,9 +36,10 @@ struct AttachedSink {
   GradientSink* sink = nullptr;  // the same node
 };
 
-// Makes each tensor for which `requires_grad` is true require a gradient that ends in the returned sink.
-// REQUIRES tensors that aren't part of a graph. The sink is null when none requires a gradient.
-// ValueError for an integer or boolean tensor that should require one.
-AttachedSink attach_sink(const std::vector<at::Tensor>& tensors, const std::vector<bool>& requires_grad);
+// Makes each tensor for which `requires_grad` is true require a gradient that ends in the returned
+// sink. REQUIRES tensors that aren't part of a graph. The sink is null when none requires a
+// gradient. ValueError for an integer or boolean tensor that should require one.
+AttachedSink attach_sink(const std::vector<at::Tensor>& tensors,
+                         const std::vector<bool>& requires_grad);
 
 }  // namespace pipert

@@ -12,7 +12,8 @@ bool has_python_node(const std::vector<torch::autograd::Edge>& roots) {
   std::vector<const torch::autograd::Node*> pending;
   std::unordered_set<const torch::autograd::Node*> seen;
   const auto visit = [&](const torch::autograd::Edge& edge) {
-    if (edge.is_valid() && seen.insert(edge.function.get()).second) pending.push_back(edge.function.get());
+    if (edge.is_valid() && seen.insert(edge.function.get()).second)
+      pending.push_back(edge.function.get());
   };
   for (const auto& root : roots) visit(root);
   while (!pending.empty()) {

@@ -7,7 +7,8 @@
 
 namespace pipert {
 
-// Whether a node that is implemented in Python (a custom autograd.Function, a compiled module) can be reached.
+// Whether a node that is implemented in Python (a custom autograd.Function, a compiled module) can
+// be reached.
 bool has_python_node(const std::vector<torch::autograd::Edge>& roots);
 
 }  // namespace pipert

@@ -5,8 +5,8 @@
 namespace pipert {
 
 std::string to_string(const MessageKey& message) {
-  return concat(message.kind == MessageKind::kActivation ? "activation" : "gradient", " of stage ", message.stage,
-                ", microbatch ", message.microbatch);
+  return concat(message.kind == MessageKind::kActivation ? "activation" : "gradient", " of stage ",
+                message.stage, ", microbatch ", message.microbatch);
 }
 
 std::string to_string(const Edge& edge) { return concat(edge.source, "->", edge.destination); }

@@ -36,9 +36,12 @@ Structure decode(std::string_view& in, int depth) {
     case Structure::Kind::kList:
     case Structure::Kind::kDict: {
       const auto size = take<std::uint32_t>(in);
-      // Each child takes at least one byte, so this bounds what a broken message can make us allocate.
-      if (size > in.size()) throw ValueError(concat("a container of ", size, " elements ends early"));
-      if (result.kind == Structure::Kind::kDict && size % 2 != 0) throw ValueError("a dict has a key without a value");
+      // Each child takes at least one byte, so this bounds what a broken message can make us
+      // allocate.
+      if (size > in.size())
+        throw ValueError(concat("a container of ", size, " elements ends early"));
+      if (result.kind == Structure::Kind::kDict && size % 2 != 0)
+        throw ValueError("a dict has a key without a value");
       for (std::uint32_t i = 0; i < size; ++i) result.children.push_back(decode(in, depth + 1));
       break;
     }

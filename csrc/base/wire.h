@@ -21,7 +21,8 @@ template <typename T>
 T take(std::string_view& in) {
   static_assert(std::is_trivially_copyable_v<T>);
   if (in.size() < sizeof(T)) {
-    throw ValueError(concat("a message ends early: expected ", sizeof(T), " more bytes, got ", in.size()));
+    throw ValueError(
+        concat("a message ends early: expected ", sizeof(T), " more bytes, got ", in.size()));
   }
   T value;
   std::memcpy(&value, in.data(), sizeof(T));

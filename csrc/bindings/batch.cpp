@@ -14,12 +14,16 @@ using Pieces = std::vector<py::object>;
 
 class Cutter {
  public:
-  Cutter(int num_microbatches, std::int64_t size) : num_microbatches_(num_microbatches), size_(size) {}
+  Cutter(int num_microbatches, std::int64_t size)
+      : num_microbatches_(num_microbatches), size_(size) {}
 
   Pieces cut(py::handle value, const std::string& what) const {
-    if (THPVariable_Check(value.ptr())) return cut_tensor(THPVariable_Unpack(value.ptr()), value, what);
-    if (PyTuple_CheckExact(value.ptr()) || PyList_CheckExact(value.ptr())) return cut_sequence(value, what);
-    if (PyDict_CheckExact(value.ptr())) return cut_dict(py::reinterpret_borrow<py::dict>(value), what);
+    if (THPVariable_Check(value.ptr()))
+      return cut_tensor(THPVariable_Unpack(value.ptr()), value, what);
+    if (PyTuple_CheckExact(value.ptr()) || PyList_CheckExact(value.ptr()))
+      return cut_sequence(value, what);
+    if (PyDict_CheckExact(value.ptr()))
+      return cut_dict(py::reinterpret_borrow<py::dict>(value), what);
     return repeat(value);
   }
 
@@ -47,7 +51,8 @@ class Cutter {
     const Py_ssize_t size = PySequence_Fast_GET_SIZE(value.ptr());
     Pieces pieces;
     for (int i = 0; i < num_microbatches_; ++i) {
-      pieces.push_back(py::reinterpret_steal<py::object>(is_tuple ? PyTuple_New(size) : PyList_New(size)));
+      pieces.push_back(
+          py::reinterpret_steal<py::object>(is_tuple ? PyTuple_New(size) : PyList_New(size)));
     }
     for (Py_ssize_t at = 0; at < size; ++at) {
       Pieces elements = cut(PySequence_Fast_GET_ITEM(value.ptr(), at), concat(what, "[", at, "]"));
@@ -68,7 +73,8 @@ class Cutter {
     Pieces pieces;
     for (int i = 0; i < num_microbatches_; ++i) pieces.push_back(py::dict());
     for (const auto& [key, element] : value) {
-      const Pieces elements = cut(element, concat(what, "[", py::cast<std::string>(py::repr(key)), "]"));
+      const Pieces elements =
+          cut(element, concat(what, "[", py::cast<std::string>(py::repr(key)), "]"));
       for (std::size_t i = 0; i < elements.size(); ++i) pieces[i][key] = elements[i];
     }
     return pieces;
@@ -99,10 +105,11 @@ std::optional<std::int64_t> batch_size(py::handle value) {
   return std::nullopt;
 }
 
-std::vector<py::object> cut_batch(py::handle value, int num_microbatches, std::int64_t size, const std::string& what) {
+std::vector<py::object> cut_batch(py::handle value, int num_microbatches, std::int64_t size,
+                                  const std::string& what) {
   if (size < num_microbatches) {
-    throw ValueError(concat("the batch must have at least num_microbatches (", num_microbatches, ") rows, ", what,
-                            " has ", size));
+    throw ValueError(concat("the batch must have at least num_microbatches (", num_microbatches,
+                            ") rows, ", what, " has ", size));
   }
   return Cutter(num_microbatches, size).cut(value, what);
 }

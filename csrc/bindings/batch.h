@@ -13,11 +13,12 @@ namespace pipert {
 // Size of dimension 0 of the first tensor in `value` that has one; nothing if there is none.
 std::optional<std::int64_t> batch_size(pybind11::handle value);
 
-// The pieces of `value`, as torch.tensor_split cuts: sizes differ by one at most, the longer ones first. Tensors
-// without dimensions and values that aren't tensors go into every piece as they are.
-// ValueError if a tensor's dimension 0 is not `size`, or if size < num_microbatches; `what` names the value.
-std::vector<pybind11::object> cut_batch(pybind11::handle value, int num_microbatches, std::int64_t size,
-                                        const std::string& what);
+// The pieces of `value`, as torch.tensor_split cuts: sizes differ by one at most, the longer ones
+// first. Tensors without dimensions and values that aren't tensors go into every piece as they are.
+// ValueError if a tensor's dimension 0 is not `size`, or if size < num_microbatches; `what` names
+// the value.
+std::vector<pybind11::object> cut_batch(pybind11::handle value, int num_microbatches,
+                                        std::int64_t size, const std::string& what);
 
 // The share of each piece in the batch.
 std::vector<double> batch_weights(int num_microbatches, std::int64_t size);

@@ -14,9 +14,10 @@ namespace {
 py::dict describe(const Program& program, std::size_t at) {
   using namespace py::literals;
   const Instruction& instruction = program.instructions[at];
-  py::dict result("lane"_a = instruction.lane, "waits"_a = instruction.waits,
-                  "mark"_a = instruction.mark == kNoMark ? py::object(py::none()) : py::cast(instruction.mark),
-                  "text"_a = to_string(program, instruction));
+  py::dict result(
+      "lane"_a = instruction.lane, "waits"_a = instruction.waits,
+      "mark"_a = instruction.mark == kNoMark ? py::object(py::none()) : py::cast(instruction.mark),
+      "text"_a = to_string(program, instruction));
   const auto transfer = [&](const char* kind, const auto& op) {
     result["kind"] = kind;
     result["message"] = to_string(op.message);
@@ -41,15 +42,16 @@ py::dict describe(const Program& program, std::size_t at) {
 py::dict describe(const Slot& slot) {
   using namespace py::literals;
   const char* kinds[] = {"receive", "send", "local"};
-  return py::dict("kind"_a = kinds[static_cast<std::size_t>(slot.kind)], "source"_a = slot.edge.source,
-                  "destination"_a = slot.edge.destination, "index"_a = slot.index);
+  return py::dict("kind"_a = kinds[static_cast<std::size_t>(slot.kind)],
+                  "source"_a = slot.edge.source, "destination"_a = slot.edge.destination,
+                  "index"_a = slot.index);
 }
 
 py::dict describe(const LaneSpec& lane) {
   using namespace py::literals;
   const char* kinds[] = {"compute", "send", "receive"};
-  return py::dict("kind"_a = kinds[static_cast<std::size_t>(lane.kind)], "source"_a = lane.edge.source,
-                  "destination"_a = lane.edge.destination);
+  return py::dict("kind"_a = kinds[static_cast<std::size_t>(lane.kind)],
+                  "source"_a = lane.edge.source, "destination"_a = lane.edge.destination);
 }
 
 template <typename Element>
@@ -62,7 +64,9 @@ py::list describe_all(const std::vector<Element>& elements) {
 }  // namespace
 
 void bind_plan(py::module_& module) {
-  py::class_<Program>(module, "Program", R"(What one rank does in one step: instructions on lanes, with marks and slots.
+  py::class_<Program>(
+      module, "Program",
+      R"(What one rank does in one step: instructions on lanes, with marks and slots.
 
 str(program) prints it. Made by `Schedule` lowering inside `Pipeline`, or by `lower`.)")
       .def_readonly("rank", &Program::rank)
@@ -71,12 +75,14 @@ str(program) prints it. Made by `Schedule` lowering inside `Pipeline`, or by `lo
       .def_readonly("num_microbatches", &Program::num_microbatches)
       .def_readonly("num_marks", &Program::num_marks)
       .def_readonly("peak_activations", &Program::peak_activations,
-                    "Most (stage, microbatch) pairs whose forward ran and whose backward did not, at any time.")
+                    "Most (stage, microbatch) pairs whose forward ran and whose backward did not, "
+                    "at any time.")
       .def_property_readonly(
           "instructions",
           [](const Program& self) {
             py::list result;
-            for (std::size_t i = 0; i < self.instructions.size(); ++i) result.append(describe(self, i));
+            for (std::size_t i = 0; i < self.instructions.size(); ++i)
+              result.append(describe(self, i));
             return result;
           },
           "A list of dicts, in the order of issue.")
@@ -91,13 +97,17 @@ str(program) prints it. Made by `Schedule` lowering inside `Pipeline`, or by `lo
 
   module.def(
       "lower",
-      [](const Schedule& schedule, int receive_slots) { return lower(schedule, {.receive_slots = receive_slots}); },
-      py::arg("schedule"), py::kw_only(), py::arg("receive_slots") = 2, py::call_guard<py::gil_scoped_release>(),
+      [](const Schedule& schedule, int receive_slots) {
+        return lower(schedule, {.receive_slots = receive_slots});
+      },
+      py::arg("schedule"), py::kw_only(), py::arg("receive_slots") = 2,
+      py::call_guard<py::gil_scoped_release>(),
       R"(Lowers a schedule to one Program for each rank.
 
 Args:
     schedule: a Schedule that verify() accepts.
-    receive_slots: receive slots of each edge; more are taken where fewer would make ranks wait for each other.
+    receive_slots: receive slots of each edge whose messages are read in order; other edges get
+        as many more as hold the messages that are read late.
 
 Returns:
     A list of Programs, in rank order.

@@ -11,11 +11,13 @@ namespace py = pybind11;
 namespace pipert {
 namespace {
 
-using StageTuple = std::tuple<StageIndex, py::object, bool, std::optional<std::vector<std::string>>>;
+using StageTuple =
+    std::tuple<StageIndex, py::object, bool, std::optional<std::vector<std::string>>>;
 using RankTuple = std::tuple<Program, Program, std::string>;
 
-std::unique_ptr<PythonRuntime> make_runtime(const std::vector<StageTuple>& stages, const std::vector<RankTuple>& ranks,
-                                            py::object loss_fn, ExternalChannels* external, double timeout_s,
+std::unique_ptr<PythonRuntime> make_runtime(const std::vector<StageTuple>& stages,
+                                            const std::vector<RankTuple>& ranks, py::object loss_fn,
+                                            ExternalChannels* external, double timeout_s,
                                             int intra_op_threads, int spin_us, bool share_losses) {
   std::vector<PythonStage> python_stages;
   for (const auto& [stage, callable, spread, keywords] : stages) {
@@ -25,9 +27,10 @@ std::unique_ptr<PythonRuntime> make_runtime(const std::vector<StageTuple>& stage
   for (const auto& [training, evaluation, device] : ranks) {
     python_ranks.push_back({training, evaluation, c10::Device(device)});
   }
-  return std::make_unique<PythonRuntime>(python_stages, std::move(python_ranks), std::move(loss_fn),
-                                         external != nullptr ? std::move(*external) : ExternalChannels(), timeout_s,
-                                         intra_op_threads, spin_us, share_losses);
+  return std::make_unique<PythonRuntime>(
+      python_stages, std::move(python_ranks), std::move(loss_fn),
+      external != nullptr ? std::move(*external) : ExternalChannels(), timeout_s, intra_op_threads,
+      spin_us, share_losses);
 }
 
 // What a rank did in its last pass: one tuple for each instruction that ran.
@@ -40,7 +43,8 @@ py::list trace_of(const Executor& executor) {
     const Instruction& instruction = program.instructions[i];
     const TraceEvent& event = trace.events[i];
     const auto* run = std::get_if<Run>(&instruction.op);
-    events.append(py::make_tuple(kinds[instruction.op.index()], run != nullptr ? py::cast(run->action) : py::none(),
+    events.append(py::make_tuple(kinds[instruction.op.index()],
+                                 run != nullptr ? py::cast(run->action) : py::none(),
                                  event.start_ns, event.ready_ns, event.end_ns));
   }
   return events;
@@ -50,7 +54,8 @@ py::list traces(PythonRuntime& self) {
   py::list result;
   for (const auto& executor : self.runtime().executors()) {
     const Trace& trace = executor->trace();
-    result.append(py::make_tuple(executor->rank(), trace.start_ns, trace.end_ns, trace_of(*executor)));
+    result.append(
+        py::make_tuple(executor->rank(), trace.start_ns, trace.end_ns, trace_of(*executor)));
   }
   return result;
 }
@@ -62,7 +67,8 @@ py::dict channel_kinds(PythonRuntime& self) {
       result[py::make_tuple(edge.source, edge.destination)] = py::str(std::string(sender->kind()));
     }
     for (const auto& [edge, receiver] : executor->resources().receivers) {
-      result[py::make_tuple(edge.source, edge.destination)] = py::str(std::string(receiver->kind()));
+      result[py::make_tuple(edge.source, edge.destination)] =
+          py::str(std::string(receiver->kind()));
     }
   }
   return result;
@@ -79,20 +85,23 @@ int num_in_flight(PythonRuntime& self) {
 }  // namespace
 
 void bind_runtime(py::module_& module) {
-  py::class_<PythonRuntime>(module, "Runtime",
-                            "The ranks of this process and their threads. What pipert.Pipeline drives; not for users.")
-      .def(py::init(&make_runtime), py::kw_only(), py::arg("stages"), py::arg("ranks"), py::arg("loss_fn"),
-           py::arg("external"), py::arg("timeout_s"), py::arg("intra_op_threads"), py::arg("spin_us"),
-           py::arg("share_losses"))
+  py::class_<PythonRuntime>(
+      module, "Runtime",
+      "The ranks of this process and their threads. What pipert.Pipeline drives; not for users.")
+      .def(py::init(&make_runtime), py::kw_only(), py::arg("stages"), py::arg("ranks"),
+           py::arg("loss_fn"), py::arg("external"), py::arg("timeout_s"),
+           py::arg("intra_op_threads"), py::arg("spin_us"), py::arg("share_losses"))
       .def(
           "step",
-          [](PythonRuntime& self, py::object args, py::object kwargs, py::object target, py::object loss_kwargs,
-             bool is_cut, bool training, bool compute_loss, bool keep_outputs) {
-            self.step({std::move(args), std::move(kwargs), std::move(target), std::move(loss_kwargs), is_cut, training,
-                       compute_loss, keep_outputs});
+          [](PythonRuntime& self, py::object args, py::object kwargs, py::object target,
+             py::object loss_kwargs, bool is_cut, bool training, bool compute_loss,
+             bool keep_outputs) {
+            self.step({std::move(args), std::move(kwargs), std::move(target),
+                       std::move(loss_kwargs), is_cut, training, compute_loss, keep_outputs});
           },
-          py::kw_only(), py::arg("args"), py::arg("kwargs"), py::arg("target"), py::arg("loss_kwargs"),
-          py::arg("is_cut"), py::arg("training"), py::arg("compute_loss"), py::arg("keep_outputs"))
+          py::kw_only(), py::arg("args"), py::arg("kwargs"), py::arg("target"),
+          py::arg("loss_kwargs"), py::arg("is_cut"), py::arg("training"), py::arg("compute_loss"),
+          py::arg("keep_outputs"))
       .def("losses", &PythonRuntime::losses)
       .def("loss_weights", &PythonRuntime::loss_weights)
       .def("outputs", &PythonRuntime::outputs)

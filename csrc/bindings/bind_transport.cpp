@@ -17,19 +17,22 @@ namespace {
 using BackendPtr = c10::intrusive_ptr<c10d::Backend>;
 using StorePtr = c10::intrusive_ptr<c10d::Store>;
 
-// One directed edge of this rank: (source, destination, backend for CPU tensors, backend of the device or None).
+// One directed edge of this rank: (source, destination, backend for CPU tensors, backend of the
+// device or None).
 using EdgeTuple = std::tuple<Rank, Rank, BackendPtr, std::optional<BackendPtr>>;
 
 std::unique_ptr<ExternalChannels> connect_processes(Rank rank, const std::string& device,
-                                                    const std::vector<EdgeTuple>& edges, const BackendPtr& group,
-                                                    const StorePtr& store, int num_microbatches) {
+                                                    const std::vector<EdgeTuple>& edges,
+                                                    const BackendPtr& group, const StorePtr& store,
+                                                    int num_microbatches) {
   auto external = std::make_unique<ExternalChannels>();
   for (const auto& [source, destination, cpu, accelerator] : edges) {
     const BackendPtr beside = accelerator.value_or(BackendPtr());
     if (source == rank) {
       external->senders[{source, destination}] = make_process_group_sender(cpu, beside);
     } else {
-      external->receivers[{source, destination}] = make_process_group_receiver(cpu, beside, c10::Device(device));
+      external->receivers[{source, destination}] =
+          make_process_group_receiver(cpu, beside, c10::Device(device));
     }
   }
   external->agreement = make_process_group_agreement(group, 2 * num_microbatches + 1);
@@ -40,12 +43,14 @@ std::unique_ptr<ExternalChannels> connect_processes(Rank rank, const std::string
 }  // namespace
 
 void bind_transport(py::module_& module) {
-  py::class_<ExternalChannels>(module, "ExternalChannels",
-                               "The ends of the channels that leave this process. Consumed by Runtime.");
+  py::class_<ExternalChannels>(
+      module, "ExternalChannels",
+      "The ends of the channels that leave this process. Consumed by Runtime.");
 
-  module.def("connect_processes", &connect_processes, py::kw_only(), py::arg("rank"), py::arg("device"),
-             py::arg("edges"), py::arg("group"), py::arg("store"), py::arg("num_microbatches"),
-             py::call_guard<py::gil_scoped_release>(), "Makes the channels of one rank out of torch.distributed's backends.");
+  module.def("connect_processes", &connect_processes, py::kw_only(), py::arg("rank"),
+             py::arg("device"), py::arg("edges"), py::arg("group"), py::arg("store"),
+             py::arg("num_microbatches"), py::call_guard<py::gil_scoped_release>(),
+             "Makes the channels of one rank out of torch.distributed's backends.");
 }
 
 }  // namespace pipert

@@ -72,7 +72,8 @@ py::tuple PythonBody::arguments(const RunContext& context, BodyInput input) {
     return args ? py::reinterpret_steal<py::tuple>(args.release()) : py::tuple();
   }
   py::object value = unflatten(input.tensors, input.structure.get());
-  if (spread_ && PyTuple_CheckExact(value.ptr())) return py::reinterpret_steal<py::tuple>(value.release());
+  if (spread_ && PyTuple_CheckExact(value.ptr()))
+    return py::reinterpret_steal<py::tuple>(value.release());
   return py::make_tuple(std::move(value));
 }
 
@@ -81,9 +82,11 @@ at::Tensor PythonBody::compute_loss(const RunContext& context, const py::object&
   py::tuple args(target ? 2 : 1);
   args[0] = output;
   if (target) args[1] = target;
-  const py::object loss = call(loss_fn_, args, batch_.loss_kwargs.is_none() ? py::object() : batch_.loss_kwargs);
+  const py::object loss =
+      call(loss_fn_, args, batch_.loss_kwargs.is_none() ? py::object() : batch_.loss_kwargs);
   if (!THPVariable_Check(loss.ptr())) {
-    throw TypeError(concat("the loss function must return a tensor, got ", Py_TYPE(loss.ptr())->tp_name));
+    throw TypeError(
+        concat("the loss function must return a tensor, got ", Py_TYPE(loss.ptr())->tp_name));
   }
   return THPVariable_Unpack(loss.ptr());
 }

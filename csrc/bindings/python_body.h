@@ -1,5 +1,5 @@
-// PythonBody: a stage body that is a Python callable, with the loss function on the last stage. It takes the GIL for
-// the call alone.
+// PythonBody: a stage body that is a Python callable, with the loss function on the last stage. It
+// takes the GIL for the call alone.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -12,26 +12,30 @@
 
 namespace pipert {
 
-// The batch of one pass, already cut, as one stage sees it. Each list has one entry for each microbatch or is empty.
-// Written by the caller before the pass; entries are dropped as they are used.
+// The batch of one pass, already cut, as one stage sees it. Each list has one entry for each
+// microbatch or is empty. Written by the caller before the pass; entries are dropped as they are
+// used.
 struct BodyBatch {
-  std::vector<pybind11::object> args;     // tuples of positional arguments; the first stage's alone
-  std::vector<pybind11::object> kwargs;   // dicts of the keyword arguments that this stage takes
-  std::vector<pybind11::object> targets;  // the last stage's alone; empty: the loss function takes the output alone
-  pybind11::object loss_kwargs;           // a dict or None
+  std::vector<pybind11::object> args;    // tuples of positional arguments; the first stage's alone
+  std::vector<pybind11::object> kwargs;  // dicts of the keyword arguments that this stage takes
+  std::vector<pybind11::object>
+      targets;  // the last stage's alone; empty: the loss function takes the output alone
+  pybind11::object loss_kwargs;  // a dict or None
   bool compute_loss = false;
   bool keep_outputs = false;
 };
 
 class PythonBody final : public StageBody {
  public:
-  // `callable`: any nn.Module or function. `spread`: whether a tuple from the stage before becomes several
-  // positional arguments. `loss_fn`: None on all stages but the last.
-  PythonBody(StagePosition position, pybind11::object callable, bool spread, pybind11::object loss_fn);
+  // `callable`: any nn.Module or function. `spread`: whether a tuple from the stage before becomes
+  // several positional arguments. `loss_fn`: None on all stages but the last.
+  PythonBody(StagePosition position, pybind11::object callable, bool spread,
+             pybind11::object loss_fn);
   ~PythonBody() override;  // takes the GIL
 
   BodyResult forward(const RunContext& context, BodyInput input) override;
-  // torch's engine sets a Python hook's exception on the thread as well: the next Python call there would raise it.
+  // torch's engine sets a Python hook's exception on the thread as well: the next Python call there
+  // would raise it.
   void backward_failed() noexcept override;
 
   // REQUIRES the GIL, and that no pass is running.

@@ -57,15 +57,16 @@ void raise_pipeline_error(const Failure& failure) {
   const py::object cause = python_exception(failure.cause);
   const py::object action = failure.action.has_value() ? py::cast(*failure.action) : py::none();
   const py::object error = py::module_::import("pipert.errors")
-                               .attr("make_pipeline_error")(kind_name(failure.kind), failure.rank, action,
-                                                            failure.message, cause);
+                               .attr("make_pipeline_error")(kind_name(failure.kind), failure.rank,
+                                                            action, failure.message, cause);
   if (!cause.is_none()) PyException_SetCause(error.ptr(), cause.inc_ref().ptr());
   PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(error.ptr())), error.ptr());
   throw py::error_already_set();
 }
 
 std::string failure_text(const py::error_already_set& error) {
-  return py::cast<std::string>(py::module_::import("pipert.errors").attr("describe_for_peers")(error.value()));
+  return py::cast<std::string>(
+      py::module_::import("pipert.errors").attr("describe_for_peers")(error.value()));
 }
 
 }  // namespace pipert

@@ -29,13 +29,15 @@ std::map<Edge, SlotKind> edges_of(const Program& program) {
   return edges;
 }
 
-// Gives each rank both ends of its edges: local ones between the ranks here, the external ones otherwise.
+// Gives each rank both ends of its edges: local ones between the ranks here, the external ones
+// otherwise.
 void connect(std::vector<RankSpec>& ranks, ExternalChannels& external, int spin_us) {
   std::map<Rank, RankSpec*> here;
   for (RankSpec& spec : ranks) here[spec.training.rank] = &spec;
   const auto external_end = [](auto& ends, const Edge& edge) {
     const auto found = ends.find(edge);
-    if (found == ends.end()) throw InternalError(concat("edge ", to_string(edge), " has no channel"));
+    if (found == ends.end())
+      throw InternalError(concat("edge ", to_string(edge), " has no channel"));
     return std::move(found->second);
   };
   for (RankSpec& spec : ranks) {
@@ -62,8 +64,8 @@ std::vector<py::object> as_list(py::handle value, int num_microbatches, const ch
   std::vector<py::object> entries;
   for (const py::handle entry : value) entries.push_back(py::reinterpret_borrow<py::object>(entry));
   if (entries.size() != as_index(num_microbatches)) {
-    throw ValueError(concat(what, " must have one entry for each of the ", num_microbatches, " microbatches, got ",
-                            entries.size()));
+    throw ValueError(concat(what, " must have one entry for each of the ", num_microbatches,
+                            " microbatches, got ", entries.size()));
   }
   return entries;
 }
@@ -99,8 +101,8 @@ class Running {
 }  // namespace
 
 PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector<PythonRank> ranks,
-                             py::object loss_fn, ExternalChannels external, double timeout_s, int intra_op_threads,
-                             int spin_us, bool share_losses) {
+                             py::object loss_fn, ExternalChannels external, double timeout_s,
+                             int intra_op_threads, int spin_us, bool share_losses) {
   if (ranks.empty()) throw ValueError("a pipeline needs at least one rank in this process");
   num_stages_ = ranks.front().training.num_stages;
   num_microbatches_ = ranks.front().training.num_microbatches;
@@ -141,7 +143,8 @@ PythonRuntime::~PythonRuntime() { close(); }
 
 void PythonRuntime::close() {
   if (runtime_ == nullptr) return;
-  if (running_) throw ValueError("the pipeline is running a step: it can be closed when that has ended");
+  if (running_)
+    throw ValueError("the pipeline is running a step: it can be closed when that has ended");
   auto closing = std::move(runtime_);
   bodies_.clear();
   stages_.clear();
@@ -160,9 +163,12 @@ void PythonRuntime::set_batches(const StepArguments& arguments) {
   std::vector<py::object> kwargs;
   std::vector<double> weights(as_index(num_microbatches_), 1.0 / num_microbatches_);
   if (arguments.is_cut) {
-    if (!arguments.args.is_none()) first.args = as_list(arguments.args, num_microbatches_, "microbatches");
-    if (!arguments.kwargs.is_none()) kwargs = as_list(arguments.kwargs, num_microbatches_, "microbatches");
-    if (!arguments.target.is_none()) last.targets = as_list(arguments.target, num_microbatches_, "target");
+    if (!arguments.args.is_none())
+      first.args = as_list(arguments.args, num_microbatches_, "microbatches");
+    if (!arguments.kwargs.is_none())
+      kwargs = as_list(arguments.kwargs, num_microbatches_, "microbatches");
+    if (!arguments.target.is_none())
+      last.targets = as_list(arguments.target, num_microbatches_, "target");
   } else {
     std::optional<std::int64_t> size;
     for (const py::object& value : {arguments.args, arguments.kwargs, arguments.target}) {
@@ -200,7 +206,8 @@ void PythonRuntime::clear_batches() {
 
 void PythonRuntime::step(StepArguments arguments) {
   runtime();
-  if (running_) throw ValueError("the pipeline is running a step: it runs one at a time, for one thread");
+  if (running_)
+    throw ValueError("the pipeline is running a step: it runs one at a time, for one thread");
   set_batches(arguments);
   const Pass pass{.epoch = epoch_++, .training = arguments.training};
   arguments = {};  // the bodies hold the pieces; nobody shall hold the whole
@@ -266,7 +273,8 @@ py::object PythonRuntime::losses() const {
     for (const at::Tensor& loss : last->second->losses()) losses.push_back(loss.reshape({}));
   } else if (runtime_ != nullptr && !runtime_->agreed().empty()) {
     const auto& agreed = runtime_->agreed();
-    const auto options = at::TensorOptions().dtype(static_cast<at::ScalarType>(static_cast<int>(agreed.front())));
+    const auto options =
+        at::TensorOptions().dtype(static_cast<at::ScalarType>(static_cast<int>(agreed.front())));
     for (auto value = agreed.end() - num_microbatches_; value != agreed.end(); ++value) {
       losses.push_back(at::full({}, *value, options));
     }
@@ -283,7 +291,8 @@ std::vector<double> PythonRuntime::loss_weights() const {
 
 py::object PythonRuntime::outputs() {
   const auto last = bodies_.find(num_stages_ - 1);
-  return last == bodies_.end() ? py::object(py::none()) : py::object(py::cast(last->second->take_outputs()));
+  return last == bodies_.end() ? py::object(py::none())
+                               : py::object(py::cast(last->second->take_outputs()));
 }
 
 }  // namespace pipert

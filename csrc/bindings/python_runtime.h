@@ -24,7 +24,8 @@ struct PythonStage {
   std::optional<std::vector<std::string>> keywords;
 };
 
-// The two ends of the channels that leave this process, made by Python (it alone can create process groups).
+// The two ends of the channels that leave this process, made by Python (it alone can create process
+// groups).
 struct ExternalChannels {
   std::map<Edge, std::unique_ptr<Sender>> senders;
   std::map<Edge, std::unique_ptr<Receiver>> receivers;
@@ -39,10 +40,10 @@ struct PythonRank {
 };
 
 struct StepArguments {
-  pybind11::object args;          // a tuple, a list of tuples (is_cut), or None: not this rank's business
-  pybind11::object kwargs;        // a dict, a list of dicts (is_cut), or None
-  pybind11::object target;        // anything, a list (is_cut), or None
-  pybind11::object loss_kwargs;   // a dict or None
+  pybind11::object args;    // a tuple, a list of tuples (is_cut), or None: not this rank's business
+  pybind11::object kwargs;  // a dict, a list of dicts (is_cut), or None
+  pybind11::object target;  // anything, a list (is_cut), or None
+  pybind11::object loss_kwargs;  // a dict or None
   bool is_cut = false;
   bool training = true;
   bool compute_loss = true;
@@ -52,19 +53,22 @@ struct StepArguments {
 class PythonRuntime {
  public:
   // `stages`: those of the ranks given. `loss_fn`: None where there is none.
-  PythonRuntime(const std::vector<PythonStage>& stages, std::vector<PythonRank> ranks, pybind11::object loss_fn,
-                ExternalChannels external, double timeout_s, int intra_op_threads, int spin_us, bool share_losses);
+  PythonRuntime(const std::vector<PythonStage>& stages, std::vector<PythonRank> ranks,
+                pybind11::object loss_fn, ExternalChannels external, double timeout_s,
+                int intra_op_threads, int spin_us, bool share_losses);
   ~PythonRuntime();
 
-  // One pass of the batch. Raises pipert.PipelineError, ValueError, or what a signal handler raised.
+  // One pass of the batch. Raises pipert.PipelineError, ValueError, or what a signal handler
+  // raised.
   void step(StepArguments arguments);
   void close();
-  // Tells the other processes that this one won't run the pass, because of `text` (see pipert.errors).
+  // Tells the other processes that this one won't run the pass, because of `text` (see
+  // pipert.errors).
   void withdraw(const std::string& text) { runtime().withdraw(text); }
   bool usable() const { return runtime_ != nullptr && runtime_->usable(); }
 
-  // The losses of the last pass, shape (num_microbatches,), and their weights: of the last stage if it is here, else
-  // what its rank shared; None if neither.
+  // The losses of the last pass, shape (num_microbatches,), and their weights: of the last stage if
+  // it is here, else what its rank shared; None if neither.
   pybind11::object losses() const;
   std::vector<double> loss_weights() const;
 
@@ -81,8 +85,8 @@ class PythonRuntime {
 
   int num_stages_ = 0;
   int num_microbatches_ = 0;
-  std::map<StageIndex, PythonBody*> bodies_;    // owned by the runtime's stages
-  std::map<StageIndex, ModuleStage*> stages_;   // owned by the runtime
+  std::map<StageIndex, PythonBody*> bodies_;   // owned by the runtime's stages
+  std::map<StageIndex, ModuleStage*> stages_;  // owned by the runtime
   std::map<StageIndex, std::optional<std::vector<std::string>>> keywords_;
   PythonThreads threads_;
   std::unique_ptr<PipelineRuntime> runtime_;

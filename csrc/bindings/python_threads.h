@@ -10,14 +10,16 @@ namespace pipert {
 
 class PythonThreads {
  public:
-  // For the Workers to be made. Each worker gets a Python thread state that lasts as long as the thread: one for each
-  // call would cost a microsecond, and would hide the thread from Python's tools between calls.
+  // For the Workers to be made. Each worker gets a Python thread state that lasts as long as the
+  // thread: one for each call would cost a microsecond, and would hide the thread from Python's
+  // tools between calls.
   WorkerHooks hooks();
 
-  // Raises KeyboardInterrupt in the Python code that the workers are running, at its next bytecode; code that is not
-  // in Python at that moment ends first. REQUIRES the GIL.
+  // Raises KeyboardInterrupt in the Python code that the workers are running, at its next bytecode;
+  // code that is not in Python at that moment ends first. REQUIRES the GIL.
   void interrupt();
-  // Takes back what was not raised: the next pass shall not get it. REQUIRES the GIL and that no pass is running.
+  // Takes back what was not raised: the next pass shall not get it. REQUIRES the GIL and that no
+  // pass is running.
   void clear();
 
  private:

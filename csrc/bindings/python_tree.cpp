@@ -23,7 +23,8 @@ Structure flatten_sequence(PyObject* value, Structure::Kind kind, const std::str
   return structure;
 }
 
-Structure flatten_dict(PyObject* value, const std::string& where, std::vector<at::Tensor>& tensors) {
+Structure flatten_dict(PyObject* value, const std::string& where,
+                       std::vector<at::Tensor>& tensors) {
   Structure structure{.kind = Structure::Kind::kDict, .text = {}, .children = {}};
   PyObject* key = nullptr;
   PyObject* element = nullptr;
@@ -36,14 +37,17 @@ Structure flatten_dict(PyObject* value, const std::string& where, std::vector<at
   return structure;
 }
 
-Structure flatten_into(PyObject* value, const std::string& where, std::vector<at::Tensor>& tensors) {
+Structure flatten_into(PyObject* value, const std::string& where,
+                       std::vector<at::Tensor>& tensors) {
   Structure leaf;
   if (THPVariable_Check(value)) {
     tensors.push_back(THPVariable_Unpack(value));
     return leaf;
   }
-  if (PyTuple_CheckExact(value)) return flatten_sequence(value, Structure::Kind::kTuple, where, tensors);
-  if (PyList_CheckExact(value)) return flatten_sequence(value, Structure::Kind::kList, where, tensors);
+  if (PyTuple_CheckExact(value))
+    return flatten_sequence(value, Structure::Kind::kTuple, where, tensors);
+  if (PyList_CheckExact(value))
+    return flatten_sequence(value, Structure::Kind::kList, where, tensors);
   if (PyDict_Check(value)) return flatten_dict(value, where, tensors);
   if (value == Py_None) {
     leaf.kind = Structure::Kind::kNone;
@@ -60,13 +64,15 @@ Structure flatten_into(PyObject* value, const std::string& where, std::vector<at
     leaf.kind = Structure::Kind::kString;
     leaf.text = py::cast<std::string>(value);
   } else {
-    throw TypeError(concat("stages exchange tensors, numbers, strings and None in tuples, lists and dicts; ", where,
-                           " is of type ", Py_TYPE(value)->tp_name));
+    throw TypeError(
+        concat("stages exchange tensors, numbers, strings and None in tuples, lists and dicts; ",
+               where, " is of type ", Py_TYPE(value)->tp_name));
   }
   return leaf;
 }
 
-py::object unflatten_from(const std::vector<at::Tensor>& tensors, std::size_t& next, const Structure& structure) {
+py::object unflatten_from(const std::vector<at::Tensor>& tensors, std::size_t& next,
+                          const Structure& structure) {
   switch (structure.kind) {
     case Structure::Kind::kTensor:
       return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensors[next++]));
@@ -89,7 +95,8 @@ py::object unflatten_from(const std::vector<at::Tensor>& tensors, std::size_t& n
     }
     case Structure::Kind::kList: {
       py::list result;
-      for (const Structure& child : structure.children) result.append(unflatten_from(tensors, next, child));
+      for (const Structure& child : structure.children)
+        result.append(unflatten_from(tensors, next, child));
       return result;
     }
     case Structure::Kind::kDict: {
@@ -117,14 +124,16 @@ FlatValue flatten(PyObject* value, const std::string& what) {
 }
 
 py::object unflatten(const std::vector<at::Tensor>& tensors, const Structure* structure) {
-  if (structure == nullptr) return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensors.front()));
+  if (structure == nullptr)
+    return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensors.front()));
   std::size_t next = 0;
   return unflatten_from(tensors, next, *structure);
 }
 
 py::object detach_tensors(py::handle value) {
   if (THPVariable_Check(value.ptr())) {
-    return py::reinterpret_steal<py::object>(THPVariable_Wrap(THPVariable_Unpack(value.ptr()).detach()));
+    return py::reinterpret_steal<py::object>(
+        THPVariable_Wrap(THPVariable_Unpack(value.ptr()).detach()));
   }
   if (PyTuple_CheckExact(value.ptr())) {
     const auto source = py::reinterpret_borrow<py::tuple>(value);
@@ -139,7 +148,8 @@ py::object detach_tensors(py::handle value) {
   }
   if (PyDict_CheckExact(value.ptr())) {
     py::dict result;
-    for (const auto& [key, element] : py::reinterpret_borrow<py::dict>(value)) result[key] = detach_tensors(element);
+    for (const auto& [key, element] : py::reinterpret_borrow<py::dict>(value))
+      result[key] = detach_tensors(element);
     return result;
   }
   return py::reinterpret_borrow<py::object>(value);

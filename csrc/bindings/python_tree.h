@@ -1,4 +1,5 @@
-// Between Python values and what stages exchange: tensors beside a Structure. All of it REQUIRES the GIL.
+// Between Python values and what stages exchange: tensors beside a Structure. All of it REQUIRES
+// the GIL.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -17,14 +18,15 @@ struct FlatValue {
   std::shared_ptr<const Structure> structure;  // null when the value is one tensor
 };
 
-// `what` names the value in errors ("stage 1's output"). TypeError for anything that isn't a tensor, a number, a
-// string or None in tuples, lists and dicts.
+// `what` names the value in errors ("stage 1's output"). TypeError for anything that isn't a
+// tensor, a number, a string or None in tuples, lists and dicts.
 FlatValue flatten(PyObject* value, const std::string& what);
 
 // The Python value again.
 pybind11::object unflatten(const std::vector<at::Tensor>& tensors, const Structure* structure);
 
-// The same value with every tensor detached; what isn't a tuple, list, dict or tensor is kept as it is.
+// The same value with every tensor detached; what isn't a tuple, list, dict or tensor is kept as it
+// is.
 pybind11::object detach_tensors(pybind11::handle value);
 
 }  // namespace pipert

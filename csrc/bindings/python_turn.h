@@ -1,10 +1,10 @@
 // PythonTurn: ranks of one process run their short forwards one after the other.
 //
-// Every torch operator gives the GIL away and takes it back a microsecond later. When two threads are inside Python,
-// each of these is a fight: a futex call, a thread that wakes only to find the GIL gone. A forward of a few
-// operators then takes several times as long, for both. So a rank that wants to run its forward waits for the one that
-// is in its own, without sleeping, as long as that one usually takes; and not at all for a long one, whose operators
-// really run side by side.
+// Every torch operator gives the GIL away and takes it back a microsecond later. When two threads
+// are inside Python, each of these is a fight: a futex call, a thread that wakes only to find the
+// GIL gone. A forward of a few operators then takes several times as long, for both. So a rank that
+// wants to run its forward waits for the one that is in its own, without sleeping, as long as that
+// one usually takes; and not at all for a long one, whose operators really run side by side.
 #pragma once
 
 namespace pipert {

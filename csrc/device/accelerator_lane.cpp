@@ -29,7 +29,8 @@ class AcceleratorLane final : public Lane {
   void record(Mark& mark) override { static_cast<EventMark&>(mark).event.record(stream_); }
   void wait(const Mark& mark) override {
     const c10::Event& event = static_cast<const EventMark&>(mark).event;
-    TORCH_INTERNAL_ASSERT(event.was_marked_for_recording(), "a lane waits for a mark that was never recorded");
+    TORCH_INTERNAL_ASSERT(event.was_marked_for_recording(),
+                          "a lane waits for a mark that was never recorded");
     event.block(stream_);
   }
   void adopt(const at::Tensor& tensor) override {
@@ -37,7 +38,9 @@ class AcceleratorLane final : public Lane {
     const c10::impl::VirtualGuardImpl guard(stream_.device_type());
     guard.recordDataPtrOnStream(tensor.storage().data_ptr(), stream_);
   }
-  std::unique_ptr<CurrentLane> make_current() override { return std::make_unique<CurrentStream>(stream_); }
+  std::unique_ptr<CurrentLane> make_current() override {
+    return std::make_unique<CurrentStream>(stream_);
+  }
 
  private:
   c10::Stream stream_;

@@ -1,5 +1,5 @@
-// Lanes of CUDA devices on streams of their own. torch's getNewStream hands out a pool of 32 that NCCL's streams come
-// from too, so two lanes could share one and order each other by accident.
+// Lanes of CUDA devices on streams of their own. torch's getNewStream hands out a pool of 32 that
+// NCCL's streams come from too, so two lanes could share one and order each other by accident.
 #pragma once
 
 #include <memory>

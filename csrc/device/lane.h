@@ -1,8 +1,9 @@
-// Lane: an ordered queue of work on one rank. Mark: a point on a lane that another lane can wait for.
+// Lane: an ordered queue of work on one rank. Mark: a point on a lane that another lane can wait
+// for.
 //
-// On an accelerator a lane is a stream and a mark an event. On the CPU work is done when the call returns, so the
-// lane of the CPU does nothing. A lane belongs to one rank and is used by that rank's thread alone; a mark may be
-// waited for from any thread once it has been recorded.
+// On an accelerator a lane is a stream and a mark an event. On the CPU work is done when the call
+// returns, so the lane of the CPU does nothing. A lane belongs to one rank and is used by that
+// rank's thread alone; a mark may be waited for from any thread once it has been recorded.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -34,8 +35,8 @@ class Lane {
   virtual std::unique_ptr<Mark> make_mark() const = 0;
   // Sets the mark behind everything that the lane was given so far.
   virtual void record(Mark& mark) = 0;
-  // Everything that the lane is given from now on comes after the mark. REQUIRES that it has been recorded: a wait
-  // for an event that never was is silently lost.
+  // Everything that the lane is given from now on comes after the mark. REQUIRES that it has been
+  // recorded: a wait for an event that never was is silently lost.
   virtual void wait(const Mark& mark) = 0;
   // Tells the allocator that this lane uses a tensor that another lane allocated.
   virtual void adopt(const at::Tensor& tensor) = 0;

@@ -1,5 +1,5 @@
-// Message: what one stage hands to another: tensors, the structure that they stand in, and which step and
-// microbatch they belong to. A value; whoever holds it owns the tensors.
+// Message: what one stage hands to another: tensors, the structure that they stand in, and which
+// step and microbatch they belong to. A value; whoever holds it owns the tensors.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,9 +16,10 @@ namespace pipert {
 
 struct Message {
   MessageKey key;
-  std::int64_t epoch = 0;  // counts the passes of a pipeline: messages of an earlier one are refused
-  bool training = true;    // of the pass: a rank that evaluates refuses those of one that trains
-  double weight = 0.0;     // of this microbatch in the mean loss
+  std::int64_t epoch =
+      0;                 // counts the passes of a pipeline: messages of an earlier one are refused
+  bool training = true;  // of the pass: a rank that evaluates refuses those of one that trains
+  double weight = 0.0;   // of this microbatch in the mean loss
 
   // Any shape, dtype and device. A gradient that nobody needs is an undefined tensor.
   std::vector<at::Tensor> tensors;
@@ -27,8 +28,9 @@ struct Message {
   // Null when the value is one tensor, and for gradients (then it is the list of `tensors`).
   std::shared_ptr<const Structure> structure;  // shared: the same for all microbatches
 
-  // Set by a lane of the sender once the tensors are written; null on the CPU, where they always are. Shared: the
-  // sender's lane and the receiver's each outlive the other's use of it by an unknown time.
+  // Set by a lane of the sender once the tensors are written; null on the CPU, where they always
+  // are. Shared: the sender's lane and the receiver's each outlive the other's use of it by an
+  // unknown time.
   std::shared_ptr<Mark> ready;
 };
 

@@ -50,8 +50,9 @@ void Dataflow::collect_runs(const Schedule& schedule) {
         case ActionKind::kUnshard:
         case ActionKind::kReshard:
         case ActionKind::kReduceGrad:
-          throw ValueError(concat("a schedule to be run must hold compute and transfer actions only, got ",
-                                  to_string(action)));
+          throw ValueError(
+              concat("a schedule to be run must hold compute and transfer actions only, got ",
+                     to_string(action)));
       }
     }
   }
@@ -60,7 +61,8 @@ void Dataflow::collect_runs(const Schedule& schedule) {
 void Dataflow::collect_flows(const Schedule& schedule) {
   std::map<Action, RunId> where;
   for (Rank rank = 0; rank < num_ranks(); ++rank) {
-    for (int i = 0; i < static_cast<int>(runs(rank).size()); ++i) where[runs(rank)[as_index(i)]] = {rank, i};
+    for (int i = 0; i < static_cast<int>(runs(rank).size()); ++i)
+      where[runs(rank)[as_index(i)]] = {rank, i};
   }
   const std::vector<bool> splits = split_stages(schedule);
   for (Rank rank = 0; rank < num_ranks(); ++rank) {
@@ -73,8 +75,8 @@ void Dataflow::collect_flows(const Schedule& schedule) {
   }
 }
 
-// A vector clock for each Run, filled in an order in which every input is there (the schedule is free of deadlock,
-// so such an order exists).
+// A vector clock for each Run, filled in an order in which every input is there (the schedule is
+// free of deadlock, so such an order exists).
 void Dataflow::order_runs() {
   std::map<RunId, std::vector<RunId>> producers;
   for (const Flow& flow : flows_) producers[flow.consumer].push_back(flow.producer);

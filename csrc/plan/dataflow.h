@@ -1,4 +1,5 @@
-// Dataflow: the Runs of a schedule, the messages between them, and which Run is known to come after which.
+// Dataflow: the Runs of a schedule, the messages between them, and which Run is known to come after
+// which.
 #pragma once
 
 #include <span>
@@ -36,8 +37,9 @@ class Dataflow {
   // In the order in which the consumer's inputs are read, resp. in no particular order.
   std::span<const Flow> flows() const { return flows_; }
 
-  // The first Run of `flow.producer.rank` after the producer that can only start once the consumer has started, so
-  // that the message is then known to have arrived; the number of Runs of that rank if there is none.
+  // The first Run of `flow.producer.rank` after the producer that can only start once the consumer
+  // has started, so that the message is then known to have arrived; the number of Runs of that rank
+  // if there is none.
   int known_received(const Flow& flow) const;
 
  private:
@@ -47,7 +49,8 @@ class Dataflow {
 
   std::vector<std::vector<Action>> runs_;  // by rank
   std::vector<Flow> flows_;
-  // clocks_[rank][position][other]: how many Runs of `other` have surely started when this Run starts.
+  // clocks_[rank][position][other]: how many Runs of `other` have surely started when this Run
+  // starts.
   std::vector<std::vector<std::vector<int>>> clocks_;
 };
 

@@ -24,7 +24,8 @@ Incoming::Incoming(std::vector<Flow> flows, int slots) : flows_(std::move(flows)
     return a.producer.position < b.producer.position;
   });
   for (const Flow& flow : flows_) {
-    sequence_of_.emplace(std::pair(flow.producer, flow.consumer), static_cast<int>(sequence_of_.size()));
+    sequence_of_.emplace(std::pair(flow.producer, flow.consumer),
+                         static_cast<int>(sequence_of_.size()));
   }
   num_slots_ = slots_needed(flows_) + static_cast<std::size_t>(slots) - 1;
 }

@@ -1,11 +1,12 @@
-// Incoming: the messages that come in over one edge, and the slots that hold them until they are read.
+// Incoming: the messages that come in over one edge, and the slots that hold them until they are
+// read.
 //
 // Note [Receives follow the sender's order]
 //
-// An edge carries its messages in the order in which the sender makes them, which both ends know from the schedule.
-// So no message needs a tag, and a channel that is a plain queue (NCCL, a ring in shared memory) will do. The
-// receiver may read them in another order; it then needs more slots, since a message that is read late holds its
-// slot while later ones come in.
+// An edge carries its messages in the order in which the sender makes them, which both ends know
+// from the schedule. So no message needs a tag, and a channel that is a plain queue (NCCL, a ring
+// in shared memory) will do. The receiver may read them in another order; it then needs more slots,
+// since a message that is read late holds its slot while later ones come in.
 #pragma once
 
 #include <cstddef>
@@ -19,12 +20,15 @@ namespace pipert {
 
 class Incoming {
  public:
-  // `flows`: all that cross this edge, in any order. `slots`: at least 1, how many the caller would like; where messages
-  // are read out of order, so many more are taken that receives are posted as far ahead as they would be in order.
+  // `flows`: all that cross this edge, in any order. `slots`: at least 1, how many the caller would
+  // like; where messages are read out of order, so many more are taken that receives are posted as
+  // far ahead as they would be in order.
   Incoming(std::vector<Flow> flows, int slots);
 
   const Flow& flow(int sequence) const { return flows_[static_cast<std::size_t>(sequence)]; }
-  int sequence_of(const Flow& flow) const { return sequence_of_.at({flow.producer, flow.consumer}); }
+  int sequence_of(const Flow& flow) const {
+    return sequence_of_.at({flow.producer, flow.consumer});
+  }
 
   // Whether another receive can be posted now.
   bool can_post() const { return has_more() && slot_of_.size() < num_slots_; }

@@ -24,7 +24,8 @@ struct Outgoing {
 
 class RankLowering {
  public:
-  RankLowering(const Dataflow& dataflow, const Schedule& schedule, Rank rank, const LowerOptions& options)
+  RankLowering(const Dataflow& dataflow, const Schedule& schedule, Rank rank,
+               const LowerOptions& options)
       : dataflow_(dataflow), rank_(rank) {
     program_.rank = rank;
     program_.num_ranks = schedule.num_ranks();
@@ -55,9 +56,11 @@ class RankLowering {
     for (const Flow& flow : dataflow_.flows()) {
       if (flow.consumer.rank == rank_) reads_[flow.consumer.position].push_back(flow);
       if (flow.producer.rank == rank_) writes_[flow.producer.position].push_back({.flow = flow});
-      if (flow.consumer.rank == rank_ && flow.crosses_ranks()) incoming[flow.edge()].push_back(flow);
+      if (flow.consumer.rank == rank_ && flow.crosses_ranks())
+        incoming[flow.edge()].push_back(flow);
     }
-    for (auto& [edge, flows] : incoming) incoming_.emplace(edge, Incoming(std::move(flows), options.receive_slots));
+    for (auto& [edge, flows] : incoming)
+      incoming_.emplace(edge, Incoming(std::move(flows), options.receive_slots));
     std::map<Edge, int> next_sequence;
     for (auto& [position, outgoing] : writes_) {
       for (Outgoing& out : outgoing) {
@@ -77,7 +80,8 @@ class RankLowering {
   }
 
   void add_lane(LaneKind kind, const Edge& edge) {
-    const auto [entry, is_new] = lanes_.try_emplace({kind, edge}, static_cast<LaneId>(program_.lanes.size()));
+    const auto [entry, is_new] =
+        lanes_.try_emplace({kind, edge}, static_cast<LaneId>(program_.lanes.size()));
     if (is_new) program_.lanes.push_back({kind, edge});
   }
 
@@ -87,8 +91,10 @@ class RankLowering {
     for (auto& [edge, incoming] : incoming_) {
       while (incoming.can_post()) {
         const SlotId slot = slots_.take(SlotKind::kReceive, edge);
-        Instruction instruction{
-            .op = Recv{}, .lane = lanes_.at({LaneKind::kReceive, edge}), .waits = {}, .mark = new_mark()};
+        Instruction instruction{.op = Recv{},
+                                .lane = lanes_.at({LaneKind::kReceive, edge}),
+                                .waits = {},
+                                .mark = new_mark()};
         const int sequence = incoming.post(slot, instruction.mark);
         instruction.op = Recv{incoming.flow(sequence).message, sequence, slot};
         if (const MarkId emptied = incoming.emptied_by(slot); emptied != kNoMark) {
@@ -179,11 +185,12 @@ class RankLowering {
   Program program_;
   SlotPool slots_;
   std::map<Edge, Incoming> incoming_;
-  std::map<int, std::vector<Flow>> reads_;                // by the reading Run's position
-  std::map<int, std::vector<Outgoing>> writes_;           // by the writing Run's position
+  std::map<int, std::vector<Flow>> reads_;       // by the reading Run's position
+  std::map<int, std::vector<Outgoing>> writes_;  // by the writing Run's position
   std::map<std::pair<LaneKind, Edge>, LaneId> lanes_;
-  std::map<std::pair<RunId, RunId>, SlotId> held_;        // results handed on inside the rank
-  std::map<int, std::vector<Outgoing>> releases_;         // by the Run after which the peer is known to have it
+  std::map<std::pair<RunId, RunId>, SlotId> held_;  // results handed on inside the rank
+  std::map<int, std::vector<Outgoing>>
+      releases_;  // by the Run after which the peer is known to have it
 };
 
 }  // namespace

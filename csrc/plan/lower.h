@@ -1,7 +1,7 @@
 // lower: Schedule -> one Program for each rank.
 //
-// Adds the transfers, puts every instruction on a lane, gives each message a slot and connects the lanes with the
-// marks that are needed, no more.
+// Adds the transfers, puts every instruction on a lane, gives each message a slot and connects the
+// lanes with the marks that are needed, no more.
 #pragma once
 
 #include <vector>
@@ -12,8 +12,9 @@
 namespace pipert {
 
 struct LowerOptions {
-  // Receive slots of each edge whose messages are read in order; an edge whose messages aren't gets as many more as
-  // hold those that are read late. With 1, a receive may be posted only just before the Run that reads it.
+  // Receive slots of each edge whose messages are read in order; an edge whose messages aren't gets
+  // as many more as hold those that are read late. With 1, a receive may be posted only just before
+  // the Run that reads it.
   int receive_slots = 2;
 };
 

@@ -48,7 +48,8 @@ void print_slots(std::ostream& out, std::string_view word, const std::vector<Slo
 
 template <typename Transfer>
 void print_transfer(std::ostream& out, std::string_view verb, const Transfer& transfer) {
-  out << verb << ' ' << to_string(transfer.message) << " #" << transfer.sequence << " s" << transfer.slot;
+  out << verb << ' ' << to_string(transfer.message) << " #" << transfer.sequence << " s"
+      << transfer.slot;
 }
 
 }  // namespace
@@ -80,7 +81,8 @@ std::string describe_wait(const Program& program, std::size_t instruction) {
   const auto& op = program.instructions[instruction].op;
   const auto slot = [&](SlotId id) { return program.slots[as_index(id)]; };
   if (const auto* release = std::get_if<Release>(&op)) {
-    return concat("until rank ", slot(release->slot).edge.destination, " has the ", to_string(release->message));
+    return concat("until rank ", slot(release->slot).edge.destination, " has the ",
+                  to_string(release->message));
   }
   const auto* run = std::get_if<Run>(&op);
   if (run == nullptr) return to_string(program, program.instructions[instruction]);
@@ -90,7 +92,8 @@ std::string describe_wait(const Program& program, std::size_t instruction) {
     for (std::size_t i = instruction; i-- > 0;) {
       const auto* recv = std::get_if<Recv>(&program.instructions[i].op);
       if (recv == nullptr || recv->slot != read) continue;
-      text += concat(", for the ", to_string(recv->message), ", from rank ", slot(read).edge.source);
+      text +=
+          concat(", for the ", to_string(recv->message), ", from rank ", slot(read).edge.source);
       break;
     }
   }

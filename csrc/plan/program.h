@@ -1,7 +1,9 @@
-// Program: what one rank does in one step, as data. Made by lower(), read by the Executor, printed for people.
+// Program: what one rank does in one step, as data. Made by lower(), read by the Executor, printed
+// for people.
 //
-// Instructions stand in the order in which the rank issues them. Each belongs to a lane; a lane runs its own in
-// order. An instruction waits for the marks that it names and sets its own mark, if it has one, when it is done.
+// Instructions stand in the order in which the rank issues them. Each belongs to a lane; a lane
+// runs its own in order. An instruction waits for the marks that it names and sets its own mark, if
+// it has one, when it is done.
 #pragma once
 
 #include <cstddef>
@@ -29,8 +31,8 @@ enum class SlotKind : std::uint8_t {
 
 struct Slot {
   SlotKind kind = SlotKind::kLocal;
-  Edge edge;          // kLocal: source == destination
-  int index = 0;      // among the slots of the same edge and kind
+  Edge edge;      // kLocal: source == destination
+  int index = 0;  // among the slots of the same edge and kind
 };
 
 enum class LaneKind : std::uint8_t { kCompute, kSend, kReceive };
@@ -47,7 +49,8 @@ struct Recv {
   SlotId slot = 0;
 };
 
-// Runs a compute action on what its `reads` hold (and takes it out); puts its result into each of `writes`.
+// Runs a compute action on what its `reads` hold (and takes it out); puts its result into each of
+// `writes`.
 struct Run {
   Action action;
   std::vector<SlotId> reads;
@@ -86,12 +89,14 @@ struct Program {
   std::vector<LaneSpec> lanes;  // lanes[kComputeLane] is the compute lane
   std::vector<Slot> slots;
   std::vector<Instruction> instructions;
-  int peak_activations = 0;  // most (stage, microbatch) pairs whose F ran and whose B did not, at any time
+  int peak_activations =
+      0;  // most (stage, microbatch) pairs whose F ran and whose B did not, at any time
 };
 
 // One line: "%12 = run 1F3 reads s0 writes s4 waits m7"
 std::string to_string(const Program& program, const Instruction& instruction);
-// What the instruction waits for, in words: "to run 1F3, for the activation of stage 0, microbatch 3, from rank 0".
+// What the instruction waits for, in words: "to run 1F3, for the activation of stage 0, microbatch
+// 3, from rank 0".
 std::string describe_wait(const Program& program, std::size_t instruction);
 // A header, the slots and one line for each instruction.
 std::string to_string(const Program& program);

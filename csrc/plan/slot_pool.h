@@ -1,4 +1,5 @@
-// SlotPool: hands out the slots of one rank by liveness, the lowest free one first, as a register allocator would.
+// SlotPool: hands out the slots of one rank by liveness, the lowest free one first, as a register
+// allocator would.
 #pragma once
 
 #include <map>

@@ -38,7 +38,8 @@ class Decoder {
       case ActionKind::kReshard:
       case ActionKind::kReduceGrad:
       case ActionKind::kOverlap:
-        throw ValueError(concat("the stages of this pipeline run F and B actions, got ", to_string(run.action)));
+        throw ValueError(
+            concat("the stages of this pipeline run F and B actions, got ", to_string(run.action)));
     }
     op.stage = resources_.stages.at(run.action.stage).get();
     op.microbatch = run.action.microbatch;
@@ -102,8 +103,10 @@ DecodedProgram decode(Program program, const RankResources& resources, const Lan
   for (const Instruction& instruction : decoded.program.instructions) {
     decoded.ops.push_back(decoder.decode(instruction));
     const auto edge = [&](SlotId id) { return decoded.program.slots[as_index(id)].edge; };
-    if (const auto* recv = std::get_if<Recv>(&instruction.op)) ++decoded.num_incoming[edge(recv->slot)];
-    if (const auto* send = std::get_if<Send>(&instruction.op)) ++decoded.num_outgoing[edge(send->slot)];
+    if (const auto* recv = std::get_if<Recv>(&instruction.op))
+      ++decoded.num_incoming[edge(recv->slot)];
+    if (const auto* send = std::get_if<Send>(&instruction.op))
+      ++decoded.num_outgoing[edge(send->slot)];
   }
   return decoded;
 }

@@ -1,4 +1,5 @@
-// decode: a Program with its names resolved to the objects that one rank uses, flat and ready to run.
+// decode: a Program with its names resolved to the objects that one rank uses, flat and ready to
+// run.
 #pragma once
 
 #include <map>
@@ -43,7 +44,8 @@ struct Op {
   Microbatch microbatch = 0;     // kForward, kBackward
   int sequence = 0;
   int slot = -1;  // transfers: the index among the edge's slots of that side
-  int held = -1;  // kForward, kBackward: the SlotId that takes the result, -1 for none; kSend: the one to send from
+  int held = -1;  // kForward, kBackward: the SlotId that takes the result, -1 for none; kSend: the
+                  // one to send from
   Input input;    // kForward, kBackward
 };
 

@@ -2,18 +2,21 @@
 
 #include <utility>
 
+#include "base/error.h"
 #include "base/index.h"
 
 namespace pipert {
 namespace {
 
-LaneTable make_lanes(const Program& training, const Program& evaluation, const c10::Device& device) {
+LaneTable make_lanes(const Program& training, const Program& evaluation,
+                     const c10::Device& device) {
   LaneTable lanes;
   for (const Program* program : {&training, &evaluation}) {
     for (const LaneSpec& lane : program->lanes) {
       auto& entry = lanes[{lane.kind, lane.edge}];
       const bool is_compute = lane.kind == LaneKind::kCompute;
-      if (!entry) entry = make_lane(device, is_compute ? LanePriority::kCompute : LanePriority::kTransfer);
+      if (!entry)
+        entry = make_lane(device, is_compute ? LanePriority::kCompute : LanePriority::kTransfer);
     }
   }
   return lanes;
@@ -21,8 +24,8 @@ LaneTable make_lanes(const Program& training, const Program& evaluation, const c
 
 }  // namespace
 
-Executor::Executor(RankResources resources, Program training, Program evaluation, const c10::Device& device,
-                   FirstFailure& failure)
+Executor::Executor(RankResources resources, Program training, Program evaluation,
+                   const c10::Device& device, FirstFailure& failure)
     : resources_(std::move(resources)),
       lanes_(make_lanes(training, evaluation, device)),
       compute_lane_(*lanes_.at({LaneKind::kCompute, training.lanes[kComputeLane].edge})),
@@ -158,7 +161,9 @@ void Executor::fail(const Pass& pass, std::exception_ptr cause) {
   } else {
     failure.kind = FailureKind::kTransfer;
     if (run != nullptr) failure.action = run->action;
-    failure.message = to_string(program, instruction);
+    const bool waits = run != nullptr || std::holds_alternative<Release>(instruction.op);
+    failure.message = waits ? concat("while it waited ", describe_wait(program, at))
+                            : concat("at ", to_string(program, instruction));
   }
   failure_.set(std::move(failure));
 }

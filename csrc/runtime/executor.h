@@ -1,6 +1,8 @@
-// Executor: runs one rank's Program. It knows instructions, lanes and channels, and no schedule by name.
+// Executor: runs one rank's Program. It knows instructions, lanes and channels, and no schedule by
+// name.
 //
-// Used by the thread of its rank, which must not hold the GIL: a stage takes it if its code needs it.
+// Used by the thread of its rank, which must not hold the GIL: a stage takes it if its code needs
+// it.
 #pragma once
 
 #include <memory>
@@ -15,17 +17,20 @@ namespace pipert {
 
 class Executor {
  public:
-  // `training` and `evaluation` are Programs of this rank. `failure` is shared by all ranks of the process.
+  // `training` and `evaluation` are Programs of this rank. `failure` is shared by all ranks of the
+  // process.
   Executor(RankResources resources, Program training, Program evaluation, const c10::Device& device,
            FirstFailure& failure);
 
-  // Tells the channels and the trace that a pass begins. On the caller's thread; no rank is running. On an
-  // accelerator the pass comes after all that the caller's stream was given before.
+  // Tells the channels and the trace that a pass begins. On the caller's thread; no rank is
+  // running. On an accelerator the pass comes after all that the caller's stream was given before.
   void prepare(const Pass& pass);
-  // After the pass, on the caller's thread: what its stream is given from now on comes after the pass.
+  // After the pass, on the caller's thread: what its stream is given from now on comes after the
+  // pass.
   void join();
 
-  // Runs the pass. False if it ended early, with the reason in the FirstFailure: this rank's own, or another's.
+  // Runs the pass. False if it ended early, with the reason in the FirstFailure: this rank's own,
+  // or another's.
   bool run(const Pass& pass);
 
   // Any thread: ends this rank's waits, now and until reset().
@@ -34,7 +39,9 @@ class Executor {
   bool reset() noexcept;
 
   Rank rank() const { return training_.program.rank; }
-  const Program& program(bool training) const { return training ? training_.program : evaluation_.program; }
+  const Program& program(bool training) const {
+    return training ? training_.program : evaluation_.program;
+  }
   const Progress& progress() const { return progress_; }
   const Trace& trace() const { return trace_; }
   const RankResources& resources() const { return resources_; }
@@ -45,7 +52,9 @@ class Executor {
   bool last_was_training() const { return last_was_training_; }
 
  private:
-  const DecodedProgram& decoded(const Pass& pass) const { return pass.training ? training_ : evaluation_; }
+  const DecodedProgram& decoded(const Pass& pass) const {
+    return pass.training ? training_ : evaluation_;
+  }
   bool dispatch(const Op& op, const Pass& pass);
   bool run_stage(const Op& op, const Pass& pass);
   bool fetch(const Input& input, const Pass& pass, Message& message);
@@ -60,11 +69,13 @@ class Executor {
   c10::Device device_;
   FirstFailure& failure_;
   std::unique_ptr<Mark> entry_;  // on the caller's stream before the pass; null on the CPU
-  std::unique_ptr<Mark> exit_;   // on the compute lane after it; null on the CPU, and before the first pass
+  std::unique_ptr<Mark>
+      exit_;  // on the compute lane after it; null on the CPU, and before the first pass
   std::vector<Message> held_;  // by SlotId: results on their way to a Send or to a later Run
   Progress progress_;
   Trace trace_;
-  std::int64_t ready_ns_ = 0;  // when the instruction at hand had what it waited for; 0: it never waited
+  std::int64_t ready_ns_ =
+      0;  // when the instruction at hand had what it waited for; 0: it never waited
   bool last_was_training_ = true;
 };
 

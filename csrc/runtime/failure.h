@@ -1,4 +1,5 @@
-// The first failure of a pass: what went wrong, where, and the exception behind it. The first one wins.
+// The first failure of a pass: what went wrong, where, and the exception behind it. The first one
+// wins.
 #pragma once
 
 #include <atomic>

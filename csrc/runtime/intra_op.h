@@ -3,7 +3,8 @@
 
 namespace pipert {
 
-// Sets it for the calling thread and leaves the other threads' as it is. Call it once, on a new thread.
+// Sets it for the calling thread and leaves the other threads' as it is. Call it once, on a new
+// thread.
 void set_thread_intra_op_threads(int num_threads);
 
 }  // namespace pipert

@@ -10,7 +10,8 @@
 namespace pipert {
 namespace {
 
-// Other processes are asked only while some rank has been waiting for this long: a healthy step never asks.
+// Other processes are asked only while some rank has been waiting for this long: a healthy step
+// never asks.
 constexpr std::int64_t kQuietNs = 100'000'000;
 constexpr std::int64_t kPollEveryNs = 200'000'000;
 
@@ -20,8 +21,9 @@ PipelineRuntime::PipelineRuntime(std::vector<RankSpec> ranks, std::unique_ptr<Ag
                                  std::unique_ptr<FailureBoard> board, RuntimeOptions options)
     : agreement_(std::move(agreement)), board_(std::move(board)), options_(std::move(options)) {
   for (RankSpec& rank : ranks) {
-    executors_.push_back(std::make_unique<Executor>(std::move(rank.resources), std::move(rank.training),
-                                                    std::move(rank.evaluation), rank.device, failure_));
+    executors_.push_back(
+        std::make_unique<Executor>(std::move(rank.resources), std::move(rank.training),
+                                   std::move(rank.evaluation), rank.device, failure_));
   }
   WorkerHooks hooks = options_.hooks;
   hooks.on_start = [this, start = std::move(hooks.on_start)](int worker) {
@@ -57,7 +59,8 @@ void PipelineRuntime::run_rank(int worker, const Pass& pass) {
       failure_.set({.kind = FailureKind::kTransfer,
                     .rank = executor.rank(),
                     .action = {},
-                    .message = concat("the end of the step, where rank ", agreement_->awaited_rank(), " is awaited"),
+                    .message = concat("while it waited for rank ", agreement_->awaited_rank(),
+                                      " to end the step"),
                     .cause = std::current_exception()});
     }
   }
@@ -105,7 +108,8 @@ void PipelineRuntime::check_time_limit() {
     failure_.set({.kind = FailureKind::kTimeout,
                   .rank = executor->rank(),
                   .action = {},
-                  .message = concat("no progress for ", static_cast<double>(options_.timeout.count()) / 1000.0,
+                  .message = concat("no progress for ",
+                                    static_cast<double>(options_.timeout.count()) / 1000.0,
                                     " s: ", describe_waits()),
                   .cause = nullptr});
     return;
@@ -120,7 +124,8 @@ std::string PipelineRuntime::describe_waits() const {
     if (!text.empty()) text += "; ";
     text += concat("rank ", executor->rank());
     if (agreement_progress_.waiting_since_ns.load() != 0) {
-      text += concat(" is done and waits for rank ", agreement_->awaited_rank(), " to end the step");
+      text +=
+          concat(" is done and waits for rank ", agreement_->awaited_rank(), " to end the step");
     } else if (at < 0) {
       text += " has not begun";
     } else {
@@ -162,7 +167,11 @@ std::optional<Failure> PipelineRuntime::finish() {
   // A peer that failed says why before it closes its connections.
   if (failure->kind == FailureKind::kTransfer && board_ != nullptr) {
     if (auto text = board_->poll()) {
-      *failure = {.kind = FailureKind::kRemote, .rank = failure->rank, .action = {}, .message = std::move(*text), .cause = nullptr};
+      *failure = {.kind = FailureKind::kRemote,
+                  .rank = failure->rank,
+                  .action = {},
+                  .message = std::move(*text),
+                  .cause = nullptr};
     }
   }
   for (auto& executor : executors_) usable_ = executor->reset() && usable_;

@@ -1,8 +1,9 @@
-// PipelineRuntime: the ranks of this process, each on a thread of its own, and the caller who watches them.
+// PipelineRuntime: the ranks of this process, each on a thread of its own, and the caller who
+// watches them.
 //
-// Driven by one thread at a time, the caller's: start(), then watch() until it says that the pass is over, then
-// finish(). The caller keeps watching so that Ctrl-C, time limits and the failures of other processes are noticed
-// while every rank is inside somebody else's code.
+// Driven by one thread at a time, the caller's: start(), then watch() until it says that the pass
+// is over, then finish(). The caller keeps watching so that Ctrl-C, time limits and the failures of
+// other processes are noticed while every rank is inside somebody else's code.
 #pragma once
 
 #include <chrono>
@@ -41,7 +42,8 @@ class PipelineRuntime {
   bool watch(std::chrono::milliseconds limit);
   // Ends the pass at the next instruction of each rank. Any thread.
   void interrupt(Failure failure);
-  // The pass's failure, if it had one; the pipeline is then ready for another pass, or usable() is false.
+  // The pass's failure, if it had one; the pipeline is then ready for another pass, or usable() is
+  // false.
   std::optional<Failure> finish();
   bool usable() const { return usable_; }
   // This process won't come to the pass that the others may be in: tells them why.
@@ -56,8 +58,9 @@ class PipelineRuntime {
   }
 
   const std::vector<std::unique_ptr<Executor>>& executors() const { return executors_; }
-  // What the last stage's rank gave to the agreement: the dtype of the losses of the last pass (a c10::ScalarType),
-  // their weights, and they themselves, by microbatch. Empty where losses are not shared.
+  // What the last stage's rank gave to the agreement: the dtype of the losses of the last pass (a
+  // c10::ScalarType), their weights, and they themselves, by microbatch. Empty where losses are not
+  // shared.
   const std::vector<double>& agreed() const { return agreed_; }
   void set_share_losses(bool share) { share_losses_ = share; }
 

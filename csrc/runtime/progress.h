@@ -7,8 +7,8 @@
 namespace pipert {
 
 struct Progress {
-  std::atomic<std::int32_t> instruction{-1};       // of the Program; -1 before the first
-  std::atomic<std::int64_t> waiting_since_ns{0};   // 0 when the rank isn't waiting for a peer
+  std::atomic<std::int32_t> instruction{-1};      // of the Program; -1 before the first
+  std::atomic<std::int64_t> waiting_since_ns{0};  // 0 when the rank isn't waiting for a peer
 };
 
 // Says that the rank waits for a peer while it lives.

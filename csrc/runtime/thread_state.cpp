@@ -17,7 +17,8 @@ ThreadStateGuard::ThreadStateGuard(const ThreadState& state)
 ThreadStateGuard::~ThreadStateGuard() { set_autocast(previous_); }
 
 void ThreadStateGuard::set_autocast(const ThreadState& state) {
-  for (const auto& [device, dtype] : state.autocast_) at::autocast::set_autocast_dtype(device, dtype);
+  for (const auto& [device, dtype] : state.autocast_)
+    at::autocast::set_autocast_dtype(device, dtype);
   at::autocast::set_autocast_cache_enabled(state.autocast_cache_);
 }
 

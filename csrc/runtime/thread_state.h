@@ -1,5 +1,6 @@
-// ThreadState: what torch keeps for each thread and a worker must have like its caller: grad mode, autocast, the
-// default device, dispatch and function modes. Taken on the caller's thread, put in place on a worker's.
+// ThreadState: what torch keeps for each thread and a worker must have like its caller: grad mode,
+// autocast, the default device, dispatch and function modes. Taken on the caller's thread, put in
+// place on a worker's.
 #pragma once
 
 #include <ATen/ThreadLocalState.h>
@@ -22,7 +23,8 @@ class ThreadState {
     c10::ScalarType dtype;
   };
   at::ThreadLocalState state_;
-  std::array<AutocastDtype, 2> autocast_;  // at::ThreadLocalState carries the switch, not the dtypes
+  std::array<AutocastDtype, 2>
+      autocast_;  // at::ThreadLocalState carries the switch, not the dtypes
   bool autocast_cache_;
 };
 

@@ -1,7 +1,7 @@
 // Trace: when each instruction of a rank's last pass started, had its inputs, and ended.
 //
-// Written by the rank's thread while it runs, read between passes. One clock reading for each instruction (and one
-// more where it waits): about 25 ns.
+// Written by the rank's thread while it runs, read between passes. One clock reading for each
+// instruction (and one more where it waits): about 25 ns.
 #pragma once
 
 #include <chrono>

@@ -5,7 +5,8 @@
 namespace pipert {
 
 Workers::Workers(int num_workers, WorkerHooks hooks) : hooks_(std::move(hooks)) {
-  for (int worker = 0; worker < num_workers; ++worker) threads_.emplace_back([this, worker] { loop(worker); });
+  for (int worker = 0; worker < num_workers; ++worker)
+    threads_.emplace_back([this, worker] { loop(worker); });
 }
 
 Workers::~Workers() {

@@ -1,6 +1,8 @@
-// Workers: one thread for each local rank, started once and kept. The caller hands out a task and waits.
+// Workers: one thread for each local rank, started once and kept. The caller hands out a task and
+// waits.
 //
-// Owned and driven by one thread, the caller's. REQUIRES that the GIL is not held while they are joined.
+// Owned and driven by one thread, the caller's. REQUIRES that the GIL is not held while they are
+// joined.
 #pragma once
 
 #include <chrono>

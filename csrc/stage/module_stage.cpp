@@ -13,8 +13,9 @@
 namespace pipert {
 namespace {
 
-// Inputs and outputs of one microbatch of a small stage: see Note [Graphs are freed where the GIL is held].
-constexpr std::size_t kSmallBytes = 256 * 1024;
+// Inputs and outputs of one microbatch of a small stage: see Note [Graphs are freed where the GIL
+// is held].
+constexpr std::size_t kSmallBytes = 64 * 1024;
 
 std::size_t num_bytes(const std::vector<at::Tensor>& tensors) {
   std::size_t bytes = 0;
@@ -24,8 +25,8 @@ std::size_t num_bytes(const std::vector<at::Tensor>& tensors) {
 
 }  // namespace
 
-ModuleStage::ModuleStage(StagePosition position, int num_microbatches, std::unique_ptr<StageBody> body,
-                         bool shares_gil)
+ModuleStage::ModuleStage(StagePosition position, int num_microbatches,
+                         std::unique_ptr<StageBody> body, bool shares_gil)
     : position_(position),
       body_(std::move(body)),
       in_flight_(as_index(num_microbatches)),
@@ -39,8 +40,8 @@ void ModuleStage::begin(std::vector<double> weights) {
 
 Message ModuleStage::forward(const RunContext& context, Message input) {
   InFlight& state = in_flight_[as_index(context.microbatch)];
-  TORCH_INTERNAL_ASSERT(!state.active, "microbatch ", context.microbatch, " is already in flight on stage ",
-                        position_.stage);
+  TORCH_INTERNAL_ASSERT(!state.active, "microbatch ", context.microbatch,
+                        " is already in flight on stage ", position_.stage);
   const double weight = weight_of(context, input);
   if (context.pass.training) {
     state.active = true;
@@ -54,7 +55,8 @@ Message ModuleStage::forward(const RunContext& context, Message input) {
   Message output;
   output.weight = weight;
   if (position_.is_last()) {
-    if (result.loss.defined() || context.pass.training) finish_loss(context, weight, result.loss, state);
+    if (result.loss.defined() || context.pass.training)
+      finish_loss(context, weight, result.loss, state);
     return output;
   }
   output.structure = std::move(result.structure);
@@ -77,16 +79,20 @@ double ModuleStage::weight_of(const RunContext& context, const Message& input) c
   if (weights_.empty()) return input.weight;
   const double weight = weights_[as_index(context.microbatch)];
   if (!position_.is_first()) {
-    TORCH_CHECK_VALUE(weight == input.weight, "ranks were given different batches: microbatch ", context.microbatch,
-                      " has a share of ", input.weight, " of the batch on the first stage's rank and of ", weight,
+    TORCH_CHECK_VALUE(weight == input.weight, "ranks were given different batches: microbatch ",
+                      context.microbatch, " has a share of ", input.weight,
+                      " of the batch on the first stage's rank and of ", weight,
                       " of the target on the last stage's rank");
   }
   return weight;
 }
 
-void ModuleStage::finish_loss(const RunContext& context, double weight, const at::Tensor& loss, InFlight& state) {
-  TORCH_CHECK_VALUE(loss.defined(), "the last stage needs a loss function to train: expected loss_fn, got None");
-  TORCH_CHECK_VALUE(loss.numel() == 1, "the loss must be one number, got a tensor of shape ", loss.sizes());
+void ModuleStage::finish_loss(const RunContext& context, double weight, const at::Tensor& loss,
+                              InFlight& state) {
+  TORCH_CHECK_VALUE(loss.defined(),
+                    "the last stage needs a loss function to train: expected loss_fn, got None");
+  TORCH_CHECK_VALUE(loss.numel() == 1, "the loss must be one number, got a tensor of shape ",
+                    loss.sizes());
   losses_.resize(as_index(context.num_microbatches));
   loss_weights_.resize(as_index(context.num_microbatches));
   losses_[as_index(context.microbatch)] = loss.detach();
@@ -100,13 +106,14 @@ void ModuleStage::finish_loss(const RunContext& context, double weight, const at
 
 Message ModuleStage::backward(const RunContext& context, Message gradients) {
   InFlight& entry = in_flight_[as_index(context.microbatch)];
-  TORCH_INTERNAL_ASSERT(entry.active, "microbatch ", context.microbatch, " is not in flight on stage ",
-                        position_.stage);
+  TORCH_INTERNAL_ASSERT(entry.active, "microbatch ", context.microbatch,
+                        " is not in flight on stage ", position_.stage);
   InFlight state = std::exchange(entry, {});
   --num_in_flight_;
   if (position_.is_last()) gradients.tensors = std::move(state.seeds);
-  TORCH_INTERNAL_ASSERT(gradients.tensors.size() == state.roots.size(), "stage ", position_.stage, " returned ",
-                        state.roots.size(), " tensors and got ", gradients.tensors.size(), " gradients");
+  TORCH_INTERNAL_ASSERT(gradients.tensors.size() == state.roots.size(), "stage ", position_.stage,
+                        " returned ", state.roots.size(), " tensors and got ",
+                        gradients.tensors.size(), " gradients");
   std::vector<torch::autograd::Edge> roots;
   std::vector<at::Tensor> seeds;
   for (std::size_t i = 0; i < state.roots.size(); ++i) {

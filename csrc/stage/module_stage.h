@@ -1,4 +1,5 @@
-// ModuleStage: a stage whose forward is somebody's code (a StageBody) and whose backward is torch's autograd.
+// ModuleStage: a stage whose forward is somebody's code (a StageBody) and whose backward is torch's
+// autograd.
 #pragma once
 
 #include <memory>
@@ -11,11 +12,12 @@ namespace pipert {
 
 // Note [Graphs are freed where the GIL is held]
 //
-// A tensor that Python has seen takes the GIL when it dies. A backward that frees its graph as it goes would so wait
-// for the GIL once for each saved tensor, while another rank of this process runs its forward. So when ranks share a
-// GIL, the graph of a small stage is kept until the rank's next forward, which holds the GIL anyhow, or the end of the
-// pass. Large stages, where the wait is small beside the work and the memory is not, free theirs at once; so do graphs
-// with Python nodes, some of which refuse to be kept.
+// A tensor that Python has seen takes the GIL when it dies. A backward that frees its graph as it
+// goes would so wait for the GIL once for each saved tensor, while another rank of this process
+// runs its forward. So when ranks share a GIL, the graph of a small stage is kept until the rank's
+// next forward, which holds the GIL anyhow, or the end of the pass. Large stages, where the wait is
+// small beside the work and the memory is not, free theirs at once; so do graphs with Python nodes,
+// some of which refuse to be kept.
 struct BodyInput {
   std::vector<at::Tensor> tensors;
   std::shared_ptr<const Structure> structure;  // as in Message
@@ -34,7 +36,8 @@ class StageBody {
   virtual ~StageBody() = default;
   // On the first stage `input` is empty: the body has the batch's arguments itself.
   virtual BodyResult forward(const RunContext& context, BodyInput input) = 0;
-  // After a backward that threw, on its thread: takes back what the engine left set there. The exception has it too.
+  // After a backward that threw, on its thread: takes back what the engine left set there. The
+  // exception has it too.
   virtual void backward_failed() noexcept {}
 };
 
@@ -48,7 +51,8 @@ struct StagePosition {
 class ModuleStage final : public Stage {
  public:
   // `shares_gil`: whether another rank of this process may want the GIL while this stage runs.
-  ModuleStage(StagePosition position, int num_microbatches, std::unique_ptr<StageBody> body, bool shares_gil);
+  ModuleStage(StagePosition position, int num_microbatches, std::unique_ptr<StageBody> body,
+              bool shares_gil);
 
   void begin(std::vector<double> weights) override;
   Message forward(const RunContext& context, Message input) override;
@@ -63,18 +67,20 @@ class ModuleStage final : public Stage {
   const std::vector<double>& loss_weights() const override { return loss_weights_; }
 
  private:
-  // What stays between a microbatch's forward and its backward. Graph edges only: the outputs themselves are freed
-  // as soon as they have been sent.
+  // What stays between a microbatch's forward and its backward. Graph edges only: the outputs
+  // themselves are freed as soon as they have been sent.
   struct InFlight {
     bool active = false;
-    std::vector<torch::autograd::Edge> roots;  // by output tensor; invalid where it needs no gradient
-    std::vector<at::Tensor> seeds;             // the last stage's: the loss's weight, as a tensor
-    AttachedSink sink;                         // of the inputs
-    std::vector<bool> needs_gradient;          // by input tensor
-    std::size_t num_bytes = 0;                 // of inputs and outputs
+    std::vector<torch::autograd::Edge>
+        roots;                         // by output tensor; invalid where it needs no gradient
+    std::vector<at::Tensor> seeds;     // the last stage's: the loss's weight, as a tensor
+    AttachedSink sink;                 // of the inputs
+    std::vector<bool> needs_gradient;  // by input tensor
+    std::size_t num_bytes = 0;         // of inputs and outputs
   };
 
-  void finish_loss(const RunContext& context, double weight, const at::Tensor& loss, InFlight& state);
+  void finish_loss(const RunContext& context, double weight, const at::Tensor& loss,
+                   InFlight& state);
   double weight_of(const RunContext& context, const Message& input) const;
 
   StagePosition position_;

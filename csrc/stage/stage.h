@@ -1,7 +1,9 @@
-// Stage: what the Executor runs: the forward and backward of one piece of the model, one microbatch at a time.
+// Stage: what the Executor runs: the forward and backward of one piece of the model, one microbatch
+// at a time.
 //
-// Owned by the runtime; used by the thread of its rank alone. It keeps what a microbatch needs between its forward
-// and its backward. Work lands on the lane that is current on the calling thread.
+// Owned by the runtime; used by the thread of its rank alone. It keeps what a microbatch needs
+// between its forward and its backward. Work lands on the lane that is current on the calling
+// thread.
 #pragma once
 
 #include <cstdint>
@@ -28,25 +30,27 @@ class Stage {
  public:
   virtual ~Stage() = default;
 
-  // Before a pass. `weights`: the share of each microbatch in the mean loss, summing to 1. Given on the first stage;
-  // may be given on the last one, and is then checked against what comes with the messages; else empty.
+  // Before a pass. `weights`: the share of each microbatch in the mean loss, summing to 1. Given on
+  // the first stage; may be given on the last one, and is then checked against what comes with the
+  // messages; else empty.
   virtual void begin(std::vector<double> weights) = 0;
 
-  // REQUIRES that the microbatch is not in flight on this stage. `input`: what the stage before returned; without
-  // tensors on the first stage. Returns what the next stage gets; without tensors on the last stage.
-  // Throws whatever the user's code throws.
+  // REQUIRES that the microbatch is not in flight on this stage. `input`: what the stage before
+  // returned; without tensors on the first stage. Returns what the next stage gets; without tensors
+  // on the last stage. Throws whatever the user's code throws.
   virtual Message forward(const RunContext& context, Message input) = 0;
 
-  // REQUIRES that the microbatch's forward ran. `gradients`: one for each tensor that forward returned, undefined
-  // where the next stage computed none; ignored on the last stage, which starts from the loss.
-  // Returns one gradient for each tensor of forward's input. The microbatch is no longer in flight.
+  // REQUIRES that the microbatch's forward ran. `gradients`: one for each tensor that forward
+  // returned, undefined where the next stage computed none; ignored on the last stage, which starts
+  // from the loss. Returns one gradient for each tensor of forward's input. The microbatch is no
+  // longer in flight.
   virtual Message backward(const RunContext& context, Message gradients) = 0;
 
   // Forgets all microbatches in flight, after a pass that failed.
   virtual void reset() noexcept = 0;
 
-  // The losses of the last pass, detached, by microbatch, and the weight of each in the mean. Empty unless this is
-  // the last stage and it has a loss function.
+  // The losses of the last pass, detached, by microbatch, and the weight of each in the mean. Empty
+  // unless this is the last stage and it has a loss function.
   virtual const std::vector<at::Tensor>& losses() const = 0;
   virtual const std::vector<double>& loss_weights() const = 0;
 

@@ -1,8 +1,10 @@
-// Channel: what carries the messages of one edge, a Sender on its source and a Receiver on its destination.
+// Channel: what carries the messages of one edge, a Sender on its source and a Receiver on its
+// destination.
 //
-// Messages leave and arrive in the same order, numbered 0, 1, ... in each pass (`sequence`); `slot` is the index of
-// the transfer buffer among those of the edge and side, which the Program hands out so that none is used twice at
-// once. Each end is used by its rank's thread alone, save abort(), which any thread may call at any time.
+// Messages leave and arrive in the same order, numbered 0, 1, ... in each pass (`sequence`); `slot`
+// is the index of the transfer buffer among those of the edge and side, which the Program hands out
+// so that none is used twice at once. Each end is used by its rank's thread alone, save abort(),
+// which any thread may call at any time.
 #pragma once
 
 #include <cstdint>
@@ -45,8 +47,8 @@ class Receiver {
   virtual void begin(const ChannelPass& pass) = 0;
   // Makes `slot` ready to take message `sequence`; doesn't wait.
   virtual void post(int sequence, int slot) = 0;
-  // Waits until message `sequence` is here and hands it over, with its tensors on this rank's device and ordered
-  // before what `lane` is given from now on. Nothing if the channel was aborted.
+  // Waits until message `sequence` is here and hands it over, with its tensors on this rank's
+  // device and ordered before what `lane` is given from now on. Nothing if the channel was aborted.
   // Throws ValueError for a message that isn't the expected one.
   virtual std::optional<Message> take(int sequence, int slot, Lane& lane) = 0;
   virtual void abort() noexcept = 0;
@@ -55,6 +57,7 @@ class Receiver {
 };
 
 // Throws ValueError unless `message` is the one that this pass, of this epoch and kind, expects.
-void check_arrival(const Message& message, const MessageKey& expected, std::int64_t epoch, bool training);
+void check_arrival(const Message& message, const MessageKey& expected, std::int64_t epoch,
+                   bool training);
 
 }  // namespace pipert

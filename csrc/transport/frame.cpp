@@ -36,16 +36,19 @@ struct Header {
 
 enum TensorFlags : std::uint8_t { kDefined = 1, kRequiresGrad = 2, kBeside = 4 };
 
-std::int64_t align(std::int64_t offset) { return (offset + kAlignment - 1) / kAlignment * kAlignment; }
+std::int64_t align(std::int64_t offset) {
+  return (offset + kAlignment - 1) / kAlignment * kAlignment;
+}
 
-// Elements between the first and the last one, both included. ValueError for more than there can be.
+// Elements between the first and the last one, both included. ValueError for more than there can
+// be.
 std::int64_t extent(at::IntArrayRef sizes, at::IntArrayRef strides) {
   std::int64_t last = 0;
   for (std::size_t i = 0; i < sizes.size(); ++i) {
     if (sizes[i] == 0) return 0;
     std::int64_t step = 0;
-    if (__builtin_mul_overflow(sizes[i] - 1, strides[i], &step) || __builtin_add_overflow(last, step, &last) ||
-        last >= kMaxElements) {
+    if (__builtin_mul_overflow(sizes[i] - 1, strides[i], &step) ||
+        __builtin_add_overflow(last, step, &last) || last >= kMaxElements) {
       throw ValueError("a frame holds a tensor larger than any memory");
     }
   }
@@ -77,18 +80,21 @@ TensorDescription take_description(std::string_view& in) {
   }
   description.dtype = static_cast<at::ScalarType>(dtype);
   const auto dimensions = take<std::uint16_t>(in);
-  if (dimensions > kMaxDimensions) throw ValueError(concat("a frame holds a tensor of ", dimensions, " dimensions"));
+  if (dimensions > kMaxDimensions)
+    throw ValueError(concat("a frame holds a tensor of ", dimensions, " dimensions"));
   for (int i = 0; i < dimensions; ++i) description.sizes.push_back(take<std::int64_t>(in));
   for (int i = 0; i < dimensions; ++i) description.strides.push_back(take<std::int64_t>(in));
   for (int i = 0; i < dimensions; ++i) {
     const auto at = static_cast<std::size_t>(i);
-    if (description.sizes[at] < 0 || description.strides[at] < 0) throw ValueError("a frame holds a negative size");
+    if (description.sizes[at] < 0 || description.strides[at] < 0)
+      throw ValueError("a frame holds a negative size");
   }
   return description;
 }
 
 Header read_header(const char* start, std::int64_t num_bytes) {
-  if (num_bytes < static_cast<std::int64_t>(sizeof(Header))) throw ValueError("a frame is shorter than its header");
+  if (num_bytes < static_cast<std::int64_t>(sizeof(Header)))
+    throw ValueError("a frame is shorter than its header");
   Header header;
   std::memcpy(&header, start, sizeof(Header));
   if (header.magic != kMagic) throw ValueError("expected a frame, got other bytes");
@@ -104,7 +110,8 @@ void check_structure(const Message& message) {
   if (message.structure == nullptr && is_gradient) return;
   const std::size_t named = message.structure == nullptr ? 1 : num_tensors(*message.structure);
   if (named != message.tensors.size()) {
-    throw ValueError(concat("a frame's structure names ", named, " tensors, it holds ", message.tensors.size()));
+    throw ValueError(
+        concat("a frame's structure names ", named, " tensors, it holds ", message.tensors.size()));
   }
 }
 
@@ -112,17 +119,20 @@ void check_structure(const Message& message) {
 
 const std::int64_t kFrameHeaderBytes = sizeof(Header);
 
-FrameWriter::FrameWriter(Message message) : message_(std::move(message)), offsets_(message_.tensors.size(), -1) {
+FrameWriter::FrameWriter(Message message)
+    : message_(std::move(message)), offsets_(message_.tensors.size(), -1) {
   for (std::size_t i = 0; i < message_.tensors.size(); ++i) {
     at::Tensor& tensor = message_.tensors[i];
     const bool requires_grad = i < message_.requires_grad.size() && message_.requires_grad[i];
     const bool is_beside = tensor.defined() && !tensor.device().is_cpu();
     if (tensor.defined()) {
       tensor = tensor.resolve_neg().resolve_conj();
-      if (!can_keep_strides(tensor)) tensor = tensor.clone();  // dense, its dimensions in the same order
+      if (!can_keep_strides(tensor))
+        tensor = tensor.clone();  // dense, its dimensions in the same order
     }
-    put(description_, static_cast<std::uint8_t>((tensor.defined() ? kDefined : 0) |
-                                                (requires_grad ? kRequiresGrad : 0) | (is_beside ? kBeside : 0)));
+    put(description_,
+        static_cast<std::uint8_t>((tensor.defined() ? kDefined : 0) |
+                                  (requires_grad ? kRequiresGrad : 0) | (is_beside ? kBeside : 0)));
     if (!tensor.defined()) continue;
     put(description_, static_cast<std::int8_t>(tensor.scalar_type()));
     put(description_, static_cast<std::uint16_t>(tensor.dim()));
@@ -158,21 +168,25 @@ void FrameWriter::write(char* destination) const {
   for (std::size_t i = 0; i < message_.tensors.size(); ++i) {
     if (offsets_[i] < 0) continue;
     const at::Tensor& tensor = message_.tensors[i];
-    const auto size = static_cast<std::size_t>(extent(tensor.sizes(), tensor.strides())) * tensor.element_size();
+    const auto size =
+        static_cast<std::size_t>(extent(tensor.sizes(), tensor.strides())) * tensor.element_size();
     if (size > 0) std::memcpy(destination + offsets_[i], tensor.const_data_ptr(), size);
   }
 }
 
 std::int64_t frame_num_bytes(const char* start, std::int64_t num_bytes) {
   const Header header = read_header(start, num_bytes);
-  if (header.num_bytes < kFrameHeaderBytes) throw ValueError("a frame claims to be shorter than its header");
+  if (header.num_bytes < kFrameHeaderBytes)
+    throw ValueError("a frame claims to be shorter than its header");
   return header.num_bytes;
 }
 
-Message read_frame(const at::Tensor& frame, const c10::Device& device, std::vector<std::size_t>& beside) {
+Message read_frame(const at::Tensor& frame, const c10::Device& device,
+                   std::vector<std::size_t>& beside) {
   const auto* bytes = static_cast<const char*>(frame.const_data_ptr());
   const Header header = read_header(bytes, frame.numel());
-  if (header.description_bytes > frame.numel() - kFrameHeaderBytes) throw ValueError("a frame ends early");
+  if (header.description_bytes > frame.numel() - kFrameHeaderBytes)
+    throw ValueError("a frame ends early");
   std::string_view in(bytes + kFrameHeaderBytes, header.description_bytes);
   Message message;
   message.key = {static_cast<MessageKind>(header.kind), header.stage, header.microbatch};
@@ -192,14 +206,17 @@ Message read_frame(const at::Tensor& frame, const c10::Device& device, std::vect
           at::empty_strided(description.sizes, description.strides, options.device(device)));
     } else {
       const std::int64_t size = description.num_bytes();
-      if (size < 0 || size > frame.numel() - offset) throw ValueError("a frame ends within a tensor");
+      if (size < 0 || size > frame.numel() - offset)
+        throw ValueError("a frame ends within a tensor");
       // The tensor keeps the frame's memory; const_cast because from_blob has no other way in.
-      message.tensors.push_back(at::from_blob(const_cast<char*>(bytes) + offset, description.sizes,
-                                              description.strides, [frame](void*) {}, options));
+      message.tensors.push_back(at::from_blob(
+          const_cast<char*>(bytes) + offset, description.sizes, description.strides,
+          [frame](void*) {}, options));
       offset = align(offset + size);
     }
   }
-  if (header.has_structure != 0) message.structure = std::make_shared<const Structure>(decode_structure(in));
+  if (header.has_structure != 0)
+    message.structure = std::make_shared<const Structure>(decode_structure(in));
   check_structure(message);
   return message;
 }

@@ -1,9 +1,10 @@
 // Frame: a Message as one run of bytes, for channels that leave the process.
 //
-// Format (docs/architecture.md): a fixed header, a description of each tensor (flags, dtype, sizes, strides), the
-// Structure, then the tensors' bytes, each at a multiple of 64. Tensors that travel beside the frame (those of an
-// accelerator) are described in it and have no bytes there. Strides are kept where the elements are dense or
-// repeated: a kernel may add in another order over another layout, and ranks in threads see the sender's strides.
+// Format (docs/architecture.md): a fixed header, a description of each tensor (flags, dtype, sizes,
+// strides), the Structure, then the tensors' bytes, each at a multiple of 64. Tensors that travel
+// beside the frame (those of an accelerator) are described in it and have no bytes there. Strides
+// are kept where the elements are dense or repeated: a kernel may add in another order over another
+// layout, and ranks in threads see the sender's strides.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -29,21 +30,24 @@ class FrameWriter {
 
  private:
   Message message_;
-  std::string description_;           // tensors and structure
-  std::vector<std::int64_t> offsets_;  // of each tensor's bytes, from the frame's start; -1: none here
+  std::string description_;  // tensors and structure
+  std::vector<std::int64_t>
+      offsets_;  // of each tensor's bytes, from the frame's start; -1: none here
   std::vector<at::Tensor> beside_;
   std::int64_t num_bytes_ = 0;
 };
 
-// Of the frame that starts with these bytes: how long it is. ValueError if they don't start a frame.
-// REQUIRES at least kFrameHeaderBytes.
+// Of the frame that starts with these bytes: how long it is. ValueError if they don't start a
+// frame. REQUIRES at least kFrameHeaderBytes.
 std::int64_t frame_num_bytes(const char* start, std::int64_t num_bytes);
 
 extern const std::int64_t kFrameHeaderBytes;
 
-// The message in a whole frame: a one-dimensional tensor of bytes on the CPU, whose memory the message's tensors
-// share. Tensors that travel beside it are empty, allocated on `device` with the sender's sizes and strides; their
-// indices are appended to `beside`. ValueError for bytes that are no frame.
-Message read_frame(const at::Tensor& frame, const c10::Device& device, std::vector<std::size_t>& beside);
+// The message in a whole frame: a one-dimensional tensor of bytes on the CPU, whose memory the
+// message's tensors share. Tensors that travel beside it are empty, allocated on `device` with the
+// sender's sizes and strides; their indices are appended to `beside`. ValueError for bytes that are
+// no frame.
+Message read_frame(const at::Tensor& frame, const c10::Device& device,
+                   std::vector<std::size_t>& beside);
 
 }  // namespace pipert

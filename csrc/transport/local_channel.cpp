@@ -11,8 +11,8 @@ namespace {
 
 // The two ends share this; the last one to go frees it.
 //
-// One cell for each message of the pass, so a sender never waits. `state` counts the messages that are in (times
-// two); its lowest bit says that the channel was aborted.
+// One cell for each message of the pass, so a sender never waits. `state` counts the messages that
+// are in (times two); its lowest bit says that the channel was aborted.
 struct Mailbox {
   std::vector<Message> cells;
   alignas(64) std::atomic<std::uint32_t> state{0};
@@ -93,12 +93,14 @@ class LocalReceiver final : public Receiver {
   std::string_view kind() const override { return "local"; }
 
  private:
-  // Looks for a while before it gives the core away: a sleeping thread takes tens of microseconds to come back.
+  // Looks for a while before it gives the core away: a sleeping thread takes tens of microseconds
+  // to come back.
   std::uint32_t poll(std::uint32_t wanted) const {
     std::uint32_t state = mailbox_->state.load(std::memory_order_acquire);
     if (state >= wanted || spin_.count() == 0) return state;
     const auto end = std::chrono::steady_clock::now() + spin_;
-    while (state < wanted && (state & Mailbox::kAborted) == 0 && std::chrono::steady_clock::now() < end) {
+    while (state < wanted && (state & Mailbox::kAborted) == 0 &&
+           std::chrono::steady_clock::now() < end) {
       for (int i = 0; i < 32; ++i) pause();
       state = mailbox_->state.load(std::memory_order_acquire);
     }
@@ -126,7 +128,8 @@ class LocalReceiver final : public Receiver {
 
 LocalChannel make_local_channel(const c10::Device& device, int spin_us) {
   auto mailbox = std::make_shared<Mailbox>();
-  return {std::make_unique<LocalSender>(mailbox), std::make_unique<LocalReceiver>(mailbox, device, spin_us)};
+  return {std::make_unique<LocalSender>(mailbox),
+          std::make_unique<LocalReceiver>(mailbox, device, spin_us)};
 }
 
 }  // namespace pipert

@@ -1,5 +1,5 @@
-// The channel between two ranks that are threads of one process: tensors are handed over as they are, or copied when
-// the ranks have different devices.
+// The channel between two ranks that are threads of one process: tensors are handed over as they
+// are, or copied when the ranks have different devices.
 #pragma once
 
 #include <c10/core/Device.h>

@@ -22,18 +22,20 @@ class ProcessGroupAgreement final : public Agreement {
   ProcessGroupAgreement(c10::intrusive_ptr<c10d::Backend> group, int max_values)
       : group_(std::move(group)), max_values_(max_values) {
     for (int distance = 1; distance < group_->getSize(); distance *= 2) {
-      for (auto& rounds : rounds_) rounds.push_back({distance, buffer(), buffer(), nullptr, nullptr});
+      for (auto& rounds : rounds_)
+        rounds.push_back({distance, buffer(), buffer(), nullptr, nullptr});
     }
     post_receives(parity_);
   }
 
   bool agree(std::vector<double>& values) override {
     if (static_cast<int>(values.size()) > max_values_) {
-      throw InternalError(concat("an agreement holds ", max_values_, " values, got ", values.size()));
+      throw InternalError(
+          concat("an agreement holds ", max_values_, " values, got ", values.size()));
     }
     const int parity = std::exchange(parity_, 1 - parity_);
-    // For the next agreement, which a fast rank may enter as soon as it has heard from this one; and not after this
-    // agreement, when a peer may be gone.
+    // For the next agreement, which a fast rank may enter as soon as it has heard from this one;
+    // and not after this agreement, when a peer may be gone.
     post_receives(parity_);
     auto& rounds = rounds_[as_index(parity)];
     for (std::size_t round = 0; round < rounds.size(); ++round) {
@@ -64,21 +66,26 @@ class ProcessGroupAgreement final : public Agreement {
     PendingWorks::WorkPtr received;
   };
 
-  at::Tensor buffer() const { return at::zeros({1 + max_values_}, at::TensorOptions().dtype(at::kDouble)); }
+  at::Tensor buffer() const {
+    return at::zeros({1 + max_values_}, at::TensorOptions().dtype(at::kDouble));
+  }
 
   int source(const Round& round) const {
     const int size = group_->getSize();
     return (group_->getRank() - round.distance % size + size) % size;
   }
 
-  static int tag(int parity, std::size_t round) { return parity * kTagsOfOneParity + static_cast<int>(round); }
+  static int tag(int parity, std::size_t round) {
+    return parity * kTagsOfOneParity + static_cast<int>(round);
+  }
 
   void post_receives(int parity) {
     auto& rounds = rounds_[as_index(parity)];
     for (std::size_t round = 0; round < rounds.size(); ++round) {
       std::vector<at::Tensor> incoming{rounds[round].incoming};
       const int peer = source(rounds[round]);
-      rounds[round].received = works_.start([&] { return group_->recv(incoming, peer, tag(parity, round)); });
+      rounds[round].received =
+          works_.start([&] { return group_->recv(incoming, peer, tag(parity, round)); });
     }
   }
 
@@ -91,7 +98,8 @@ class ProcessGroupAgreement final : public Agreement {
   void read(const at::Tensor& buffer, std::vector<double>& values) const {
     const auto* in = buffer.const_data_ptr<double>();
     const double count = *in++;
-    if (!(count >= 0.0 && count <= max_values_)) throw ValueError("the ranks don't end the same step");
+    if (!(count >= 0.0 && count <= max_values_))
+      throw ValueError("the ranks don't end the same step");
     if (values.empty()) values.assign(in, in + static_cast<std::ptrdiff_t>(count));
   }
 
@@ -105,7 +113,8 @@ class ProcessGroupAgreement final : public Agreement {
 
 }  // namespace
 
-std::unique_ptr<Agreement> make_process_group_agreement(c10::intrusive_ptr<c10d::Backend> group, int max_values) {
+std::unique_ptr<Agreement> make_process_group_agreement(c10::intrusive_ptr<c10d::Backend> group,
+                                                        int max_values) {
   return std::make_unique<ProcessGroupAgreement>(std::move(group), max_values);
 }
 

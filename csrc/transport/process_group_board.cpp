@@ -37,7 +37,8 @@ class StoreBoard final : public FailureBoard {
 
 }  // namespace
 
-std::unique_ptr<FailureBoard> make_process_group_board(const c10::intrusive_ptr<c10d::Store>& store) {
+std::unique_ptr<FailureBoard> make_process_group_board(
+    const c10::intrusive_ptr<c10d::Store>& store) {
   return std::make_unique<StoreBoard>(store->clone());
 }
 

@@ -25,9 +25,12 @@ constexpr std::int64_t kFirstCapacity = 4096;
 // The other rank of a group of two.
 int peer_of(const BackendPtr& backend) { return 1 - backend->getRank(); }
 
-at::Tensor make_buffer(std::int64_t num_bytes) { return at::empty({num_bytes}, at::TensorOptions().dtype(at::kByte)); }
+at::Tensor make_buffer(std::int64_t num_bytes) {
+  return at::empty({num_bytes}, at::TensorOptions().dtype(at::kByte));
+}
 
-// How many bytes of each message travel in its first part; the same on both ends (Note [Frames and their sizes]).
+// How many bytes of each message travel in its first part; the same on both ends (Note [Frames and
+// their sizes]).
 class Capacity {
  public:
   void begin() {
@@ -53,14 +56,17 @@ class ProcessGroupSender final : public Sender {
     const std::int64_t size = writer.num_bytes();
     const std::int64_t head = std::min(size, capacity_.num_bytes());
     InTransit& transit = in_transit_[slot];
-    if (!transit.buffer.defined() || transit.buffer.numel() < size) transit.buffer = make_buffer(size);
+    if (!transit.buffer.defined() || transit.buffer.numel() < size)
+      transit.buffer = make_buffer(size);
     writer.write(static_cast<char*>(transit.buffer.data_ptr()));
     transit.works.push_back(start(cpu_, transit.buffer.narrow(0, 0, head), kFrameTag));
-    if (size > head) transit.works.push_back(start(cpu_, transit.buffer.narrow(0, head, size - head), kRestTag));
+    if (size > head)
+      transit.works.push_back(start(cpu_, transit.buffer.narrow(0, head, size - head), kRestTag));
     capacity_.saw(size);
     if (writer.beside().empty()) return;
     if (accelerator_ == nullptr) {
-      throw ValueError(concat("a stage returned a tensor on ", writer.beside().front().device().str(),
+      throw ValueError(concat("a stage returned a tensor on ",
+                              writer.beside().front().device().str(),
                               ", but the pipeline's group has no backend for that device"));
     }
     const auto current = lane.make_current();
@@ -74,7 +80,8 @@ class ProcessGroupSender final : public Sender {
     InTransit& transit = in_transit_[slot];
     bool delivered = true;
     for (const auto& work : transit.works) delivered = works_.wait(work) && delivered;
-    for (const auto& work : transit.beside_works) delivered = works_.wait_on_stream(work) && delivered;
+    for (const auto& work : transit.beside_works)
+      delivered = works_.wait_on_stream(work) && delivered;
     transit.works.clear();
     transit.beside_works.clear();
     transit.beside.clear();
@@ -126,7 +133,8 @@ class ProcessGroupReceiver final : public Receiver {
     const std::int64_t size = frame_num_bytes(start, frame.numel());
     if (size > frame.numel()) {
       at::Tensor whole = make_buffer(size);
-      std::memcpy(whole.data_ptr(), frame.const_data_ptr(), static_cast<std::size_t>(frame.numel()));
+      std::memcpy(whole.data_ptr(), frame.const_data_ptr(),
+                  static_cast<std::size_t>(frame.numel()));
       rest_ = whole.narrow(0, frame.numel(), size - frame.numel());
       if (!works_.wait(receive(cpu_, rest_, kRestTag))) return std::nullopt;
       frame = std::move(whole);
@@ -135,11 +143,13 @@ class ProcessGroupReceiver final : public Receiver {
     std::vector<std::size_t> beside;
     Message message = read_frame(frame, device_, beside);
     if (!beside.empty() && accelerator_ == nullptr) {
-      throw ValueError("a tensor on an accelerator arrived, but the pipeline's group has no backend for it");
+      throw ValueError(
+          "a tensor on an accelerator arrived, but the pipeline's group has no backend for it");
     }
     const auto current = lane.make_current();
     for (const std::size_t index : beside) {
-      if (!works_.wait_on_stream(receive(accelerator_, message.tensors[index], kFrameTag))) return std::nullopt;
+      if (!works_.wait_on_stream(receive(accelerator_, message.tensors[index], kFrameTag)))
+        return std::nullopt;
     }
     return message;
   }
@@ -163,7 +173,7 @@ class ProcessGroupReceiver final : public Receiver {
   BackendPtr accelerator_;
   c10::Device device_;
   Capacity capacity_;
-  at::Tensor rest_;  // a member: an aborted receive may still write into it
+  at::Tensor rest_;               // a member: an aborted receive may still write into it
   std::map<int, Posted> posted_;  // by slot
   PendingWorks works_;
 };

@@ -1,4 +1,5 @@
-// PendingWorks: the c10d works that a channel end has started, so that another thread can abort them.
+// PendingWorks: the c10d works that a channel end has started, so that another thread can abort
+// them.
 #pragma once
 
 #include <torch/csrc/distributed/c10d/Work.hpp>
@@ -50,7 +51,8 @@ class PendingWorks {
 
   std::mutex mutex_;
   bool aborted_ = false;
-  // Kept until they have been waited for: a gloo work that is dropped while pending jams its connection.
+  // Kept until they have been waited for: a gloo work that is dropped while pending jams its
+  // connection.
   std::set<WorkPtr> pending_;
 };
 

@@ -1,4 +1,4 @@
-"""Runs the tests of this folder that are marked `processes(n)` in n processes (see processes.py)."""
+"""Runs the tests of this folder that are marked `processes(n)` in n processes: processes.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LIMIT_S = 60.0
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "processes(count, dies=(), limit_s=60): runs in `count` processes, of which some kill themselves",
+        "processes(count, dies=(), limit_s=60): runs in `count` processes; `dies` kill themselves",
     )
 
 
@@ -60,6 +60,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     processes = pyfuncitem.funcargs["_processes"]
     names = pyfuncitem._fixtureinfo.argnames
     arguments = {name: pyfuncitem.funcargs[name] for name in names}
+    failure = ""
     try:
         processes.run(
             pyfuncitem.module.__name__,
@@ -69,5 +70,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
             mark.kwargs.get("limit_s", LIMIT_S),
         )
     except Failed as failed:
-        pytest.fail(str(failed), pytrace=False)
+        failure = str(failed)
+    if failure:
+        pytest.fail(failure, pytrace=False)
     return True

@@ -1,7 +1,8 @@
 """Processes that run test functions: started once, they take one function after the other.
 
-A test marked `processes(n)` runs in n processes at once, ranks 0 to n - 1 of one group; an assertion that fails on any
-of them fails the test. Starting torch takes seconds, so the processes are kept for the next test of as many.
+A test marked `processes(n)` runs in n processes at once, ranks 0 to n - 1 of one group; an
+assertion that fails on any of them fails the test. Starting torch takes seconds, so the processes
+are kept for the next test that needs as many.
 """
 
 from __future__ import annotations

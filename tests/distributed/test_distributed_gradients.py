@@ -1,4 +1,4 @@
-"""What a step computes in processes: bit for bit what a plain loop, and ranks in threads, compute."""
+"""A step in processes: bit for bit what a plain loop, and ranks in threads, compute."""
 
 from __future__ import annotations
 

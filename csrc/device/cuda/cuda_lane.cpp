@@ -14,8 +14,8 @@ void check(cudaError_t status, const char* what) {
   TORCH_CHECK(status == cudaSuccess, what, " failed: ", cudaGetErrorString(status));
 }
 
-// Owns the stream; all else is the generic lane over a view of it, so that its marks and those of a lane over
-// torch's own streams can wait for each other.
+// Owns the stream; all else is the generic lane over a view of it, so that its marks and those of a
+// lane over torch's own streams can wait for each other.
 class CudaLane final : public Lane {
  public:
   CudaLane(const c10::Device& device, LanePriority priority) : device_(device) {
@@ -26,7 +26,8 @@ class CudaLane final : public Lane {
     check(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking,
                                        priority == LanePriority::kTransfer ? greatest : least),
           "cudaStreamCreateWithPriority");
-    lane_ = make_accelerator_lane(c10::cuda::getStreamFromExternal(stream_, device.index()).unwrap());
+    lane_ =
+        make_accelerator_lane(c10::cuda::getStreamFromExternal(stream_, device.index()).unwrap());
   }
 
   ~CudaLane() override {
