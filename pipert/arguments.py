@@ -12,32 +12,61 @@ from torch import nn
 from pipert import _C
 
 
-def check_arguments(
-    stages: Sequence[Any],
-    num_microbatches: int,
-    loss_fn: Any,
-    stage_kind: str,
-    timeout_s: float,
-    intra_op_threads: int | None,
-) -> None:
-    """Checks what can be checked of each argument alone."""
+def check_arguments(stages: Any, loss_fn: Any, stage_kind: Any) -> None:
+    """Checks what can be checked of each of these alone."""
     if isinstance(stages, nn.Module):
         raise TypeError(
             f"stages must be a sequence of stages, got {type(stages).__name__}: cut it with "
             "pipert.split"
         )
-    if not isinstance(stages, Sequence) or len(stages) == 0:
+    if not isinstance(stages, Sequence) or isinstance(stages, str) or len(stages) == 0:
         raise TypeError(f"stages must be a sequence with at least one stage, got {stages!r}")
-    if not isinstance(num_microbatches, int) or num_microbatches < 1:
-        raise ValueError(f"num_microbatches must be a positive integer, got {num_microbatches!r}")
-    if loss_fn is not None and not callable(loss_fn):
-        raise TypeError(f"loss_fn must be callable, got {type(loss_fn).__name__}")
-    if stage_kind not in ("module", "auto"):
-        raise ValueError(f"stage_kind must be 'module' or 'auto', got {stage_kind!r}")
-    if timeout_s <= 0:
-        raise ValueError(f"timeout_s must be positive, got {timeout_s}")
-    if intra_op_threads is not None and intra_op_threads < 1:
-        raise ValueError(f"intra_op_threads must be at least 1, got {intra_op_threads}")
+    if loss_fn is not None and (not callable(loss_fn) or isinstance(loss_fn, type)):
+        name = loss_fn.__name__ if isinstance(loss_fn, type) else type(loss_fn).__name__
+        raise TypeError(
+            f"loss_fn must be a function or a module (not a class of modules), got {name}"
+        )
+    kinds = [stage_kind] if isinstance(stage_kind, str) else list(stage_kind)
+    if not isinstance(stage_kind, str) and len(kinds) != len(stages):
+        raise ValueError(
+            f"stage_kind must be one word or one for each of the {len(stages)} stages, got "
+            f"{len(kinds)}"
+        )
+    for kind in kinds:
+        if kind not in ("module", "auto"):
+            raise ValueError(
+                f"stage_kind must be 'module' or 'auto' (this version runs no other kind), got "
+                f"{kind!r}"
+            )
+
+
+def check_integers(**values: int | None) -> None:
+    """Checks that each is a positive integer that fits 32 bits; None: left to its default."""
+    for name, value in values.items():
+        if value is None and name not in ("num_microbatches", "receive_slots"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def check_timeout(timeout_s: Any) -> float:
+    """A time limit in seconds that C++ can count in; infinity becomes thirty years."""
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not timeout_s > 0:
+        raise ValueError(f"timeout_s must be a positive number of seconds, got {timeout_s!r}")
+    return min(float(timeout_s), 1e9)
+
+
+def check_options(options: Any) -> dict[str, int]:
+    """The options of a schedule that is given by name."""
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
+        raise TypeError(f"schedule_options must be a dict of names and values, got {options!r}")
+    reserved = ("name", "num_ranks", "num_microbatches", "num_stages")
+    for name in options:
+        if name in reserved:
+            raise ValueError(f"schedule_options: {name} is an argument of Pipeline itself")
+    return dict(options)
 
 
 def default_num_ranks(
@@ -55,7 +84,9 @@ def default_num_ranks(
 
 def load_schedule(schedule: Any) -> Any:
     """Reads a CSV file; anything else stays what it is."""
-    is_path = isinstance(schedule, str) and schedule.endswith(".csv")
+    is_path = isinstance(schedule, str) and (
+        schedule.endswith(".csv") or os.sep in schedule or Path(schedule).is_file()
+    )
     if not is_path and not isinstance(schedule, os.PathLike):
         return schedule
     if not Path(schedule).is_file():
@@ -102,6 +133,10 @@ def check_placement(placement: Any, schedule: _C.Schedule) -> None:
     """Checks that the schedule has the placement that the user expects."""
     if placement is None:
         return
+    if not isinstance(placement, _C.Placement | Sequence):
+        raise TypeError(
+            f"placement must be a Placement or the rank of each stage, got {placement!r}"
+        )
     ranks = placement.ranks if isinstance(placement, _C.Placement) else list(placement)
     if ranks != schedule.placement.ranks:
         raise ValueError(
@@ -110,22 +145,46 @@ def check_placement(placement: Any, schedule: _C.Schedule) -> None:
         )
 
 
-def resolve_devices(devices: Any, ranks: Sequence[int]) -> list[torch.device]:
-    """A device for each of the ranks of this process."""
+def resolve_devices(devices: Any, ranks: Sequence[int], num_ranks: int) -> list[torch.device]:
+    """A device for each of the ranks of this process.
+
+    Args:
+        devices: None, one device, or one for each rank of the pipeline.
+        ranks: of this process.
+        num_ranks: of the pipeline.
+    """
     if devices is None:
         devices = "cpu"
     if isinstance(devices, list | tuple):
-        if len(devices) != len(ranks):
+        if len(devices) == num_ranks:
+            devices = [devices[rank] for rank in ranks]
+        elif len(devices) != len(ranks):
             raise ValueError(
-                f"devices must have one entry for each of the {len(ranks)} ranks of this process, "
-                f"got {len(devices)}"
+                f"devices must have one entry for each of the {num_ranks} ranks, got {len(devices)}"
             )
-        return [torch.device(device) for device in devices]
-    return [torch.device(devices)] * len(ranks)
+        return [_device(device) for device in devices]
+    return [_device(devices)] * len(ranks)
+
+
+def _device(device: Any) -> torch.device:
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise ValueError(f"devices: {device!r} is not a device") from error
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"devices: got {device!r}, but this torch sees no CUDA device")
+    if resolved.type == "meta":
+        raise ValueError("devices: nothing can run on the meta device")
+    return resolved
 
 
 def cut_already(microbatches: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """Positional and keyword arguments of microbatches that the user has cut."""
+    if not isinstance(microbatches, Sequence) or isinstance(microbatches, str):
+        raise TypeError(
+            f"microbatches must be a sequence with one entry for each, got "
+            f"{type(microbatches).__name__}"
+        )
     args: list[Any] = []
     kwargs: list[Any] = []
     for microbatch in microbatches:

@@ -16,14 +16,15 @@ def diagnose(error: BaseException, stage: int) -> str:
     """
     frames = _module_frames(error.__traceback__)
     if not frames:
-        return ""
+        return _diagnose_function(error.__traceback__)
     top: nn.Module = frames[0].f_locals["self"]
     inner = frames[-1]
     module: nn.Module = inner.f_locals["self"]
     path = next((name for name, child in top.named_modules() if child is module), "")
     received = _arguments(frames[0])
     got = _arguments(inner)
-    text = f"\n  in stage {stage}"
+    is_loss = isinstance(top, nn.modules.loss._Loss)
+    text = "\n  in the loss function" if is_loss else f"\n  in stage {stage}"
     if path:
         text += f", module '{path}'"
     text += f" ({_one_line(module)}), which got {_describe(got)}"
@@ -31,12 +32,20 @@ def diagnose(error: BaseException, stage: int) -> str:
         text += f" and expected {expected}"
     from_before = [
         f"argument {i}"
-        for i, value in enumerate(received.values())
-        if any(value is other for other in got.values())
+        for i, (name, value) in enumerate(received.items())
+        if name.isdecimal() and any(value is other for other in got.values())
     ]
-    if stage > 0 and from_before:
+    if stage > 0 and from_before and not is_loss:
         text += f"\n  {', '.join(from_before)} came from stage {stage - 1}"
     return text
+
+
+def _diagnose_function(trace: TracebackType | None) -> str:
+    """For a stage or a loss that is a plain function."""
+    if trace is None:
+        return ""
+    name = trace.tb_frame.f_code.co_name
+    return f"\n  in {name}, which got {_describe(_arguments(trace.tb_frame))}"
 
 
 def _module_frames(trace: TracebackType | None) -> list[FrameType]:

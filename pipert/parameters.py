@@ -26,6 +26,10 @@ def load_stages(
     Raises:
         ValueError: a name is missing or unknown, or a shape differs. Nothing is loaded then.
     """
+    if not isinstance(state_dict, Mapping) or not all(isinstance(k, str) for k in state_dict):
+        raise TypeError(
+            f"state_dict must be a dict of tensors by name, got {type(state_dict).__name__}"
+        )
     own = {name: value for stage in stages for name, value in stage.state_dict().items()}
     if missing := sorted(own.keys() - state_dict.keys()):
         raise ValueError(f"state_dict lacks {_some(missing)}")
@@ -42,6 +46,10 @@ def load_stages(
     if unknown:
         raise ValueError(f"state_dict has names that the model does not have: {_some(unknown)}")
     for name, value in own.items():
+        if isinstance(value, Tensor) and not isinstance(state_dict[name], Tensor):
+            raise TypeError(
+                f"state_dict[{name!r}] must be a tensor, got {type(state_dict[name]).__name__}"
+            )
         if isinstance(value, Tensor) and value.shape != state_dict[name].shape:
             raise ValueError(
                 f"state_dict[{name!r}] must have shape {tuple(value.shape)}, got "

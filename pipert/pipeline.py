@@ -3,7 +3,7 @@
 import atexit
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from pipert import _C
 from pipert.arguments import (
     check_arguments,
+    check_integers,
+    check_options,
     check_placement,
+    check_timeout,
     cut_already,
     default_num_ranks,
     load_schedule,
@@ -22,11 +25,11 @@ from pipert.arguments import (
 )
 from pipert.distributed import Peers, as_group
 from pipert.errors import PipelineError, describe_for_peers
-from pipert.gradients import clip_grad_norm
+from pipert.gradients import clip_gradients, gradient_norms
 from pipert.parameters import load_stages
 from pipert.report import Report, Trace, make_report, summarize
 from pipert.results import StepResult, mean_loss, merge_outputs
-from pipert.stages import LocalStage, Stages, make_stage, needs_target
+from pipert.stages import LocalStage, Stages, check_tied, make_stage, needs_target
 
 _open: "weakref.WeakSet[Pipeline]" = weakref.WeakSet()
 
@@ -54,11 +57,12 @@ class Pipeline:
         num_ranks: in one process, the number of threads; by default one for each of `devices`, or
             for each stage.
         devices: one for each rank; the same one may repeat. Modules are moved to their rank's. By
-            default the CPU. With `group`: this rank's device alone.
+            default the CPU. One device alone is everybody's; with `group` it is this rank's.
         group: a ProcessGroup or a one-dimensional DeviceMesh; None: one process. See `init`.
         placement: a Placement, or the rank of each stage, that the schedule must have.
         schedule_options: options of a schedule given by name, such as {"group_size": 4}.
-        stage_kind: "module" (or "auto", which is the same here): stages run as Python modules.
+        stage_kind: "module" (or "auto", which is the same here), or one word for each stage: stages
+            run as Python modules.
         broadcast_loss: whether every rank gets the losses, not the last stage's alone.
         timeout_s: the limit of every wait of one rank for another, in seconds.
         receive_slots: receives that are posted ahead on each edge, at least.
@@ -86,21 +90,28 @@ class Pipeline:
         group: Any = None,
         placement: "_C.Placement | Sequence[int] | None" = None,
         schedule_options: Mapping[str, int] | None = None,
-        stage_kind: str = "module",
+        stage_kind: str | Sequence[str] = "module",
         broadcast_loss: bool = False,
         timeout_s: float = 300.0,
         receive_slots: int = 2,
         intra_op_threads: int | None = None,
     ) -> None:
         self._runtime: _C.Runtime | None = None
+        self._last_failed = False
+        self._process = os.getpid()
         self._group = None if group is None else as_group(group)
+        timeout_s = check_timeout(timeout_s)
         self._peers = None if self._group is None else Peers(self._group, timeout_s)
         self._loss_fn = loss_fn
         self._broadcast_loss = broadcast_loss
         self._timeout_s = timeout_s
         with self._telling_peers():
-            check_arguments(
-                stages, num_microbatches, loss_fn, stage_kind, timeout_s, intra_op_threads
+            check_arguments(stages, loss_fn, stage_kind)
+            check_integers(
+                num_microbatches=num_microbatches,
+                num_ranks=num_ranks,
+                receive_slots=receive_slots,
+                intra_op_threads=intra_op_threads,
             )
             schedule = load_schedule(schedule)
             if num_ranks is None:
@@ -110,9 +121,10 @@ class Pipeline:
                     f"num_ranks must be the size of the group, {self._peers.size}, got {num_ranks}"
                 )
             self.schedule = resolve_schedule(
-                schedule, num_ranks, num_microbatches, len(stages), schedule_options or {}
+                schedule, num_ranks, num_microbatches, len(stages), check_options(schedule_options)
             )
             check_placement(placement, self.schedule)
+            self._can_train = any(a.kind != "F" for rank in self.schedule.actions for a in rank)
             programs = _C.lower(self.schedule, receive_slots=receive_slots)
             evaluation = _C.lower(self.schedule.forward_only(), receive_slots=receive_slots)
             if self._peers is not None:
@@ -127,13 +139,14 @@ class Pipeline:
                     }
                 )
             self._ranks = range(num_ranks) if self._peers is None else [self._peers.rank]
-            self._devices = resolve_devices(devices, self._ranks)
+            self._devices = resolve_devices(devices, self._ranks, num_ranks)
             self.program = Programs(programs[rank] for rank in self._ranks)
             self._evaluation = [evaluation[rank] for rank in self._ranks]
             self._intra_op_threads = intra_op_threads or max(
                 1, torch.get_num_threads() // len(self._ranks)
             )
             self._make_stages(stages)
+            self._keywords = self._gather_keywords()
             self._connect()
         _open.add(self)
 
@@ -147,6 +160,8 @@ class Pipeline:
             if isinstance(stages, Stages)
             else None
         )
+        if self._peers is not None:
+            check_tied(stages, self.schedule.placement)
         self._local: dict[int, LocalStage] = {}
         for rank, device in zip(self._ranks, self._devices, strict=True):
             for index in self.schedule.placement.stages_of(rank):
@@ -255,6 +270,7 @@ class Pipeline:
     ) -> StepResult:
         runtime = self._ready_runtime()
         is_cut = microbatches is not None
+        self._last_failed = True  # until the end
         batch_args: Any
         batch_kwargs: Any
         try:
@@ -262,6 +278,7 @@ class Pipeline:
                 if args or kwargs:
                     raise ValueError("expected microbatches or arguments of the batch, got both")
                 batch_args, batch_kwargs = cut_already(microbatches)
+                self._check_keywords({name for some in batch_kwargs for name in some})
             else:
                 batch_args, batch_kwargs = (args or None), (kwargs or None)
                 self._check_keywords(kwargs)
@@ -282,11 +299,20 @@ class Pipeline:
         except BaseException as error:
             self._withdraw(error)
             raise
+        self._last_failed = False
         return self._result(runtime, compute_loss, keep_outputs, is_cut)
 
     def _ready_runtime(self) -> _C.Runtime:
         if self._runtime is None:
             raise ValueError("the pipeline is closed")
+        if self._process != os.getpid():
+            raise ValueError(
+                "a forked process has no ranks: make the pipeline in the process itself"
+            )
+        if self._runtime.running():  # asked before anything is told to the other ranks
+            raise ValueError(
+                "the pipeline is running a step: it runs one at a time, for one thread"
+            )
         if not self._runtime.usable():
             self._runtime.close()
             with self._telling_peers():
@@ -301,6 +327,8 @@ class Pipeline:
     def _check_batch(
         self, args: Any, kwargs: Any, target: Any, training: bool, compute_loss: bool
     ) -> None:
+        if training and not self._can_train:
+            raise ValueError(f"step needs a schedule with backwards, {self.schedule.name} has none")
         if training and self._has_last and self._loss_fn is None:
             raise ValueError("step needs a loss function: expected Pipeline(loss_fn=...), got None")
         if self._has_first and args is None and kwargs is None:
@@ -313,12 +341,24 @@ class Pipeline:
                 "loss function takes an output and a target)"
             )
 
-    def _check_keywords(self, kwargs: Mapping[str, Any]) -> None:
-        if self._peers is not None:
-            return  # another rank's stage may take them
+    def _gather_keywords(self) -> set[str] | None:
+        """The keyword arguments that some stage takes; None: one takes any. Collective."""
+        own = [stage.keywords for stage in self._local.values()]
+        ranks = [own] if self._peers is None else self._peers.exchange("name the keywords", own)
+        keywords: set[str] = set()
+        for stage in (stage for rank in ranks for stage in rank):
+            if stage is None:
+                return None
+            keywords.update(stage)
+        return keywords
+
+    def _check_keywords(self, kwargs: Iterable[str]) -> None:
         for name in kwargs:
-            if all(s.keywords is not None and name not in s.keywords for s in self._local.values()):
-                raise TypeError(f"no stage's forward takes the keyword argument {name!r}")
+            if self._keywords is not None and name not in self._keywords:
+                known = ", ".join(sorted(self._keywords)) or "none"
+                raise TypeError(
+                    f"no stage's forward takes the keyword argument {name!r}; they take: {known}"
+                )
 
     def _result(
         self, runtime: _C.Runtime, compute_loss: bool, keep_outputs: bool, is_cut: bool
@@ -334,12 +374,16 @@ class Pipeline:
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """This process's parameters, under their names in the unpartitioned model, each once."""
-        seen = set()
-        for stage in self._local.values():
-            for name, parameter in stage.named_parameters():
-                if parameter not in seen:
-                    seen.add(parameter)
-                    yield name, parameter
+        for _, named in self._named_parameters_by_stage():
+            yield from named
+
+    def _named_parameters_by_stage(self) -> Iterator[tuple[int, list[tuple[str, nn.Parameter]]]]:
+        """A parameter that stages share is the first one's."""
+        seen: set[nn.Parameter] = set()
+        for index, stage in self._local.items():
+            own = [(name, p) for name, p in stage.named_parameters() if p not in seen]
+            seen.update(p for _, p in own)
+            yield index, own
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """This process's parameters, each once, in the order of the stages."""
@@ -371,13 +415,18 @@ class Pipeline:
         Returns:
             The norm before, a scalar.
         """
-        return clip_grad_norm(
-            [[p for _, p in stage.named_parameters()] for stage in self._local.values()],
-            list(self._local),
-            self.schedule.num_stages,
-            max_norm,
-            self._group,
-        )
+        with self._telling_peers():
+            if not max_norm >= 0:
+                raise ValueError(f"max_norm must not be negative, got {max_norm}")
+            norms = {
+                index: gradient_norms(p for _, p in named)
+                for index, named in self._named_parameters_by_stage()
+            }
+            if self._peers is not None:
+                told = self._peers.exchange("clip gradients", list(norms.items()))
+                norms = {index: own for part in told for index, own in part}
+        ordered = [norm for index in sorted(norms) for norm in norms[index]]
+        return clip_gradients(self.parameters(), ordered, max_norm)
 
     def train(self, mode: bool = True) -> "Pipeline":
         """Sets this process's modules to training or evaluation mode, as nn.Module.train does."""
@@ -416,6 +465,10 @@ class Pipeline:
     def _traces(self) -> list[Any]:
         if self._runtime is None:
             raise ValueError("the pipeline is closed")
+        if self._runtime.running():
+            raise ValueError("the pipeline is running a step: ask when that has ended")
+        if self._last_failed:
+            raise ValueError("nothing to show: the last pass failed")
         traces = self._runtime.traces()
         if not all(events for *_, events in traces):
             raise ValueError("nothing to show: no pass has run yet")
@@ -427,6 +480,11 @@ class Pipeline:
             self._runtime.close()
             self._runtime = None
         _open.discard(self)
+
+    def close_at_exit(self) -> None:
+        """Closes what can be closed: a forked process has no threads to end."""
+        if self._process == os.getpid() and not (self._runtime and self._runtime.running()):
+            self.close()
 
     def __enter__(self) -> "Pipeline":
         return self
@@ -447,4 +505,4 @@ class Pipeline:
 def _close_all() -> None:
     """Threads that wait for a GIL that is gone would take the process down with them."""
     for pipeline in list(_open):
-        pipeline.close()
+        pipeline.close_at_exit()

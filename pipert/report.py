@@ -67,11 +67,11 @@ class RankReport:
 
     Attributes:
         rank: position in the pipeline group.
-        step_s: from the rank's first instruction to its last.
+        step_s: from the start of the pass to the end of the rank's last instruction.
         compute_s: inside stages.
         wait_s: waiting for a message that the next action reads.
         transfer_s: posting receives, sending, and making sure that sends were received.
-        host_s: the rest: pipert's own loop.
+        host_s: the rest: until the rank's thread came to its first instruction.
     """
 
     rank: int

@@ -38,15 +38,22 @@ def merge_outputs(pieces: Sequence[Any]) -> Any:
     """Puts the microbatches' outputs together along dimension 0.
 
     Tensors are concatenated, those without dimensions stacked; tuples, lists and dicts are merged
-    element by element; anything else becomes the list of its values.
+    element by element; anything else, and what doesn't fit together, becomes a list of its values.
     """
+    try:
+        return _merge(pieces)
+    except (RuntimeError, TypeError, ValueError, KeyError):  # of different shapes or structures
+        return list(pieces)
+
+
+def _merge(pieces: Sequence[Any]) -> Any:
     first = pieces[0]
     if isinstance(first, Tensor):
         return torch.stack(list(pieces)) if first.dim() == 0 else torch.cat(list(pieces))
     if isinstance(first, tuple) and hasattr(first, "_fields"):
-        return type(first)(*map(merge_outputs, zip(*pieces, strict=True)))
+        return type(first)(*map(_merge, zip(*pieces, strict=True)))
     if isinstance(first, tuple | list):
-        return type(first)(map(merge_outputs, zip(*pieces, strict=True)))
+        return type(first)(map(_merge, zip(*pieces, strict=True)))
     if isinstance(first, dict):
-        return {key: merge_outputs([piece[key] for piece in pieces]) for key in first}
+        return {key: _merge([piece[key] for piece in pieces]) for key in first}
     return list(pieces)

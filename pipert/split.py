@@ -13,7 +13,7 @@ Balance = str | Sequence[int]
 
 
 def split(
-    model: nn.Module,
+    model: nn.Module | Sequence[Any],
     num_stages: int | None = None,
     at: Sequence[str] | None = None,
     example_args: tuple[Any, ...] | None = None,
@@ -27,7 +27,8 @@ def split(
     entries likewise); that this is so is checked with `example_args`, bit for bit.
 
     Args:
-        model: the unpartitioned model. The stages share its submodules.
+        model: the unpartitioned model, whose submodules the stages share; or a list of its layers,
+            modules or functions without arguments that build one.
         num_stages: how many stages to cut it into; not together with `at`.
         at: the layers that begin a new stage, by path ("layers.4"), in order.
         example_args: positional arguments of one forward. Needed unless the model is an
@@ -44,13 +45,20 @@ def split(
         ValueError: the model can't be cut as asked for; the message says why.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+        if not isinstance(model, list | tuple):
+            raise TypeError(
+                f"model must be an nn.Module or a list of layers, got {type(model).__name__}"
+            )
+        model = nn.Sequential(*(_built(layer, i) for i, layer in enumerate(model)))
+    _check_types(num_stages, at, example_args, balance)
     if example_kwargs:
         raise ValueError(
             "layers that run one after the other take one value: expected no example_kwargs, got "
             + ", ".join(example_kwargs)
         )
-    layers = list(_layers(model))
+    layers = _layers(model)
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no layers to cut between")
     if at is not None:
         if num_stages is not None and num_stages != len(at) + 1:
             raise ValueError(
@@ -69,12 +77,38 @@ def split(
     _check_names(model, result)
     if example_args is not None:
         _check_same(model, result, example_args)
-    elif not isinstance(model, nn.Sequential):
+    elif type(model).forward is not nn.Sequential.forward:
         raise ValueError(
             f"{type(model).__name__} is not an nn.Sequential: expected example_args, to check that "
             "its children run one after the other; got None"
         )
     return result
+
+
+def _built(layer: Any, index: int) -> nn.Module:
+    """A module, or what a function without arguments builds."""
+    built = layer if isinstance(layer, nn.Module) or not callable(layer) else layer()
+    if not isinstance(built, nn.Module):
+        raise TypeError(
+            f"model[{index}] must be a module, or a function without arguments that builds one; "
+            f"got {type(built).__name__}"
+        )
+    return built
+
+
+def _check_types(num_stages: Any, at: Any, example_args: Any, balance: Any) -> None:
+    if num_stages is not None and (isinstance(num_stages, bool) or not isinstance(num_stages, int)):
+        raise TypeError(f"num_stages must be an integer, got {num_stages!r}")
+    if at is not None and (isinstance(at, str) or not isinstance(at, Sequence)):
+        raise TypeError(f'at must be a list of paths such as ["layers.4"], got {at!r}')
+    if example_args is not None and not isinstance(example_args, tuple):
+        raise TypeError(f"example_args must be a tuple, got {type(example_args).__name__}")
+    if isinstance(balance, str):
+        return
+    if not isinstance(balance, Sequence) or not all(type(size) is int for size in balance):
+        raise TypeError(
+            f"balance must be 'parameters', 'uniform' or the layers of each stage, got {balance!r}"
+        )
 
 
 def _layers(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
@@ -89,6 +123,19 @@ def _layers(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
         else:
             layers.append((path, child))
     return layers
+
+
+def _refuse_hooks(container: nn.Module, prefix: str) -> None:
+    """A container is taken apart, so its hooks would never run."""
+    hooks = (
+        container._forward_hooks,
+        container._forward_pre_hooks,
+        container._backward_hooks,
+        container._backward_pre_hooks,
+    )
+    if any(hooks):
+        name = prefix.rstrip(".") or type(container).__name__
+        raise ValueError(f"{name} has hooks, and is cut between its children: they would be lost")
 
 
 def _sizes_at(paths: list[str], at: Sequence[str]) -> list[int]:

@@ -2,10 +2,12 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+
+from pipert._C import Placement
 
 
 class Stages(Sequence[Any]):
@@ -62,7 +64,7 @@ class LocalStage:
     call: Callable[..., Any]
     prefix: str
     spread: bool
-    keywords: list[str] | None = field(default=None)
+    keywords: list[str] | None = None
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names as in the unpartitioned model."""
@@ -97,7 +99,7 @@ def make_stage(stages: Sequence[Any], index: int) -> LocalStage:
         prefix="" if isinstance(stages, Stages) else f"{index}.",
         # nn.Sequential takes exactly one value, so a tuple is one value to it.
         spread=not is_sequential,
-        keywords=[] if is_sequential else _keywords(call),
+        keywords=_keywords(call, index),
     )
 
 
@@ -119,16 +121,40 @@ def _is_required(parameter: inspect.Parameter) -> bool:
     return parameter.default is parameter.empty and parameter.kind in positional
 
 
-def _keywords(call: Callable[..., Any]) -> list[str] | None:
+def _keywords(call: Callable[..., Any], index: int) -> list[str] | None:
+    """Those after the first stage don't take the name that the stage before fills by position."""
     function = call.forward if isinstance(call, nn.Module) else call
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
         return None
+    if index > 0 and parameters and parameters[0].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+        parameters = parameters[1:]
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return [p.name for p in parameters if p.kind in named]
+
+
+def check_tied(stages: Sequence[Any], placement: Placement) -> None:
+    """Refuses a weight that stages in different processes share: each would train its own copy.
+
+    Builders are not looked into.
+
+    Raises:
+        ValueError: names the stages.
+    """
+    owners: dict[nn.Parameter, int] = {}
+    for index, stage in enumerate(stages):
+        if not isinstance(stage, nn.Module):
+            continue
+        for name, parameter in stage.named_parameters():
+            owner = owners.setdefault(parameter, index)
+            if placement.rank_of(owner) != placement.rank_of(index):
+                raise ValueError(
+                    f"stages {owner} and {index} share the weight {name}, and are in different "
+                    "processes: expected stages with weights of their own, or one process"
+                )
 
 
 def needs_target(loss_fn: Callable[..., Any]) -> bool:

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/index.h"
+#include "bindings/recursion_guard.h"
 
 namespace py = pybind11;
 
@@ -18,16 +19,28 @@ class Cutter {
       : num_microbatches_(num_microbatches), size_(size) {}
 
   Pieces cut(py::handle value, const std::string& what) const {
+    const RecursionGuard guard;
     if (THPVariable_Check(value.ptr()))
       return cut_tensor(THPVariable_Unpack(value.ptr()), value, what);
     if (PyTuple_CheckExact(value.ptr()) || PyList_CheckExact(value.ptr()))
       return cut_sequence(value, what);
-    if (PyDict_CheckExact(value.ptr()))
-      return cut_dict(py::reinterpret_borrow<py::dict>(value), what);
+    if (PyDict_Check(value.ptr())) return cut_dict(py::reinterpret_borrow<py::dict>(value), what);
+    refuse_hidden_tensors(value, what);
     return repeat(value);
   }
 
  private:
+  // A namedtuple, say, would go whole to every microbatch.
+  static void refuse_hidden_tensors(py::handle value, const std::string& what) {
+    if (!PyTuple_Check(value.ptr()) && !PyList_Check(value.ptr())) return;
+    for (const py::handle element : value) {
+      if (!THPVariable_Check(element.ptr())) continue;
+      throw TypeError(concat(what,
+                             " must hold its tensors in tuples, lists and dicts to be cut, got ",
+                             Py_TYPE(value.ptr())->tp_name));
+    }
+  }
+
   Pieces repeat(py::handle value) const {
     return Pieces(as_index(num_microbatches_), py::reinterpret_borrow<py::object>(value));
   }
@@ -87,6 +100,7 @@ class Cutter {
 }  // namespace
 
 std::optional<std::int64_t> batch_size(py::handle value) {
+  const RecursionGuard guard;
   if (THPVariable_Check(value.ptr())) {
     const at::Tensor& tensor = THPVariable_Unpack(value.ptr());
     if (tensor.dim() == 0) return std::nullopt;
@@ -97,7 +111,7 @@ std::optional<std::int64_t> batch_size(py::handle value) {
       if (const auto size = batch_size(element)) return size;
     }
   }
-  if (PyDict_CheckExact(value.ptr())) {
+  if (PyDict_Check(value.ptr())) {
     for (const auto& [key, element] : py::reinterpret_borrow<py::dict>(value)) {
       if (const auto size = batch_size(element)) return size;
     }

@@ -106,6 +106,7 @@ void bind_runtime(py::module_& module) {
       .def("loss_weights", &PythonRuntime::loss_weights)
       .def("outputs", &PythonRuntime::outputs)
       .def("withdraw", &PythonRuntime::withdraw, py::arg("text"))
+      .def("running", &PythonRuntime::running)
       .def("usable", &PythonRuntime::usable)
       .def("traces", &traces)
       .def("channels", &channel_kinds)

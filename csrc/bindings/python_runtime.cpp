@@ -262,7 +262,13 @@ void PythonRuntime::publish_interrupt(const Failure& failure) {
 
 void PythonRuntime::publish(const py::error_already_set& error) {
   if (!runtime_->has_peers()) return;
-  const std::string text = failure_text(error);
+  std::string text;
+  try {
+    text = failure_text(error);
+  } catch (const py::error_already_set&) {  // another Ctrl-C, say: the pass must still be watched
+    text = R"({"message": "a rank failed", "traceback": "", "rank": null, "stage": null, )"
+           R"("microbatch": null, "action": null})";
+  }
   const py::gil_scoped_release no_gil;  // a round trip to the store
   runtime_->publish(text);
 }

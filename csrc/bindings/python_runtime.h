@@ -65,6 +65,7 @@ class PythonRuntime {
   // Tells the other processes that this one won't run the pass, because of `text` (see
   // pipert.errors).
   void withdraw(const std::string& text) { runtime().withdraw(text); }
+  bool running() const { return running_; }
   bool usable() const { return runtime_ != nullptr && runtime_->usable(); }
 
   // The losses of the last pass, shape (num_microbatches,), and their weights: of the last stage if

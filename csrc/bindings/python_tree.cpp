@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/index.h"
+#include "bindings/recursion_guard.h"
 
 namespace py = pybind11;
 
@@ -39,6 +40,7 @@ Structure flatten_dict(PyObject* value, const std::string& where,
 
 Structure flatten_into(PyObject* value, const std::string& where,
                        std::vector<at::Tensor>& tensors) {
+  const RecursionGuard guard;
   Structure leaf;
   if (THPVariable_Check(value)) {
     tensors.push_back(THPVariable_Unpack(value));
@@ -56,13 +58,17 @@ Structure flatten_into(PyObject* value, const std::string& where,
     leaf.integer = value == Py_True ? 1 : 0;
   } else if (PyLong_CheckExact(value)) {
     leaf.kind = Structure::Kind::kInt;
-    leaf.integer = py::cast<std::int64_t>(value);
+    leaf.integer = PyLong_AsLongLong(value);
+    if (PyErr_Occurred() != nullptr) throw py::error_already_set();  // OverflowError
   } else if (PyFloat_CheckExact(value)) {
     leaf.kind = Structure::Kind::kFloat;
     leaf.real = PyFloat_AS_DOUBLE(value);
   } else if (PyUnicode_CheckExact(value)) {
     leaf.kind = Structure::Kind::kString;
-    leaf.text = py::cast<std::string>(value);
+    Py_ssize_t size = 0;
+    const char* text = PyUnicode_AsUTF8AndSize(value, &size);
+    if (text == nullptr) throw py::error_already_set();  // UnicodeEncodeError
+    leaf.text.assign(text, static_cast<std::size_t>(size));
   } else {
     throw TypeError(
         concat("stages exchange tensors, numbers, strings and None in tuples, lists and dicts; ",
@@ -131,6 +137,7 @@ py::object unflatten(const std::vector<at::Tensor>& tensors, const Structure* st
 }
 
 py::object detach_tensors(py::handle value) {
+  const RecursionGuard guard;
   if (THPVariable_Check(value.ptr())) {
     return py::reinterpret_steal<py::object>(
         THPVariable_Wrap(THPVariable_Unpack(value.ptr()).detach()));
@@ -146,7 +153,12 @@ py::object detach_tensors(py::handle value) {
     for (const py::handle element : value) result.append(detach_tensors(element));
     return result;
   }
-  if (PyDict_CheckExact(value.ptr())) {
+  if (PyTuple_Check(value.ptr()) && py::hasattr(value, "_fields")) {  // a namedtuple
+    py::list fields;
+    for (const py::handle element : value) fields.append(detach_tensors(element));
+    return py::type::of(value)(*fields);
+  }
+  if (PyDict_Check(value.ptr())) {
     py::dict result;
     for (const auto& [key, element] : py::reinterpret_borrow<py::dict>(value))
       result[key] = detach_tensors(element);

@@ -25,8 +25,8 @@ FlatValue flatten(PyObject* value, const std::string& what);
 // The Python value again.
 pybind11::object unflatten(const std::vector<at::Tensor>& tensors, const Structure* structure);
 
-// The same value with every tensor detached; what isn't a tuple, list, dict or tensor is kept as it
-// is.
+// The same value with every tensor detached. Subclasses of dict become dicts; what isn't a tuple,
+// list, dict or tensor is kept as it is.
 pybind11::object detach_tensors(pybind11::handle value);
 
 }  // namespace pipert

@@ -47,6 +47,7 @@ void Executor::prepare(const Pass& pass) {
   held_.resize(program.program.slots.size());
   trace_.events.reserve(program.ops.size());
   trace_.events.clear();
+  trace_.start_ns = now_ns();
   last_was_training_ = pass.training;
   progress_.instruction.store(-1, std::memory_order_relaxed);
   if (!compute_lane_.is_asynchronous()) return;
@@ -62,8 +63,7 @@ void Executor::join() {
 bool Executor::run(const Pass& pass) {
   const auto current = compute_lane_.make_current();
   if (entry_ != nullptr) compute_lane_.wait(*entry_);
-  trace_.start_ns = now_ns();
-  std::int64_t start = trace_.start_ns;
+  std::int64_t start = now_ns();
   bool completed = true;
   try {
     const auto& ops = decoded(pass).ops;

@@ -48,21 +48,26 @@ void PipelineRuntime::start(const Pass& pass) {
 
 void PipelineRuntime::run_rank(int worker, const Pass& pass) {
   Executor& executor = *executors_[as_index(worker)];
-  bool completed = executor.run(pass);
-  if (completed && agreement_ != nullptr) {
-    try {
+  bool completed = false;
+  try {
+    completed = executor.run(pass);
+    if (completed && agreement_ != nullptr) {
+      executor.join();  // the losses are read on this thread's stream
       agreed_ = own_losses();
       const Waiting waiting(agreement_progress_, now_ns());
       completed = agreement_->agree(agreed_);
-    } catch (...) {
-      completed = false;
-      failure_.set({.kind = FailureKind::kTransfer,
-                    .rank = executor.rank(),
-                    .action = {},
-                    .message = concat("while it waited for rank ", agreement_->awaited_rank(),
-                                      " to end the step"),
-                    .cause = std::current_exception()});
     }
+  } catch (...) {
+    completed = false;
+    std::string message = "at the end of the step";
+    if (agreement_ != nullptr) {
+      message = concat("while it waited for rank ", agreement_->awaited_rank(), " to end the step");
+    }
+    failure_.set({.kind = FailureKind::kTransfer,
+                  .rank = executor.rank(),
+                  .action = {},
+                  .message = std::move(message),
+                  .cause = std::current_exception()});
   }
   // Either this rank failed, or it was told that another did: nobody shall wait for it.
   if (!completed) abort_all();
@@ -161,9 +166,11 @@ void PipelineRuntime::check_other_processes() {
 }
 
 std::optional<Failure> PipelineRuntime::finish() {
-  for (auto& executor : executors_) executor->join();
   std::optional<Failure> failure = failure_.take();
-  if (!failure.has_value()) return failure;
+  if (!failure.has_value()) {
+    for (auto& executor : executors_) executor->join();
+    return failure;
+  }
   // A peer that failed says why before it closes its connections.
   if (failure->kind == FailureKind::kTransfer && board_ != nullptr) {
     if (auto text = board_->poll()) {

@@ -24,8 +24,8 @@ struct TraceEvent {
 };
 
 struct Trace {
-  std::int64_t start_ns = 0;  // of the pass, on this rank
-  std::int64_t end_ns = 0;
+  std::int64_t start_ns = 0;       // the caller began the pass
+  std::int64_t end_ns = 0;         // the rank's last instruction was done
   std::vector<TraceEvent> events;  // by instruction of the Program; as many as ran
 };
 

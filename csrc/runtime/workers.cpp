@@ -44,7 +44,10 @@ void Workers::loop(int worker) {
     lock.unlock();
     task_(worker);
     lock.lock();
-    if (--num_running_ == 0) done_.notify_all();
+    if (--num_running_ == 0) {
+      task_ = nullptr;  // it may hold what the caller would like to see freed
+      done_.notify_all();
+    }
   }
   lock.unlock();
   if (hooks_.on_exit) hooks_.on_exit(worker);

@@ -19,7 +19,11 @@ constexpr std::size_t kSmallBytes = 64 * 1024;
 
 std::size_t num_bytes(const std::vector<at::Tensor>& tensors) {
   std::size_t bytes = 0;
-  for (const at::Tensor& tensor : tensors) bytes += tensor.defined() ? tensor.nbytes() : 0;
+  for (const at::Tensor& tensor : tensors)
+    // Sparse tensors don't say; they are as good as large.
+    bytes += !tensor.defined()                 ? 0
+             : tensor.layout() == at::kStrided ? tensor.nbytes()
+                                               : kSmallBytes + 1;
   return bytes;
 }
 

@@ -109,6 +109,14 @@ class LocalReceiver final : public Receiver {
 
   void move_to_device(Message& message, Lane& lane) const {
     if (message.ready != nullptr && lane.is_asynchronous()) lane.wait(*message.ready);
+    if (message.ready != nullptr && !lane.is_asynchronous()) {
+      // The copies below run on the sending device, on this thread's stream of it.
+      for (const at::Tensor& tensor : message.tensors) {
+        if (!tensor.defined() || tensor.device().is_cpu()) continue;
+        current_lane(tensor.device())->wait(*message.ready);
+        break;  // all of one message are on the sender's device
+      }
+    }
     for (at::Tensor& tensor : message.tensors) {
       if (!tensor.defined()) continue;
       if (lane.is_asynchronous()) lane.adopt(tensor);

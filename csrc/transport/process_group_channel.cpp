@@ -19,7 +19,7 @@ namespace {
 using BackendPtr = c10::intrusive_ptr<c10d::Backend>;
 
 constexpr int kFrameTag = 0;
-constexpr int kRestTag = 1;
+constexpr int kRestTag = 1;  // plus the sequence: what is sent first may be read last
 constexpr std::int64_t kFirstCapacity = 4096;
 
 // The other rank of a group of two.
@@ -51,17 +51,17 @@ class ProcessGroupSender final : public Sender {
 
   void begin(const ChannelPass& /*pass*/) override { capacity_.begin(); }
 
-  void send(int /*sequence*/, int slot, Message message, Lane& lane) override {
+  void send(int sequence, int slot, Message message, Lane& lane) override {
     FrameWriter writer(std::move(message));
     const std::int64_t size = writer.num_bytes();
     const std::int64_t head = std::min(size, capacity_.num_bytes());
     InTransit& transit = in_transit_[slot];
-    if (!transit.buffer.defined() || transit.buffer.numel() < size)
-      transit.buffer = make_buffer(size);
+    transit.buffer = make_buffer(size);
     writer.write(static_cast<char*>(transit.buffer.data_ptr()));
     transit.works.push_back(start(cpu_, transit.buffer.narrow(0, 0, head), kFrameTag));
     if (size > head)
-      transit.works.push_back(start(cpu_, transit.buffer.narrow(0, head, size - head), kRestTag));
+      transit.works.push_back(
+          start(cpu_, transit.buffer.narrow(0, head, size - head), kRestTag + sequence));
     capacity_.saw(size);
     if (writer.beside().empty()) return;
     if (accelerator_ == nullptr) {
@@ -85,6 +85,7 @@ class ProcessGroupSender final : public Sender {
     transit.works.clear();
     transit.beside_works.clear();
     transit.beside.clear();
+    if (delivered) transit.buffer.reset();  // else gloo may still read from it
     return delivered;
   }
 
@@ -94,7 +95,7 @@ class ProcessGroupSender final : public Sender {
 
  private:
   struct InTransit {
-    at::Tensor buffer;               // kept for the slot's next message
+    at::Tensor buffer;               // the frame
     std::vector<at::Tensor> beside;  // tensors that the device's backend reads from
     std::vector<PendingWorks::WorkPtr> works;
     std::vector<PendingWorks::WorkPtr> beside_works;
@@ -117,7 +118,10 @@ class ProcessGroupReceiver final : public Receiver {
   ProcessGroupReceiver(BackendPtr cpu, BackendPtr accelerator, const c10::Device& device)
       : cpu_(std::move(cpu)), accelerator_(std::move(accelerator)), device_(device) {}
 
-  void begin(const ChannelPass& /*pass*/) override { capacity_.begin(); }
+  void begin(const ChannelPass& /*pass*/) override {
+    capacity_.begin();
+    next_sequence_ = 0;
+  }
 
   void post(int /*sequence*/, int slot) override {
     Posted& posted = posted_[slot];
@@ -125,7 +129,7 @@ class ProcessGroupReceiver final : public Receiver {
     posted.work = receive(cpu_, posted.buffer, kFrameTag);
   }
 
-  std::optional<Message> take(int /*sequence*/, int slot, Lane& lane) override {
+  std::optional<Message> take(int sequence, int slot, Lane& lane) override {
     Posted& posted = posted_[slot];
     if (!works_.wait(std::exchange(posted.work, nullptr))) return std::nullopt;
     at::Tensor frame = std::exchange(posted.buffer, {});
@@ -136,17 +140,23 @@ class ProcessGroupReceiver final : public Receiver {
       std::memcpy(whole.data_ptr(), frame.const_data_ptr(),
                   static_cast<std::size_t>(frame.numel()));
       rest_ = whole.narrow(0, frame.numel(), size - frame.numel());
-      if (!works_.wait(receive(cpu_, rest_, kRestTag))) return std::nullopt;
+      if (!works_.wait(receive(cpu_, rest_, kRestTag + sequence))) return std::nullopt;
       frame = std::move(whole);
     }
     capacity_.saw(size);
     std::vector<std::size_t> beside;
+    const auto current = lane.make_current();  // the tensors beside are allocated for this lane
     Message message = read_frame(frame, device_, beside);
+    const bool is_next = sequence == std::exchange(next_sequence_, sequence + 1);
+    if (!beside.empty() && !is_next) {
+      throw ValueError(
+          "this schedule reads messages in another order than they are sent, which stages on an "
+          "accelerator can't do yet between processes");
+    }
     if (!beside.empty() && accelerator_ == nullptr) {
       throw ValueError(
           "a tensor on an accelerator arrived, but the pipeline's group has no backend for it");
     }
-    const auto current = lane.make_current();
     for (const std::size_t index : beside) {
       if (!works_.wait_on_stream(receive(accelerator_, message.tensors[index], kFrameTag)))
         return std::nullopt;
@@ -173,6 +183,7 @@ class ProcessGroupReceiver final : public Receiver {
   BackendPtr accelerator_;
   c10::Device device_;
   Capacity capacity_;
+  int next_sequence_ = 0;         // if messages are read in the order in which they are sent
   at::Tensor rest_;               // a member: an aborted receive may still write into it
   std::map<int, Posted> posted_;  // by slot
   PendingWorks works_;

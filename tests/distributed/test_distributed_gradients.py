@@ -175,7 +175,7 @@ def test_microbatches_that_are_cut_already() -> None:
 
 
 @pytest.mark.processes(3)
-def test_clipping_and_norm_equal_threads_bit_for_bit() -> None:
+def test_clipping_and_norm_equal_threads_and_torch_bit_for_bit() -> None:
     x, y = data(6)
     norms, scaled = [], []
     for group in (pipert.init(), None):
@@ -190,6 +190,9 @@ def test_clipping_and_norm_equal_threads_bit_for_bit() -> None:
             norms.append(pipe.clip_grad_norm_(0.001))
             scaled.append({name: p.grad for name, p in pipe.named_parameters()})
     same(*norms)
+    whole = layers(3)
+    plain_loop(whole, x, y, 3)
+    same(norms[0], torch.nn.utils.clip_grad_norm_(whole.parameters(), 0.001))
     for name, gradient in scaled[0].items():
         same(gradient, scaled[1][name], name)
     same_everywhere(norms[0].item())
