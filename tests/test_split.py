@@ -235,9 +235,47 @@ def test_arguments_that_fit_nothing_are_refused(options, text):
         pipert.split(mlp(2), **options)
 
 
-def test_only_modules_can_be_split():
-    with pytest.raises(TypeError, match=r"model must be an nn\.Module, got list"):
-        pipert.split([nn.Linear(1, 1)], 1)
+def test_only_modules_and_lists_of_layers_can_be_split():
+    with pytest.raises(
+        TypeError, match=r"model must be an nn\.Module or a list of layers, got dict"
+    ):
+        pipert.split({"0": nn.Linear(1, 1)}, 1)
+    with pytest.raises(TypeError, match=r"model\[1\] must be a module, or a function .*; got int"):
+        pipert.split([nn.Linear(1, 1), 3], 1)
+
+
+def test_a_list_of_layers_and_builders_is_cut_like_the_sequential_of_them():
+    layers = [nn.Linear(2, 3), lambda: nn.Linear(3, 4), nn.ReLU, lambda: nn.Linear(4, 1)]
+    stages = pipert.split(layers, 2)
+    assert [name for names in stages.names for name in names] == [
+        "0.weight",
+        "0.bias",
+        "1.weight",
+        "1.bias",
+        "3.weight",
+        "3.bias",
+    ]
+    x = torch.randn(5, 2)
+    assert stages[1](stages[0](x)).shape == (5, 1)
+
+
+def test_a_sequential_with_a_forward_of_its_own_is_not_taken_for_its_layers():
+    class Doubled(nn.Sequential):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = Doubled(nn.Linear(2, 2), nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="expected example_args"):
+        pipert.split(model, 2)
+    with pytest.raises(ValueError, match="the outputs differ"):
+        pipert.split(model, 2, example_args=(torch.randn(3, 2),))
+
+
+def test_a_container_with_hooks_is_not_taken_apart():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+    model[1].register_forward_hook(lambda module, inputs, output: output + 1)
+    with pytest.raises(ValueError, match="1 has hooks, and is cut between its children"):
+        pipert.split(model, 2)
 
 
 def test_parameters_of_the_model_itself_are_refused_by_name():
@@ -255,5 +293,5 @@ def test_parameters_of_the_model_itself_are_refused_by_name():
 
 
 def test_a_model_without_layers_is_refused():
-    with pytest.raises(ValueError, match="num_stages must be from 1 to 0"):
+    with pytest.raises(ValueError, match="Sequential has no layers to cut between"):
         pipert.split(nn.Sequential(), 1)

@@ -258,3 +258,35 @@ def test_functions_without_parameters_are_stages() -> None:
         return [layers(1, seed=4), torch.sin, layers(1, seed=5)]
 
     _run(stages, *data(6), functional.mse_loss)
+
+
+@pytest.mark.processes(2)
+def test_frames_that_outgrow_their_slots_may_be_read_in_another_order_than_sent() -> None:
+    schedule = pipert.Schedule.parse_csv("0F0,0F1,0B1,0B0\n1F1,1B1,1F0,1B0\n")
+    group = pipert.init()
+    for rows in (128, 129):  # 4 KB and more: the first pass sends what the slots don't hold
+        losses = {}
+        for where in (group, None):
+            torch.manual_seed(3)
+            stages = [nn.Linear(8, 64), nn.Linear(64, 4)]
+            x, y = torch.randn(rows, 8), torch.randn(rows, 4)
+            with pipert.Pipeline(
+                stages,
+                schedule=schedule,
+                num_microbatches=2,
+                loss_fn=functional.mse_loss,
+                group=where,
+                broadcast_loss=True,
+                timeout_s=20,
+            ) as pipe:
+                losses[where is None] = pipe.step(x, target=y).losses
+        same(losses[False], losses[True], "losses")
+
+
+@pytest.mark.processes(2)
+def test_a_weight_that_two_processes_would_share_is_refused() -> None:
+    layer = nn.Linear(4, 4)
+    with pytest.raises((ValueError, pipert.PipelineError), match="share the weight weight"):
+        pipert.Pipeline(
+            [layer, layer], num_microbatches=2, loss_fn=_mean, group=pipert.init(), timeout_s=20
+        )
