@@ -102,6 +102,7 @@ class LocalReceiver final : public Receiver {
     while (state < wanted && (state & Mailbox::kAborted) == 0 &&
            std::chrono::steady_clock::now() < end) {
       for (int i = 0; i < 32; ++i) pause();
+      std::this_thread::yield();  // the sender may be queued on this very core
       state = mailbox_->state.load(std::memory_order_acquire);
     }
     return state;
