@@ -113,6 +113,7 @@ def _check_types(num_stages: Any, at: Any, example_args: Any, balance: Any) -> N
 
 def _layers(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
     """The layers in the order in which they are taken to run, by path."""
+    _refuse_hooks(module, prefix)
     layers = []
     for name, child in module._modules.items():  # named_children() shows a shared layer once
         if child is None:

@@ -1,5 +1,7 @@
 #include "bindings/python_runtime.h"
 
+#include <unistd.h>
+
 #include <ATen/ops/full.h>
 #include <ATen/ops/stack.h>
 #include <torch/csrc/utils/pybind.h>
@@ -103,6 +105,7 @@ class Running {
 PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector<PythonRank> ranks,
                              py::object loss_fn, ExternalChannels external, double timeout_s,
                              int intra_op_threads, int spin_us, bool share_losses) {
+  process_ = getpid();
   if (ranks.empty()) throw ValueError("a pipeline needs at least one rank in this process");
   num_stages_ = ranks.front().training.num_stages;
   num_microbatches_ = ranks.front().training.num_microbatches;
@@ -145,6 +148,10 @@ void PythonRuntime::close() {
   if (runtime_ == nullptr) return;
   if (running_)
     throw ValueError("the pipeline is running a step: it can be closed when that has ended");
+  if (process_ != getpid()) {
+    static_cast<void>(runtime_.release());  // whose threads are not here to be joined
+    return;
+  }
   auto closing = std::move(runtime_);
   bodies_.clear();
   stages_.clear();

@@ -90,6 +90,7 @@ class PythonRuntime {
   std::map<StageIndex, ModuleStage*> stages_;  // owned by the runtime
   std::map<StageIndex, std::optional<std::vector<std::string>>> keywords_;
   PythonThreads threads_;
+  int process_;  // that made it: a fork has none of its threads
   std::unique_ptr<PipelineRuntime> runtime_;
   std::int64_t epoch_ = 0;
   bool running_ = false;

@@ -1,21 +1,26 @@
-// RecursionGuard: turns a value that contains itself, or is nested too deep for the stack, into
-// Python's RecursionError. REQUIRES the GIL.
+// RecursionGuard: counts how deep a walk through nested values is. A value that contains itself
+// would otherwise run out of stack. The limit is that of a Structure on its way between processes.
 #pragma once
 
-#include <pybind11/pybind11.h>
+#include "base/error.h"
 
 namespace pipert {
 
 class RecursionGuard {
  public:
   RecursionGuard() {
-    if (Py_EnterRecursiveCall(" while walking through nested values") != 0) {
-      throw pybind11::error_already_set();
+    if (depth_ >= kMaxDepth) {
+      throw ValueError(concat("a value is nested deeper than ", kMaxDepth, ", or contains itself"));
     }
+    ++depth_;
   }
-  ~RecursionGuard() { Py_LeaveRecursiveCall(); }
+  ~RecursionGuard() { --depth_; }
   RecursionGuard(const RecursionGuard&) = delete;
   RecursionGuard& operator=(const RecursionGuard&) = delete;
+
+ private:
+  static constexpr int kMaxDepth = 100;
+  static inline thread_local int depth_ = 0;
 };
 
 }  // namespace pipert
