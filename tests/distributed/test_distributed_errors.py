@@ -283,6 +283,17 @@ def test_rank_that_evaluates_while_others_train_is_an_error(odd: int) -> None:
 def test_rank_that_makes_another_call_is_an_error() -> None:
     setup = Setup()
     setup.works()
+    pipe = setup.pipe
+    call = pipe.report if setup.rank == 0 else lambda: pipe.clip_grad_norm_(1.0)
+    with within(1.0), pytest.raises(ValueError, match="ranks made different calls"):
+        call()
+    setup.works()
+
+
+@pytest.mark.processes(2)
+def test_report_of_a_failed_pass_is_told_to_the_rank_that_steps() -> None:
+    setup = Setup()
+    setup.works()
     _failure(setup, "forward", 1)
     if setup.rank == 0:
         with pytest.raises(ValueError, match="nothing to show: the last pass failed"):
