@@ -126,7 +126,11 @@ class Pipeline:
             check_placement(placement, self.schedule)
             self._can_train = any(a.kind != "F" for rank in self.schedule.actions for a in rank)
             programs = _C.lower(self.schedule, receive_slots=receive_slots)
-            evaluation = _C.lower(self.schedule.forward_only(), receive_slots=receive_slots)
+            evaluation = _C.lower(
+                self.schedule.forward_only(),
+                receive_slots=receive_slots,
+                send_slots=receive_slots + 2,  # nothing comes back that would show what was read
+            )
             if self._peers is not None:
                 self._peers.agree(
                     {

@@ -342,6 +342,41 @@ def test_forward_only_programs_end_and_hold_no_message(schedule, slots):
     assert not any("gradient" in i["text"] for p in programs for i in p.instructions)
 
 
+@examples
+@given(schedules, receive_slots, st.integers(1, 5))
+def test_with_send_slots_no_more_messages_are_on_their_way_and_all_arrive(schedule, slots, bound):
+    for some in (schedule, schedule.forward_only()):
+        programs = pipert.lower(some, receive_slots=slots, send_slots=bound)
+        for seed in SEEDS:
+            done = run_in_issue_order(programs, seed, sends_may_wait=True)
+            assert done == run_in_issue_order(pipert.lower(some), seed)
+            assert done == run_by_lanes(programs, seed)
+        if not some.verify(capacity=bound, forward_only=some != schedule).ok:
+            assert list(map(str, programs)) == list(
+                map(str, pipert.lower(some, receive_slots=slots))
+            )
+            continue
+        for program in programs:
+            on_their_way = Counter()
+            for i in program.instructions:
+                on_their_way[i["kind"] != "run" and edge_of(program, i)] += {
+                    "send": 1,
+                    "release": -1,
+                }.get(i["kind"], 0)
+                assert all(0 <= n <= bound for n in on_their_way.values())
+
+
+def test_an_inference_keeps_no_more_send_buffers_than_it_was_given():
+    """Nothing comes back that would show that a message was read."""
+    forward = pipert.Schedule.build("gpipe", num_ranks=2, num_microbatches=20).forward_only()
+
+    def num_buffers(**options):
+        return sum(slot["kind"] == "send" for slot in pipert.lower(forward, **options)[0].slots)
+
+    assert num_buffers() == 20
+    assert num_buffers(send_slots=3) == 4  # and one that is being written
+
+
 def test_a_hand_over_inside_a_rank_costs_no_message():
     schedule = pipert.Schedule.build("gpipe", num_ranks=1, num_microbatches=3)
     chain = pipert.Schedule(

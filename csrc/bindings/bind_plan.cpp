@@ -97,23 +97,27 @@ str(program) prints it. Made by `Schedule` lowering inside `Pipeline`, or by `lo
 
   module.def(
       "lower",
-      [](const Schedule& schedule, int receive_slots) {
-        return lower(schedule, {.receive_slots = receive_slots});
+      [](const Schedule& schedule, int receive_slots, std::optional<int> send_slots) {
+        return lower(schedule, {.receive_slots = receive_slots, .send_slots = send_slots});
       },
       py::arg("schedule"), py::kw_only(), py::arg("receive_slots") = 2,
-      py::call_guard<py::gil_scoped_release>(),
+      py::arg("send_slots") = py::none(), py::call_guard<py::gil_scoped_release>(),
       R"(Lowers a schedule to one Program for each rank.
 
 Args:
     schedule: a Schedule that verify() accepts.
     receive_slots: receive slots of each edge whose messages are read in order; other edges get
         as many more as hold the messages that are read late.
+    send_slots: the most messages of each edge that are on their way at once: a rank that would send
+        another waits. None, or a schedule that could not end so: no Send waits, and a message is
+        kept until a later action shows that it was read.
 
 Returns:
     A list of Programs, in rank order.
 
 Raises:
-    ValueError: the schedule is not valid (with verify's counterexample), or receive_slots < 1.)");
+    ValueError: the schedule is not valid (with verify's counterexample), or receive_slots or
+        send_slots < 1.)");
 }
 
 }  // namespace pipert

@@ -7,6 +7,7 @@
 
 #include "analysis/verify.h"
 #include "base/error.h"
+#include "base/index.h"
 #include "plan/dataflow.h"
 #include "plan/incoming.h"
 #include "plan/slot_pool.h"
@@ -32,6 +33,7 @@ class RankLowering {
     program_.num_stages = schedule.num_stages();
     program_.num_microbatches = schedule.num_microbatches;
     collect(options);
+    send_slots_ = options.send_slots;
     make_lanes();
   }
 
@@ -128,6 +130,11 @@ class RankLowering {
       const bool crosses = out.flow.crosses_ranks();
       out.slot = slots_.take(crosses ? SlotKind::kSend : SlotKind::kLocal, out.flow.edge());
       run.writes.push_back(out.slot);
+      if (const auto early = emptied_early_.extract(out.slot); !early.empty()) {
+        Instruction& release = program_.instructions[early.mapped()];
+        release.mark = new_mark();
+        instruction.waits.push_back(release.mark);
+      }
       is_awaited |= crosses;
       if (!crosses) held_[{out.flow.producer, out.flow.consumer}] = out.slot;
     }
@@ -144,23 +151,39 @@ class RankLowering {
     const MarkId ready = program_.instructions.back().mark;
     for (Outgoing& out : writes_[position]) {
       if (!out.flow.crosses_ranks()) continue;
+      make_room(out.flow.edge());
       out.sent = new_mark();
       program_.instructions.push_back({.op = Send{out.flow.message, out.sequence, out.slot},
                                        .lane = lanes_.at({LaneKind::kSend, out.flow.edge()}),
                                        .waits = {ready},
                                        .mark = out.sent});
       releases_[dataflow_.known_received(out.flow)].push_back(out);
+      on_their_way_[out.flow.edge()].emplace(out.sequence, out);
+    }
+  }
+
+  void make_room(const Edge& edge) {
+    const auto& on_their_way = on_their_way_[edge];
+    if (send_slots_.has_value() && on_their_way.size() >= as_index(*send_slots_)) {
+      const Outgoing oldest = on_their_way.begin()->second;
+      emit_release(oldest);
+      emptied_early_[oldest.slot] = program_.instructions.size() - 1;
     }
   }
 
   void emit_releases(int position) {
     for (const Outgoing& out : releases_[position]) {
-      program_.instructions.push_back({.op = Release{out.flow.message, out.sequence, out.slot},
-                                       .lane = lanes_.at({LaneKind::kSend, out.flow.edge()}),
-                                       .waits = {out.sent},
-                                       .mark = kNoMark});
-      slots_.give_back(out.slot);
+      if (on_their_way_[out.flow.edge()].contains(out.sequence)) emit_release(out);
     }
+  }
+
+  void emit_release(const Outgoing& out) {
+    program_.instructions.push_back({.op = Release{out.flow.message, out.sequence, out.slot},
+                                     .lane = lanes_.at({LaneKind::kSend, out.flow.edge()}),
+                                     .waits = {out.sent},
+                                     .mark = kNoMark});
+    slots_.give_back(out.slot);
+    on_their_way_[out.flow.edge()].erase(out.sequence);
   }
 
   // An activation lives from its F to its B, or to its W where the backward is split.
@@ -191,6 +214,9 @@ class RankLowering {
   std::map<std::pair<RunId, RunId>, SlotId> held_;  // results handed on inside the rank
   std::map<int, std::vector<Outgoing>>
       releases_;  // by the Run after which the peer is known to have it
+  std::map<Edge, std::map<int, Outgoing>> on_their_way_;  // sent, not released; by sequence
+  std::map<SlotId, std::size_t> emptied_early_;  // by a Release that had to wait: its index
+  std::optional<int> send_slots_;
 };
 
 }  // namespace
@@ -199,15 +225,23 @@ std::vector<Program> lower(const Schedule& schedule, const LowerOptions& options
   if (options.receive_slots < 1) {
     throw ValueError(concat("receive_slots must be at least 1, got ", options.receive_slots));
   }
+  if (options.send_slots.has_value() && *options.send_slots < 1) {
+    throw ValueError(concat("send_slots must be at least 1, got ", *options.send_slots));
+  }
   VerifyOptions verify_options;
   verify_options.forward_only = is_forward_only(schedule);
   require_valid(schedule, verify_options);
+  LowerOptions possible = options;
+  verify_options.capacity = options.send_slots;
+  if (options.send_slots.has_value() && !verify(schedule, verify_options).ok()) {
+    possible.send_slots = std::nullopt;
+  }
 
   const Dataflow dataflow(schedule);
   std::vector<Program> programs;
   programs.reserve(schedule.ranks.size());
   for (Rank rank = 0; rank < schedule.num_ranks(); ++rank) {
-    programs.push_back(RankLowering(dataflow, schedule, rank, options).build());
+    programs.push_back(RankLowering(dataflow, schedule, rank, possible).build());
   }
   return programs;
 }

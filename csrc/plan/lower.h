@@ -4,6 +4,7 @@
 // lanes with the marks that are needed, no more.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "ir/schedule.h"
@@ -16,6 +17,11 @@ struct LowerOptions {
   // as many more as hold those that are read late. With 1, a receive may be posted only just before
   // the Run that reads it.
   int receive_slots = 2;
+  // At most so many messages of each edge are on their way: a further Send waits until the peer has
+  // the oldest. Without it no Send ever waits, and a message is kept until a later Run shows that
+  // it was read; where nothing ever comes back (inference), that is to the end. Left out for a
+  // schedule that could then not end.
+  std::optional<int> send_slots;
 };
 
 // REQUIRES a schedule that verify() accepts (ValueError otherwise: lower() checks).
