@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from pipert import _C
@@ -56,7 +55,7 @@ def check_timeout(timeout_s: Any) -> float:
     return min(float(timeout_s), 1e9)
 
 
-def check_options(options: Any) -> dict[str, int]:
+def _check_options(options: Any) -> dict[str, int]:
     """The options of a schedule that is given by name."""
     if options is None:
         return {}
@@ -69,12 +68,40 @@ def check_options(options: Any) -> dict[str, int]:
     return dict(options)
 
 
-def default_num_ranks(
-    stages: Sequence[Any], schedule: Any, devices: Any, group: dist.ProcessGroup | None
+def choose_schedule(
+    schedule: Any,
+    stages: Sequence[Any],
+    *,
+    num_microbatches: int,
+    num_ranks: int | None,
+    devices: Any,
+    group_size: int | None,
+    placement: Any,
+    options: Any,
+) -> _C.Schedule:
+    """The schedule that the user means, which has the ranks, stages and placement expected.
+
+    Takes Pipeline's arguments. `group_size` is None in one process; `options` are of a schedule
+    given by name.
+    """
+    schedule = _load_schedule(schedule)
+    if num_ranks is None:
+        num_ranks = _default_num_ranks(stages, schedule, devices, group_size)
+    if group_size is not None and num_ranks != group_size:
+        raise ValueError(f"num_ranks must be the size of the group, {group_size}, got {num_ranks}")
+    chosen = _resolve_schedule(
+        schedule, num_ranks, num_microbatches, len(stages), _check_options(options)
+    )
+    _check_placement(placement, chosen)
+    return chosen
+
+
+def _default_num_ranks(
+    stages: Sequence[Any], schedule: Any, devices: Any, group_size: int | None
 ) -> int:
     """How many ranks a pipeline has whose user doesn't say."""
-    if group is not None:
-        return dist.get_world_size(group)
+    if group_size is not None:
+        return group_size
     if isinstance(schedule, _C.Schedule):
         return schedule.num_ranks
     if isinstance(devices, list | tuple):
@@ -82,7 +109,7 @@ def default_num_ranks(
     return len(stages)
 
 
-def load_schedule(schedule: Any) -> Any:
+def _load_schedule(schedule: Any) -> Any:
     """Reads a CSV file; anything else stays what it is."""
     is_path = isinstance(schedule, str) and (
         schedule.endswith(".csv") or os.sep in schedule or Path(schedule).is_file()
@@ -94,7 +121,7 @@ def load_schedule(schedule: Any) -> Any:
     return _C.Schedule.from_csv(schedule)
 
 
-def resolve_schedule(
+def _resolve_schedule(
     schedule: Any,
     num_ranks: int,
     num_microbatches: int,
@@ -129,7 +156,7 @@ def resolve_schedule(
     return schedule
 
 
-def check_placement(placement: Any, schedule: _C.Schedule) -> None:
+def _check_placement(placement: Any, schedule: _C.Schedule) -> None:
     """Checks that the schedule has the placement that the user expects."""
     if placement is None:
         return
@@ -145,8 +172,8 @@ def check_placement(placement: Any, schedule: _C.Schedule) -> None:
         )
 
 
-def resolve_devices(devices: Any, ranks: Sequence[int], num_ranks: int) -> list[torch.device]:
-    """A device for each of the ranks of this process.
+def resolve_devices(devices: Any, ranks: Sequence[int], num_ranks: int) -> dict[int, torch.device]:
+    """The device of each rank of this process, by rank.
 
     Args:
         devices: None, one device, or one for each rank of the pipeline.
@@ -162,8 +189,9 @@ def resolve_devices(devices: Any, ranks: Sequence[int], num_ranks: int) -> list[
             raise ValueError(
                 f"devices must have one entry for each of the {num_ranks} ranks, got {len(devices)}"
             )
-        return [_device(device) for device in devices]
-    return [_device(devices)] * len(ranks)
+    else:
+        devices = [devices] * len(ranks)
+    return {rank: _device(device) for rank, device in zip(ranks, devices, strict=True)}
 
 
 def _device(device: Any) -> torch.device:
@@ -176,22 +204,3 @@ def _device(device: Any) -> torch.device:
     if resolved.type == "meta":
         raise ValueError("devices: nothing can run on the meta device")
     return resolved
-
-
-def cut_already(microbatches: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """Positional and keyword arguments of microbatches that the user has cut."""
-    if not isinstance(microbatches, Sequence) or isinstance(microbatches, str):
-        raise TypeError(
-            f"microbatches must be a sequence with one entry for each, got "
-            f"{type(microbatches).__name__}"
-        )
-    args: list[Any] = []
-    kwargs: list[Any] = []
-    for microbatch in microbatches:
-        if isinstance(microbatch, dict):
-            args.append(())
-            kwargs.append(microbatch)
-        else:
-            args.append(microbatch if isinstance(microbatch, tuple) else (microbatch,))
-            kwargs.append({})
-    return args, kwargs

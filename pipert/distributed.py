@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -233,3 +233,8 @@ class Peers:
     def _gloo(self, store: c10d.Store, rank: int, size: int) -> "Backend":
         """The time limit is for connecting; C++ waits for messages with none."""
         return dist.ProcessGroupGloo(store, rank, size, timeout=timedelta(seconds=self._timeout_s))
+
+
+def telling(peers: Peers | None) -> AbstractContextManager[None]:
+    """As `peers.telling()`; where there are none, nobody is told."""
+    return nullcontext() if peers is None else peers.telling()

@@ -5,9 +5,23 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from pipert.distributed import Peers
+from pipert.local_stages import LocalStages
 
-def gradient_norms(parameters: Iterable[nn.Parameter]) -> list[float]:
-    """The 2-norm of each gradient, in order; parameters without one are left out."""
+
+def gradient_norms(stages: LocalStages, peers: Peers | None) -> list[float]:
+    """The 2-norm of each gradient of the whole model, in order. A collective call in a group.
+
+    Parameters without a gradient are left out.
+    """
+    norms = {index: _norms(p for _, p in named) for index, named in stages.named_parameters()}
+    if peers is not None:
+        told = peers.exchange("clip gradients", list(norms.items()))
+        norms = {index: own for part in told for index, own in part}
+    return [norm for index in sorted(norms) for norm in norms[index]]
+
+
+def _norms(parameters: Iterable[nn.Parameter]) -> list[float]:
     gradients = [p.grad for p in parameters if p.grad is not None]
     return [float(norm) for norm in torch._foreach_norm(gradients)] if gradients else []
 

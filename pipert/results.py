@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipert._C import Runtime
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -27,14 +29,24 @@ class StepResult:
     outputs: Any = None
 
 
-def mean_loss(losses: Tensor, weights: Sequence[float]) -> Tensor:
+def result_of(runtime: Runtime, compute_loss: bool, keep_outputs: bool, is_cut: bool) -> StepResult:
+    """The result of the last pass of `runtime`, of which the same was asked."""
+    loss = losses = outputs = None
+    if compute_loss and (losses := runtime.losses()) is not None:
+        loss = _mean_loss(losses, runtime.loss_weights())
+    if keep_outputs and (kept := runtime.outputs()) is not None:
+        outputs = kept if is_cut else _merge_outputs(kept)
+    return StepResult(loss=loss, losses=losses, outputs=outputs)
+
+
+def _mean_loss(losses: Tensor, weights: Sequence[float]) -> Tensor:
     """The mean of losses of shape (num_microbatches,), weighted when the weights differ."""
     if all(weight == weights[0] for weight in weights):
         return losses.mean()
     return (losses * torch.tensor(weights, dtype=losses.dtype, device=losses.device)).sum()
 
 
-def merge_outputs(pieces: Sequence[Any]) -> Any:
+def _merge_outputs(pieces: Sequence[Any]) -> Any:
     """Puts the microbatches' outputs together along dimension 0.
 
     Tensors are concatenated, those without dimensions stacked; tuples, lists and dicts are merged

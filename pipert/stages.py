@@ -1,6 +1,5 @@
 """The stages of a pipeline: what users give, and what one process makes of it."""
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipert._C import Placement
+from pipert.signatures import is_builder, keywords_of
 
 
 class Stages(Sequence[Any]):
@@ -86,7 +86,7 @@ def make_stage(stages: Sequence[Any], index: int) -> LocalStage:
         TypeError: it is neither a module, a function nor a builder of one.
     """
     given = stages[index]
-    call = given() if _is_builder(given) else given
+    call = given() if is_builder(given) else given
     if not callable(call):
         raise TypeError(
             f"stages[{index}] must be a module, a function, or a function without arguments that "
@@ -99,41 +99,8 @@ def make_stage(stages: Sequence[Any], index: int) -> LocalStage:
         prefix="" if isinstance(stages, Stages) else f"{index}.",
         # nn.Sequential takes exactly one value, so a tuple is one value to it.
         spread=not is_sequential,
-        keywords=_keywords(call, index),
+        keywords=keywords_of(call, index),
     )
-
-
-def _is_builder(given: Any) -> bool:
-    """A class of modules, or a function that can't take a stage's input."""
-    if isinstance(given, type):
-        return issubclass(given, nn.Module)
-    if isinstance(given, nn.Module) or not callable(given):
-        return False
-    try:
-        parameters = inspect.signature(given).parameters.values()
-    except (TypeError, ValueError):  # a builtin without a signature
-        return False
-    return not any(p.kind is p.VAR_POSITIONAL or _is_required(p) for p in parameters)
-
-
-def _is_required(parameter: inspect.Parameter) -> bool:
-    positional = (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    return parameter.default is parameter.empty and parameter.kind in positional
-
-
-def _keywords(call: Callable[..., Any], index: int) -> list[str] | None:
-    """Those after the first stage don't take the name that the stage before fills by position."""
-    function = call.forward if isinstance(call, nn.Module) else call
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):
-        return None
-    if index > 0 and parameters and parameters[0].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
-        parameters = parameters[1:]
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [p.name for p in parameters if p.kind in named]
 
 
 def check_tied(stages: Sequence[Any], placement: Placement) -> None:
@@ -155,13 +122,3 @@ def check_tied(stages: Sequence[Any], placement: Placement) -> None:
                     f"stages {owner} and {index} share the weight {name}, and are in different "
                     "processes: expected stages with weights of their own, or one process"
                 )
-
-
-def needs_target(loss_fn: Callable[..., Any]) -> bool:
-    """Whether the loss function must be given a second positional argument."""
-    function = loss_fn.forward if isinstance(loss_fn, nn.Module) else loss_fn
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return True
-    return sum(_is_required(p) for p in parameters) >= 2

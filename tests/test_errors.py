@@ -313,7 +313,7 @@ def test_an_exception_in_a_stage_reaches_the_caller_and_the_pipeline_goes_on(
         assert type(error.__cause__) is Boom
         names = [frame.name for frame in traceback.extract_tb(error.__cause__.__traceback__)]
         assert names[-1] == "burn"
-        assert pipe._runtime.num_in_flight() == 0
+        assert pipe._ranks._runtime.num_in_flight() == 0
         for p in pipe.parameters():
             p.grad = None
         pipe.step(x, target=y)

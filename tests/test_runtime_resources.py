@@ -184,7 +184,7 @@ def test_a_failed_step_keeps_no_microbatch_no_output_and_no_batch():
         for _ in range(3):
             with pytest.raises(pipert.PipelineError, match="boom"):
                 pipe.step(x, target=y, return_outputs=True)
-            assert pipe._runtime.num_in_flight() == 0
+            assert pipe._ranks._runtime.num_in_flight() == 0
         fail[0] = False
         pipe.stages[1].calls = 0
         assert num_tensors() == before
@@ -195,9 +195,9 @@ def test_a_failed_step_keeps_no_microbatch_no_output_and_no_batch():
 def test_nothing_is_in_flight_between_steps():
     x, y = batch(8)
     with make_pipe() as pipe:
-        assert pipe._runtime.num_in_flight() == 0
+        assert pipe._ranks._runtime.num_in_flight() == 0
         pipe.step(x, target=y)
-        assert pipe._runtime.num_in_flight() == 0
+        assert pipe._ranks._runtime.num_in_flight() == 0
 
 
 EXIT = """

@@ -153,7 +153,7 @@ def serve(descriptor: int) -> None:
     import torch
 
     import pipert
-    from pipert import pipeline
+    from pipert import ranks
 
     torch.set_num_threads(1)
     pipert.init()
@@ -167,7 +167,7 @@ def serve(descriptor: int) -> None:
             function(**order["arguments"])
         except BaseException:
             answer = traceback.format_exc()
-        for left_open in list(pipeline._open):
+        for left_open in list(ranks._open):
             left_open.close()
         pipe.write(json.dumps(answer) + "\n")
         pipe.flush()

@@ -1,0 +1,155 @@
+"""Ranks: those of this process, in the C++ runtime that runs their programs."""
+
+import atexit
+import os
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipert import _C
+from pipert.distributed import Peers, telling
+from pipert.errors import PipelineError, describe_for_peers
+from pipert.local_stages import LocalStages
+
+_open: "weakref.WeakSet[Ranks]" = weakref.WeakSet()
+
+
+class Programs(tuple[_C.Program, ...]):
+    """The programs of this process's ranks; prints as their text."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self))
+
+
+class Ranks:
+    """The ranks of this process. They own the runtime, and in a group its connections.
+
+    Making them is a collective call in a group, and so is the first pass after one that failed.
+
+    Args:
+        devices: by rank, for the ranks of this process.
+        training: the programs of all ranks, for steps.
+        evaluation: likewise, for passes without backward.
+        stages: of this process.
+        peers: the ranks of the group; None: one process.
+        loss_fn, timeout_s, intra_op_threads, share_losses: see Pipeline.
+
+    Attributes:
+        programs: of this process, for steps.
+    """
+
+    def __init__(
+        self,
+        devices: Mapping[int, torch.device],
+        training: list[_C.Program],
+        evaluation: list[_C.Program],
+        stages: LocalStages,
+        peers: Peers | None,
+        *,
+        loss_fn: Callable[..., Tensor] | None,
+        timeout_s: float,
+        intra_op_threads: int | None,
+        share_losses: bool,
+    ) -> None:
+        self.programs = Programs(training[rank] for rank in devices)
+        self._peers = peers
+        self._process = os.getpid()
+        self._last_failed = False
+        self._first_device = next(iter(devices.values()))
+        self._make_runtime = partial(
+            _C.Runtime,
+            stages=[(s.index, s.call, s.spread, s.keywords) for s in stages],
+            ranks=[(training[rank], evaluation[rank], str(on)) for rank, on in devices.items()],
+            loss_fn=loss_fn,
+            timeout_s=timeout_s,
+            intra_op_threads=intra_op_threads or max(1, torch.get_num_threads() // len(devices)),
+            # A waiting rank may only keep a core busy if no other rank needs it.
+            spin_us=200 if len(devices) <= (os.cpu_count() or 1) else 0,
+            share_losses=share_losses,
+        )
+        self._runtime: _C.Runtime | None = self._connect()
+        _open.add(self)
+
+    def _connect(self) -> _C.Runtime:
+        """Makes a runtime; in a group, with new connections. A collective call there."""
+        external = None
+        if self._peers is not None:
+            external = self._peers.connect(self.programs[0], self._first_device)
+        return self._make_runtime(external=external)
+
+    @contextmanager
+    def one_pass(self) -> Iterator[_C.Runtime]:
+        """Gives a runtime that can run a pass. Other processes are told of a failure inside.
+
+        Raises:
+            ValueError: no pass can begin: closed, forked, or one is running.
+        """
+        runtime = self._ready_runtime()
+        self._last_failed = True  # until the end
+        try:
+            yield runtime
+        except PipelineError:  # the runtime has told the others
+            raise
+        except BaseException as error:  # the others may be in the pass already
+            if self._peers is not None and self._runtime is not None:
+                self._runtime.withdraw(describe_for_peers(error, self._peers.rank))
+            raise
+        self._last_failed = False
+
+    def _ready_runtime(self) -> _C.Runtime:
+        if self._runtime is None:
+            raise ValueError("the pipeline is closed")
+        if self._process != os.getpid():
+            raise ValueError(
+                "a forked process has no ranks: make the pipeline in the process itself"
+            )
+        if self._runtime.running():  # asked before anything is told to the other ranks
+            raise ValueError(
+                "the pipeline is running a step: it runs one at a time, for one thread"
+            )
+        if not self._runtime.usable():
+            self._runtime.close()
+            with telling(self._peers):
+                self._runtime = self._connect()
+        return self._runtime
+
+    def traces(self) -> list[Any]:
+        """What the last pass did, as `report.RawTrace`.
+
+        Raises:
+            ValueError: there is nothing to show.
+        """
+        if self._runtime is None:
+            raise ValueError("the pipeline is closed")
+        if self._runtime.running():
+            raise ValueError("the pipeline is running a step: ask when that has ended")
+        if self._last_failed:
+            raise ValueError("nothing to show: the last pass failed")
+        traces = self._runtime.traces()
+        if not all(events for *_, events in traces):
+            raise ValueError("nothing to show: no pass has run yet")
+        return traces
+
+    def close(self) -> None:
+        """Ends the threads and connections."""
+        if self._runtime is not None:
+            self._runtime.close()
+            self._runtime = None
+        _open.discard(self)
+
+    def close_at_exit(self) -> None:
+        """Closes what can be closed: a forked process has no threads to end."""
+        if self._process == os.getpid() and not (self._runtime and self._runtime.running()):
+            self.close()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Threads that wait for a GIL that is gone would take the process down with them."""
+    for ranks in list(_open):
+        ranks.close_at_exit()

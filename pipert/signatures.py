@@ -1,0 +1,55 @@
+"""What the signatures of the user's functions say: what must be given, and what may be."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+
+def is_builder(given: Any) -> bool:
+    """Whether it is a class of modules, or a function that can't take a stage's input."""
+    if isinstance(given, type):
+        return issubclass(given, nn.Module)
+    if isinstance(given, nn.Module) or not callable(given):
+        return False
+    try:
+        parameters = inspect.signature(given).parameters.values()
+    except (TypeError, ValueError):  # a builtin without a signature
+        return False
+    return not any(p.kind is p.VAR_POSITIONAL or _is_required(p) for p in parameters)
+
+
+def keywords_of(call: Callable[..., Any], index: int) -> list[str] | None:
+    """The keyword arguments that stage `index` takes; None: any.
+
+    Those after the first stage don't take the name that the stage before fills by position.
+    """
+    try:
+        parameters = list(inspect.signature(_forward(call)).parameters.values())
+    except (TypeError, ValueError):
+        return None
+    if index > 0 and parameters and parameters[0].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+        parameters = parameters[1:]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [p.name for p in parameters if p.kind in named]
+
+
+def needs_target(loss_fn: Callable[..., Any]) -> bool:
+    """Whether the loss function must be given a second positional argument."""
+    try:
+        parameters = inspect.signature(_forward(loss_fn)).parameters.values()
+    except (TypeError, ValueError):
+        return True
+    return sum(_is_required(p) for p in parameters) >= 2
+
+
+def _forward(call: Callable[..., Any]) -> Callable[..., Any]:
+    return call.forward if isinstance(call, nn.Module) else call
+
+
+def _is_required(parameter: inspect.Parameter) -> bool:
+    positional = (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    return parameter.default is parameter.empty and parameter.kind in positional
