@@ -164,16 +164,20 @@ class Peers:
     def agree(self, arguments: dict[str, Any]) -> None:
         """Checks that all ranks gave the same. A collective call.
 
+        Args:
+            arguments: JSON values by name, the same names on all ranks.
+
         Raises:
             ValueError: on every rank, with the first difference.
         """
         everybody = self.exchange("make the pipeline", arguments)
         for name, mine in everybody[0].items():
             for rank, theirs in enumerate(everybody):
-                if theirs.get(name) != mine:
+                if theirs[name] != mine:
+                    where, first, other = _first_difference(name, mine, theirs[name])
                     raise ValueError(
-                        f"ranks were given different arguments: {name} is {mine} on rank 0 and "
-                        f"{theirs.get(name)} on rank {rank}"
+                        f"ranks were given different arguments: {where} is {first} on rank 0 and "
+                        f"{other} on rank {rank}"
                     )
 
     def connect(self, program: _C.Program, device: torch.device) -> _C.ExternalChannels:
@@ -238,3 +242,12 @@ class Peers:
 def telling(peers: Peers | None) -> AbstractContextManager[None]:
     """As `peers.telling()`; where there are none, nobody is told."""
     return nullcontext() if peers is None else peers.telling()
+
+
+def _first_difference(name: str, one: Any, other: Any) -> tuple[str, Any, Any]:
+    """Where two values that are not equal differ, as in "name[2][0]", and both values there."""
+    if isinstance(one, list) and isinstance(other, list):
+        for i, pair in enumerate(itertools.zip_longest(one, other)):
+            if pair[0] != pair[1]:
+                return _first_difference(f"{name}[{i}]", *pair)
+    return name, one, other

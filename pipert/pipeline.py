@@ -112,10 +112,12 @@ class Pipeline:
                 ranks = [self._peers.rank]
                 self._peers.agree(
                     {
-                        "schedule": self.schedule.name,
                         "num_microbatches": num_microbatches,
                         "num_stages": len(stages),
-                        "the schedule's actions": self.schedule.to_csv(),
+                        "schedule.placement.ranks": self.schedule.placement.ranks,
+                        "schedule.actions": [
+                            [str(a) for a in rank] for rank in self.schedule.actions
+                        ],
                         "receive_slots": receive_slots,
                         "broadcast_loss": broadcast_loss,
                     }

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import signal
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -203,7 +206,7 @@ def test_missing_loss_function_is_told_to_all() -> None:
     ("name", "first", "second"),
     [
         ("num_microbatches", {}, {"num_microbatches": 6}),
-        ("schedule", {}, {"schedule": "gpipe"}),
+        ("schedule.actions[0][2]", {}, {"schedule": "gpipe"}),
         ("num_stages", {"stages": 2}, {"stages": 4, "schedule": "interleaved_1f1b"}),
         ("broadcast_loss", {}, {"broadcast_loss": True}),
         ("receive_slots", {}, {"receive_slots": 3}),
@@ -216,13 +219,58 @@ def test_different_arguments_are_a_value_error_everywhere(
     mine = [first, second][group.rank()]
     options = {"stages": 2, "schedule": "1f1b", "num_microbatches": 4, **mine}
     stages = pipert.split(layers(4), options.pop("stages"))
-    expected = "schedule" if name == "num_stages" else name
     with (
         within(1.0),
-        pytest.raises(ValueError, match=f"different arguments: {expected} is .* rank 1"),
+        pytest.raises(ValueError, match=rf"different arguments: {re.escape(name)} is .* rank 1"),
     ):
         pipert.Pipeline(stages, group=group, timeout_s=20, **options)
     Setup().works()
+
+
+def _pipeline_from_file(name: str, rows: str) -> pipert.Pipeline:
+    """One stage for each of four layers, under a schedule that a file of this name holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"{name}.csv"
+        file.write_text(rows)
+        return pipert.Pipeline(
+            pipert.split(layers(4), 4),
+            schedule=file,
+            num_microbatches=2,
+            loss_fn=functional.mse_loss,
+            group=pipert.init(),
+            timeout_s=20,
+        )
+
+
+LOOP = "0F0,0F1,2F0,2F1,2B0,2B1,0B0,0B1\n1F0,1F1,3F0,3F1,3B0,3B1,1B0,1B1\n"
+V_SHAPED = "0F0,0F1,3F0,3F1,3B0,3B1,0B0,0B1\n1F0,1F1,2F0,2F1,2B0,2B1,1B0,1B1\n"
+OTHER_ORDER = "0F0,0F1,2F0,2F1,2B0,2B1,0B1,0B0\n1F0,1F1,3F0,3F1,3B0,3B1,1B0,1B1\n"
+
+
+@pytest.mark.processes(2)
+def test_ranks_may_read_the_same_schedule_from_files_of_different_names() -> None:
+    reference = layers(4)
+    x, y = data(5)
+    with _pipeline_from_file(f"of-rank-{pipert.init().rank()}", LOOP) as pipe:
+        pipe.step(x, target=y)
+        plain_loop(reference, x, y, 2)
+        same_gradients(pipe, reference)
+
+
+@pytest.mark.processes(2)
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        (V_SHAPED, "schedule.placement.ranks[2] is 0 on rank 0 and 1 on rank 1"),
+        (OTHER_ORDER, "schedule.actions[0][6] is 0B0 on rank 0 and 0B1 on rank 1"),
+    ],
+    ids=["placement", "order"],
+)
+def test_schedules_of_the_same_name_are_refused_where_they_differ(
+    other: str, difference: str
+) -> None:
+    with within(1.0), pytest.raises(ValueError, match=re.escape(difference)):
+        _pipeline_from_file("same", [LOOP, other][pipert.init().rank()])
 
 
 @pytest.mark.processes(2)
