@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,7 +14,13 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
 from pipert import _C
-from pipert.errors import PipelineError, describe_for_peers, error_of_peer
+from pipert.errors import (
+    PipelineError,
+    PipelineTimeoutError,
+    describe_for_peers,
+    error_of_peer,
+    make_pipeline_error,
+)
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Backend  # dist.Backend is a name, not a backend
@@ -101,22 +107,23 @@ class Peers:
             value: this rank's.
 
         Raises:
-            TimeoutError: some rank didn't come; names them.
-            PipelineError: some rank failed on its way here; see `telling`.
+            PipelineError: some rank didn't come in time (the message names it), failed on its way
+                here (see `telling`), or is gone.
             ValueError: some rank is doing something else.
         """
         if self._is_lost:
-            raise PipelineError(
+            raise PipelineTimeoutError(
                 f"rank {self.rank}: another rank was waited for in vain: close the pipeline and "
                 "make a new one, on every rank",
                 kind="timeout",
                 rank=self.rank,
             )
         number = next(self._exchanges)
-        self._post(number, {"call": call, "value": value})
-        told = self._collect(number, call)
-        if number > 0:  # all ranks have read the one before, or they would not be here
-            self._store.delete_key(self._key(number - 1, self.rank))
+        with self._losing_peers(f"while it waited for the others to {call} too"):
+            self._post(number, {"call": call, "value": value})
+            told = self._collect(number, call)
+            if number > 0:  # all ranks have read the one before, or they would not be here
+                self._store.delete_key(self._key(number - 1, self.rank))
         for part in told:
             if "error" in part:
                 raise error_of_peer(part["error"])
@@ -136,8 +143,19 @@ class Peers:
         except BaseException as error:
             if not (isinstance(error, PipelineError) and error.kind == "remote"):
                 told = {"error": describe_for_peers(error, self.rank)}
-                self._post(next(self._exchanges), told)
+                with suppress(RuntimeError):  # the store is gone, with the process that served it
+                    self._post(next(self._exchanges), told)
             raise
+
+    @contextmanager
+    def _losing_peers(self, doing: str) -> Iterator[None]:
+        """What the store or a backend raises inside becomes a PipelineError."""
+        try:
+            yield
+        except PipelineError:
+            raise
+        except RuntimeError as error:
+            raise make_pipeline_error("transfer", self.rank, None, doing, error) from error
 
     def _key(self, number: int, rank: int) -> str:
         return f"exchange/{number}/{rank}"
@@ -153,9 +171,11 @@ class Peers:
             if time.monotonic() > end:
                 self._is_lost = True
                 missing = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
-                raise TimeoutError(
+                raise PipelineTimeoutError(
                     f"rank {self.rank} waited {self._timeout_s:g} s for "
-                    f"{', '.join(f'rank {rank}' for rank in missing)} to {call} too"
+                    f"{', '.join(f'rank {rank}' for rank in missing)} to {call} too",
+                    kind="timeout",
+                    rank=self.rank,
                 )
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
@@ -188,6 +208,7 @@ class Peers:
             device: this rank's.
         """
         self.exchange("connect")
+        self.exchange("connect")  # who came late learns here that the others have given up
         self._num_connections += 1
         store = c10d.PrefixStore(f"connection/{self._num_connections}", self._store)
         edges = sorted(
@@ -198,11 +219,12 @@ class Peers:
             }
         )
         # In the same order on all ranks: the least edge that anybody waits for can always be made.
-        channels = [
-            (source, destination, *self._edge(store, source, destination, device))
-            for source, destination in edges
-        ]
-        group = self._gloo(c10d.PrefixStore("all", store), self.rank, self.size)
+        with self._losing_peers("while it connected"):
+            channels = [
+                (source, destination, *self._edge(store, source, destination, device))
+                for source, destination in edges
+            ]
+            group = self._gloo(c10d.PrefixStore("all", store), self.rank, self.size)
         self.exchange("end connecting")  # or a rank would wait in a step for one that failed here
         return _C.connect_processes(
             rank=self.rank,

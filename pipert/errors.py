@@ -10,6 +10,8 @@ from pipert.diagnosis import diagnose
 class PipelineError(RuntimeError):
     """A step failed while it ran. The user's own exception, if there is one, is `__cause__`.
 
+    One of kind "timeout" is a TimeoutError too.
+
     Attributes:
         kind: "action" (the user's code failed), "transfer" (a message was lost or was not the
             expected one), "timeout" (a rank waited too long), "remote" (another process failed
@@ -38,10 +40,14 @@ class PipelineError(RuntimeError):
         self.action = action
 
 
+class PipelineTimeoutError(PipelineError, TimeoutError):
+    """A PipelineError of kind "timeout", for those who catch every TimeoutError."""
+
+
 def make_pipeline_error(
     kind: str, rank: int, action: Action | None, message: str, cause: BaseException | None
 ) -> PipelineError:
-    """Called from C++ with what it knows of a failure."""
+    """Makes the error of what is known of a failure; C++ calls it too."""
     if kind == "remote":
         return error_of_peer(message)
     where = f"rank {rank}"
@@ -56,7 +62,8 @@ def make_pipeline_error(
             what += diagnose(cause, action.stage)
     else:
         what = message
-    return PipelineError(
+    error_class = PipelineTimeoutError if kind == "timeout" else PipelineError
+    return error_class(
         f"{where}: {what}",
         kind=kind,
         rank=rank,

@@ -472,6 +472,7 @@ def test_a_wait_that_takes_too_long_says_who_waits_for_what():
             pipe(x)
         timer.join()
         assert raised.value.kind == "timeout"
+        assert isinstance(raised.value, TimeoutError)
         text = str(raised.value)
         assert "no progress for 0.3 s" in text
         assert (

@@ -381,16 +381,60 @@ def test_rank_that_does_not_make_the_pipeline_is_named_when_the_time_is_up() -> 
     group = pipert.init()
     store = torch.distributed.distributed_c10d._get_default_store()
     if group.rank() == 0:
-        with pytest.raises(
-            TimeoutError, match=r"rank 0 waited 1 s for rank 1 to make the pipeline"
-        ):
+        with pytest.raises(pipert.PipelineError, match="rank 0 waited 1 s for rank 1") as caught:
             Setup(timeout_s=1.0)
+        assert "to make the pipeline" in str(caught.value)
+        _is_timeout_of(0, caught.value)
         store.set("gave up", "")
     else:
         store.wait(["gave up"])
         with within(1.0), pytest.raises(pipert.PipelineError, match="rank 0 waited 1 s for rank 1"):
             Setup(timeout_s=1.0)
     Setup().works()
+
+
+def _is_timeout_of(rank: int, error: pipert.PipelineError) -> None:
+    assert (error.kind, error.rank) == ("timeout", rank)
+    assert isinstance(error, TimeoutError)
+
+
+@pytest.mark.processes(2)
+def test_rank_that_does_not_connect_again_is_named_when_the_time_is_up() -> None:
+    setup = Setup(timeout_s=1.0)
+    store = torch.distributed.distributed_c10d._get_default_store()
+    _failure(setup, "forward", 1)
+    if setup.rank == 0:
+        with pytest.raises(pipert.PipelineError, match="waited 1 s for rank 1 to connect") as late:
+            setup.step()
+        _is_timeout_of(0, late.value)
+        with within(0.5), pytest.raises(pipert.PipelineError, match="make a new one") as lost:
+            setup.step()
+        _is_timeout_of(0, lost.value)
+        store.set("gave up to connect", "")
+    else:
+        store.wait(["gave up to connect"])
+        with within(1.0), pytest.raises(pipert.PipelineError, match="rank 0 waited 1 s") as told:
+            setup.step()
+        assert told.value.kind == "remote"
+    Setup().works()
+
+
+@pytest.mark.processes(2)
+def test_rank_that_fails_while_the_others_connect_to_it_is_a_pipeline_error() -> None:
+    """The others wait in gloo, which can't be told: until the time is up."""
+    if pipert.init().rank() == 1:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.distributed, "ProcessGroupGloo", _mistake)
+            with pytest.raises(Mistake):
+                Setup(timeout_s=1.0)
+    else:
+        with within(3.0), pytest.raises(pipert.PipelineError, match="rank 0, while it connected: "):
+            Setup(timeout_s=1.0)
+    Setup().works()
+
+
+def _mistake(*_: object, **__: object) -> None:
+    raise Mistake("in gloo")
 
 
 @pytest.mark.processes(2)
@@ -494,3 +538,12 @@ def test_death_of_a_middle_rank_is_told() -> None:
 @pytest.mark.processes(2, dies=(0,))
 def test_death_of_the_rank_that_serves_the_store_is_told() -> None:
     _death_is_told(0)
+
+
+@pytest.mark.processes(2, dies=(0,))
+def test_death_of_the_rank_that_serves_the_store_is_told_to_those_who_make_a_pipeline() -> None:
+    if pipert.init().rank() == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with within(5.0), pytest.raises(pipert.PipelineError, match="make the pipeline") as caught:
+        Setup(timeout_s=20)
+    assert caught.value.kind == "transfer"
