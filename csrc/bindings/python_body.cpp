@@ -23,6 +23,13 @@ py::object call(const py::object& callable, const py::tuple& args, const py::obj
   return py::reinterpret_steal<py::object>(result);
 }
 
+// The GIL, in this rank's turn.
+class GilHold final : public BodyHold {
+ private:
+  PythonTurn turn_;  // before the GIL, so that a rank that waits for its turn doesn't have it
+  py::gil_scoped_acquire gil_;
+};
+
 }  // namespace
 
 PythonBody::PythonBody(StagePosition position, py::object callable, bool spread, py::object loss_fn)
@@ -41,12 +48,11 @@ PythonBody::~PythonBody() {
 }
 
 BodyResult PythonBody::forward(const RunContext& context, BodyInput input) {
-  const PythonTurn turn;
-  const py::gil_scoped_acquire gil;
+  BodyResult result;  // outlives all that is made below
+  result.hold = std::make_unique<GilHold>();
   input.retired.clear();
   const py::tuple args = arguments(context, std::move(input));
   const py::object output = call(callable_, args, take_entry(batch_.kwargs, context.microbatch));
-  BodyResult result;
   if (!position_.is_last()) {
     FlatValue flat = flatten(output.ptr(), output_name_);
     result.tensors = std::move(flat.tensors);

@@ -13,8 +13,8 @@
 namespace pipert {
 namespace {
 
-// Inputs and outputs of one microbatch of a small stage: see Note [Graphs are freed where the GIL
-// is held].
+// Inputs and outputs of one microbatch of a small stage: see Note [What Python has seen dies
+// where the GIL is held].
 constexpr std::size_t kSmallBytes = 64 * 1024;
 
 std::size_t num_bytes(const std::vector<at::Tensor>& tensors) {

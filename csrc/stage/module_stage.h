@@ -10,21 +10,31 @@
 
 namespace pipert {
 
-// Note [Graphs are freed where the GIL is held]
+// Note [What Python has seen dies where the GIL is held]
 //
-// A tensor that Python has seen takes the GIL when it dies. A backward that frees its graph as it
-// goes would so wait for the GIL once for each saved tensor, while another rank of this process
-// runs its forward. So when ranks share a GIL, the graph of a small stage is kept until the rank's
-// next forward, which holds the GIL anyhow, or the end of the pass. Large stages, where the wait is
-// small beside the work and the memory is not, free theirs at once; so do graphs with Python nodes,
-// some of which refuse to be kept.
+// A tensor that Python has seen takes the GIL when it dies. If that is somewhere in C++, the rank
+// waits for another rank's forward, and breaks into it: each such wait costs both of them a change
+// of threads. So a body holds the GIL until the stage has taken its result apart (BodyHold).
+//
+// A backward that frees its graph as it goes would wait once for each saved tensor. So when ranks
+// share a GIL, the graph of a small stage is kept until the rank's next forward, which holds the
+// GIL anyhow, or the end of the pass. Large stages, where the wait is small beside the work and the
+// memory is not, free theirs at once; so do graphs with Python nodes, some of which refuse to be
+// kept.
 struct BodyInput {
   std::vector<at::Tensor> tensors;
   std::shared_ptr<const Structure> structure;  // as in Message
   std::vector<NodePtr> retired;                // graphs of earlier microbatches, to be freed first
 };
 
+// While it lives, the body's tensors may die.
+class BodyHold {
+ public:
+  virtual ~BodyHold() = default;
+};
+
 struct BodyResult {
+  std::unique_ptr<BodyHold> hold;              // the first member, so that it goes last
   std::vector<at::Tensor> tensors;             // empty on the last stage
   std::shared_ptr<const Structure> structure;  // as in Message
   at::Tensor loss;                             // the last stage's, if it has a loss function
