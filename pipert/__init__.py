@@ -19,8 +19,8 @@ from pipert._C import (  # noqa: E402
     render_svg,
     schedules,
 )
-from pipert.distributed import init  # noqa: E402
 from pipert.errors import PipelineError, RemoteTraceback  # noqa: E402
+from pipert.group import init  # noqa: E402
 from pipert.pipeline import Pipeline  # noqa: E402
 from pipert.report import RankReport, Report, Trace, TraceEvent  # noqa: E402
 from pipert.results import StepResult  # noqa: E402

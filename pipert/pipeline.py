@@ -16,8 +16,9 @@ from pipert.arguments import (
     resolve_devices,
 )
 from pipert.batch import Batch, BatchChecks
-from pipert.distributed import Peers, as_group, telling
+from pipert.distributed import Peers, telling
 from pipert.gradients import clip_gradients, gradient_norms
+from pipert.group import as_group
 from pipert.local_stages import LocalStages
 from pipert.ranks import Ranks
 from pipert.report import Report, Trace, make_report, summarize
