@@ -68,7 +68,7 @@ $(torch_stamp): $(VENV)/pyvenv.cfg
 	touch $@
 
 $(VENV)/.pipert: $(torch_stamp) pyproject.toml setup.py CMakeLists.txt $(wildcard cmake/*) $(cpp_folders) $(filter csrc/%,$(cpp_files))
-	python -m pip install --no-build-isolation --editable '.[test,demo]'
+	python -m pip install --no-build-isolation --editable '.[test]'
 	touch $@
 
 $(VENV)/.lint: pyproject.toml | $(VENV)/.pipert

@@ -114,6 +114,14 @@ def sources(pattern: str) -> set[str]:
     return {path.relative_to(REPOSITORY).as_posix() for path in REPOSITORY.glob(pattern)}
 
 
+def test_the_extras_are_those_that_make_installs():
+    project = (REPOSITORY / "pyproject.toml").read_text()
+    section = project.partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
+    extras = re.findall(r"^(\w+) = ", section, re.M)
+    installed = re.findall(r"'\.\[([\w,]+)\]'", (REPOSITORY / "Makefile").read_text())
+    assert sorted(extras) == sorted(",".join(installed).split(","))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
