@@ -13,7 +13,6 @@
 #include "bindings/batch.h"
 #include "bindings/python_failure.h"
 #include "bindings/python_tree.h"
-#include "transport/local_channel.h"
 
 namespace py = pybind11;
 
@@ -22,45 +21,6 @@ namespace {
 
 // How long the caller sleeps between two looks at signals, time limits and other processes.
 constexpr std::chrono::milliseconds kWatchEvery{20};
-
-std::map<Edge, SlotKind> edges_of(const Program& program) {
-  std::map<Edge, SlotKind> edges;
-  for (const Slot& slot : program.slots) {
-    if (slot.kind != SlotKind::kLocal) edges[slot.edge] = slot.kind;
-  }
-  return edges;
-}
-
-// Gives each rank both ends of its edges: local ones between the ranks here, the external ones
-// otherwise.
-void connect(std::vector<RankSpec>& ranks, ExternalChannels& external, int spin_us) {
-  std::map<Rank, RankSpec*> here;
-  for (RankSpec& spec : ranks) here[spec.training.rank] = &spec;
-  const auto external_end = [](auto& ends, const Edge& edge) {
-    const auto found = ends.find(edge);
-    if (found == ends.end())
-      throw InternalError(concat("edge ", to_string(edge), " has no channel"));
-    return std::move(found->second);
-  };
-  for (RankSpec& spec : ranks) {
-    for (const auto& [edge, kind] : edges_of(spec.training)) {
-      if (kind == SlotKind::kReceive) {
-        if (!here.contains(edge.source)) {
-          spec.resources.receivers[edge] = external_end(external.receivers, edge);
-        }
-        continue;
-      }
-      const auto peer = here.find(edge.destination);
-      if (peer == here.end()) {
-        spec.resources.senders[edge] = external_end(external.senders, edge);
-        continue;
-      }
-      LocalChannel channel = make_local_channel(peer->second->device, spin_us);
-      spec.resources.senders[edge] = std::move(channel.sender);
-      peer->second->resources.receivers[edge] = std::move(channel.receiver);
-    }
-  }
-}
 
 std::vector<py::object> as_list(py::handle value, int num_microbatches, const char* what) {
   std::vector<py::object> entries;
@@ -169,6 +129,7 @@ void PythonRuntime::set_batches(const StepArguments& arguments) {
   BodyBatch last;
   std::vector<py::object> kwargs;
   std::vector<double> weights(as_index(num_microbatches_), 1.0 / num_microbatches_);
+  std::int64_t rows = 0;
   if (arguments.is_cut) {
     if (!arguments.args.is_none())
       first.args = as_list(arguments.args, num_microbatches_, "microbatches");
@@ -182,6 +143,7 @@ void PythonRuntime::set_batches(const StepArguments& arguments) {
       if (!size.has_value()) size = batch_size(value);
     }
     if (size.has_value()) weights = batch_weights(num_microbatches_, *size);
+    rows = size.value_or(0);
     const auto cut = [&](const py::object& value, const char* what) {
       if (value.is_none()) return std::vector<py::object>();
       return cut_batch(value, num_microbatches_, size.value_or(num_microbatches_), what);
@@ -202,7 +164,7 @@ void PythonRuntime::set_batches(const StepArguments& arguments) {
     batch.compute_loss = arguments.compute_loss;
     batch.keep_outputs = arguments.keep_outputs;
     body->set_batch(std::move(batch));
-    stages_.at(stage)->begin(stage == 0 || is_last ? weights : std::vector<double>());
+    stages_.at(stage)->begin(stage == 0 || is_last ? weights : std::vector<double>(), rows);
   }
 }
 
@@ -245,7 +207,11 @@ void PythonRuntime::run(const Pass& pass) {
       publish_interrupt(interrupted);  // now: this rank's own code may take its time to end
     }
   }
-  const std::optional<Failure> failure = runtime_->finish();
+  std::optional<Failure> failure;
+  {
+    const py::gil_scoped_release no_gil;  // it may ask the store
+    failure = runtime_->finish();
+  }
   if (signal.has_value()) threads_.clear();
   clear_batches();
   if (!failure.has_value()) return;

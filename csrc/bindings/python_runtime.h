@@ -24,15 +24,6 @@ struct PythonStage {
   std::optional<std::vector<std::string>> keywords;
 };
 
-// The two ends of the channels that leave this process, made by Python (it alone can create process
-// groups).
-struct ExternalChannels {
-  std::map<Edge, std::unique_ptr<Sender>> senders;
-  std::map<Edge, std::unique_ptr<Receiver>> receivers;
-  std::unique_ptr<Agreement> agreement;
-  std::unique_ptr<FailureBoard> board;
-};
-
 struct PythonRank {
   Program training;
   Program evaluation;

@@ -20,6 +20,7 @@ struct Message {
       0;                 // counts the passes of a pipeline: messages of an earlier one are refused
   bool training = true;  // of the pass: a rank that evaluates refuses those of one that trains
   double weight = 0.0;   // of this microbatch in the mean loss
+  std::int64_t batch_size = 0;  // rows of the whole batch; 0 when the user has cut it
 
   // Any shape, dtype and device. A gradient that nobody needs is an undefined tensor.
   std::vector<at::Tensor> tensors;

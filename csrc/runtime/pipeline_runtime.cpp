@@ -14,6 +14,7 @@ namespace {
 // never asks.
 constexpr std::int64_t kQuietNs = 100'000'000;
 constexpr std::int64_t kPollEveryNs = 200'000'000;
+constexpr std::chrono::milliseconds kGlance{10};  // the caller has more to watch than the store
 
 }  // namespace
 
@@ -156,7 +157,7 @@ void PipelineRuntime::check_other_processes() {
   look(agreement_progress_);
   if (!is_quiet) return;
   last_poll_ns_ = now;
-  if (auto text = board_->poll()) {
+  if (auto text = board_->poll(kGlance)) {
     failure_.set({.kind = FailureKind::kRemote,
                   .rank = executors_.front()->rank(),
                   .action = {},
@@ -173,7 +174,7 @@ std::optional<Failure> PipelineRuntime::finish() {
   }
   // A peer that failed says why before it closes its connections.
   if (failure->kind == FailureKind::kTransfer && board_ != nullptr) {
-    if (auto text = board_->poll()) {
+    if (auto text = board_->poll(kStorePatience)) {
       *failure = {.kind = FailureKind::kRemote,
                   .rank = failure->rank,
                   .action = {},

@@ -11,9 +11,9 @@
 #include <optional>
 #include <vector>
 
+#include "runtime/connections.h"
 #include "runtime/executor.h"
 #include "runtime/workers.h"
-#include "transport/agreement.h"
 
 namespace pipert {
 
@@ -23,15 +23,12 @@ struct RuntimeOptions {
   WorkerHooks hooks;
 };
 
-struct RankSpec {
-  RankResources resources;
-  Program training;
-  Program evaluation;
-  c10::Device device{c10::kCPU};
-};
-
 class PipelineRuntime {
  public:
+  // How long a failure may take to reach the other processes, or theirs to reach this one, before
+  // this one goes on without.
+  static constexpr std::chrono::milliseconds kStorePatience{2000};
+
   // `agreement` and `board` are null when all ranks are in this process.
   PipelineRuntime(std::vector<RankSpec> ranks, std::unique_ptr<Agreement> agreement,
                   std::unique_ptr<FailureBoard> board, RuntimeOptions options);
@@ -54,7 +51,7 @@ class PipelineRuntime {
   bool has_peers() const { return board_ != nullptr; }
   // Tells the other processes why this one failed; nothing when there are none.
   void publish(const std::string& text) noexcept {
-    if (board_ != nullptr) board_->publish(text);
+    if (board_ != nullptr) board_->publish(text, kStorePatience);
   }
 
   const std::vector<std::unique_ptr<Executor>>& executors() const { return executors_; }

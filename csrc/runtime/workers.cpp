@@ -5,11 +5,18 @@
 namespace pipert {
 
 Workers::Workers(int num_workers, WorkerHooks hooks) : hooks_(std::move(hooks)) {
-  for (int worker = 0; worker < num_workers; ++worker)
-    threads_.emplace_back([this, worker] { loop(worker); });
+  try {
+    for (int worker = 0; worker < num_workers; ++worker)
+      threads_.emplace_back([this, worker] { loop(worker); });
+  } catch (...) {  // the system has no more threads to give
+    stop();
+    throw;
+  }
 }
 
-Workers::~Workers() {
+Workers::~Workers() { stop(); }
+
+void Workers::stop() {
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;

@@ -33,6 +33,7 @@ class Workers {
 
  private:
   void loop(int worker);
+  void stop();
 
   WorkerHooks hooks_;
   std::mutex mutex_;

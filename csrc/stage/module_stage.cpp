@@ -36,8 +36,9 @@ ModuleStage::ModuleStage(StagePosition position, int num_microbatches,
       in_flight_(as_index(num_microbatches)),
       shares_gil_(shares_gil) {}
 
-void ModuleStage::begin(std::vector<double> weights) {
+void ModuleStage::begin(std::vector<double> weights, std::int64_t batch_size) {
   weights_ = std::move(weights);
+  batch_size_ = batch_size;
   losses_.clear();
   loss_weights_.clear();
 }
@@ -58,13 +59,14 @@ Message ModuleStage::forward(const RunContext& context, Message input) {
       context, {std::move(input.tensors), std::move(input.structure), std::exchange(retired_, {})});
   Message output;
   output.weight = weight;
+  output.batch_size = position_.is_first() ? batch_size_ : input.batch_size;
   if (position_.is_last()) {
     if (result.loss.defined() || context.pass.training)
       finish_loss(context, weight, result.loss, state);
     return output;
   }
   output.structure = std::move(result.structure);
-  state.num_bytes += num_bytes(result.tensors);
+  if (context.pass.training) state.num_bytes += num_bytes(result.tensors);
   output.requires_grad.reserve(result.tensors.size());
   output.tensors.reserve(result.tensors.size());
   for (const at::Tensor& tensor : result.tensors) {
@@ -81,14 +83,21 @@ Message ModuleStage::forward(const RunContext& context, Message input) {
 
 double ModuleStage::weight_of(const RunContext& context, const Message& input) const {
   if (weights_.empty()) return input.weight;
+  if (!position_.is_first()) check_batches(context, input);
+  return weights_[as_index(context.microbatch)];
+}
+
+void ModuleStage::check_batches(const RunContext& context, const Message& input) const {
+  const bool is_cut = batch_size_ == 0 || input.batch_size == 0;
+  TORCH_CHECK_VALUE(is_cut || batch_size_ == input.batch_size,
+                    "ranks were given different batches: ", input.batch_size,
+                    " rows on the first stage's rank, and a target of ", batch_size_,
+                    " on the last stage's rank");
   const double weight = weights_[as_index(context.microbatch)];
-  if (!position_.is_first()) {
-    TORCH_CHECK_VALUE(weight == input.weight, "ranks were given different batches: microbatch ",
-                      context.microbatch, " has a share of ", input.weight,
-                      " of the batch on the first stage's rank and of ", weight,
-                      " of the target on the last stage's rank");
-  }
-  return weight;
+  TORCH_CHECK_VALUE(weight == input.weight, "ranks were given different batches: microbatch ",
+                    context.microbatch, " has a share of ", input.weight,
+                    " of the batch on the first stage's rank and of ", weight,
+                    " of the target on the last stage's rank");
 }
 
 void ModuleStage::finish_loss(const RunContext& context, double weight, const at::Tensor& loss,
@@ -137,7 +146,6 @@ Message ModuleStage::backward(const RunContext& context, Message gradients) {
   }
 
   Message result;
-  result.weight = gradients.weight;
   std::vector<at::Tensor> captured;
   if (state.sink.sink != nullptr) captured = state.sink.sink->take();
   std::size_t next = 0;

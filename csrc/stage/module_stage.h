@@ -64,7 +64,7 @@ class ModuleStage final : public Stage {
   ModuleStage(StagePosition position, int num_microbatches, std::unique_ptr<StageBody> body,
               bool shares_gil);
 
-  void begin(std::vector<double> weights) override;
+  void begin(std::vector<double> weights, std::int64_t batch_size) override;
   Message forward(const RunContext& context, Message input) override;
   Message backward(const RunContext& context, Message gradients) override;
   void reset() noexcept override;
@@ -92,6 +92,7 @@ class ModuleStage final : public Stage {
   void finish_loss(const RunContext& context, double weight, const at::Tensor& loss,
                    InFlight& state);
   double weight_of(const RunContext& context, const Message& input) const;
+  void check_batches(const RunContext& context, const Message& input) const;
 
   StagePosition position_;
   std::unique_ptr<StageBody> body_;
@@ -100,6 +101,7 @@ class ModuleStage final : public Stage {
   bool shares_gil_;
   std::vector<NodePtr> retired_;
   std::vector<double> weights_;
+  std::int64_t batch_size_ = 0;
   std::vector<at::Tensor> losses_;
   std::vector<double> loss_weights_;
 };

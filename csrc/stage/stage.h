@@ -32,8 +32,8 @@ class Stage {
 
   // Before a pass. `weights`: the share of each microbatch in the mean loss, summing to 1. Given on
   // the first stage; may be given on the last one, and is then checked against what comes with the
-  // messages; else empty.
-  virtual void begin(std::vector<double> weights) = 0;
+  // messages; else empty. `batch_size`: rows of the whole batch; 0 when it came in pieces.
+  virtual void begin(std::vector<double> weights, std::int64_t batch_size) = 0;
 
   // REQUIRES that the microbatch is not in flight on this stage. `input`: what the stage before
   // returned; without tensors on the first stage. Returns what the next stage gets; without tensors

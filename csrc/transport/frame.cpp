@@ -25,6 +25,7 @@ struct Header {
   std::int64_t num_bytes = 0;  // of the whole frame
   std::int64_t epoch = 0;
   double weight = 0.0;
+  std::int64_t batch_size = 0;
   std::int32_t stage = 0;
   std::int32_t microbatch = 0;
   std::uint8_t kind = 0;
@@ -157,6 +158,7 @@ void FrameWriter::write(char* destination) const {
   header.num_bytes = num_bytes_;
   header.epoch = message_.epoch;
   header.weight = message_.weight;
+  header.batch_size = message_.batch_size;
   header.stage = message_.key.stage;
   header.microbatch = message_.key.microbatch;
   header.kind = static_cast<std::uint8_t>(message_.key.kind);
@@ -193,6 +195,7 @@ Message read_frame(const at::Tensor& frame, const c10::Device& device,
   message.epoch = header.epoch;
   message.training = header.training != 0;
   message.weight = header.weight;
+  message.batch_size = header.batch_size;
   std::int64_t offset = align(kFrameHeaderBytes + header.description_bytes);
   for (std::uint32_t i = 0; i < header.num_tensors; ++i) {
     const TensorDescription description = take_description(in);

@@ -5,7 +5,7 @@
 
 #include <memory>
 
-#include "transport/agreement.h"
+#include "transport/failure_board.h"
 
 namespace c10d {
 class Store;

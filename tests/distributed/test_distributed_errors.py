@@ -313,6 +313,18 @@ def test_different_batches_are_an_error() -> None:
     setup.works()
 
 
+@pytest.mark.processes(2)
+def test_batches_of_different_size_are_an_error_even_if_they_are_cut_alike() -> None:
+    setup = Setup()
+    x, y = data(16)
+    if setup.rank == 0:
+        x = x[:8]
+    message = "8 rows on the first stage's rank, and a target of 16 on the last stage's rank"
+    with within(1.0), pytest.raises(pipert.PipelineError, match=message):
+        setup.pipe.step(x, target=y)
+    setup.works()
+
+
 @pytest.mark.processes(3)
 @pytest.mark.parametrize("odd", [0, 1, 2])
 def test_rank_that_evaluates_while_others_train_is_an_error(odd: int) -> None:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
+import time
+from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 from models import data, layers
 from torch.nn import functional
 
@@ -74,3 +79,46 @@ def test_ten_pipelines_leave_no_threads_and_no_files() -> None:
     before = _resources()
     make_and_close(10)
     _no_more_than(before)
+
+
+@pytest.mark.processes(3)
+@pytest.mark.timeout(60)
+def test_a_frozen_store_does_not_stop_the_time_limit() -> None:
+    """Rank 0 serves the store. Frozen, it answers nobody: a question to it would never end."""
+    frozen = torch.tensor([os.getpid()])
+    world = pipert.init()
+    assert world is not None
+    group = dist.new_group([1, 2])
+    dist.broadcast(frozen, 0)
+    if world.rank() > 0:
+        pipe = pipert.Pipeline(
+            pipert.split(layers(2), 2),
+            num_microbatches=2,
+            loss_fn=functional.mse_loss,
+            group=group,
+            timeout_s=2,
+        )
+        x, y = data(8)
+        pipe.step(x, target=y)
+    dist.barrier()
+    if world.rank() == 0:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif world.rank() == 1:
+        begin = time.monotonic()
+        while _state(int(frozen)) != "T":
+            assert time.monotonic() - begin < 10
+        try:
+            with pytest.raises(pipert.PipelineError, match="no progress for 2 s"):
+                pipe.step(x, target=y)  # rank 2 doesn't come
+            took = time.monotonic() - begin
+        finally:
+            os.kill(int(frozen), signal.SIGCONT)
+        assert took < 8
+    dist.barrier()
+    if world.rank() > 0:
+        pipe.close()
+
+
+def _state(process: int) -> str:
+    """One letter; T is stopped."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]

@@ -1,0 +1,50 @@
+#include "runtime/connections.h"
+
+#include <utility>
+
+#include "base/error.h"
+#include "transport/local_channel.h"
+
+namespace pipert {
+namespace {
+
+std::map<Edge, SlotKind> edges_of(const Program& program) {
+  std::map<Edge, SlotKind> edges;
+  for (const Slot& slot : program.slots) {
+    if (slot.kind != SlotKind::kLocal) edges[slot.edge] = slot.kind;
+  }
+  return edges;
+}
+
+}  // namespace
+
+void connect(std::vector<RankSpec>& ranks, ExternalChannels& external, int spin_us) {
+  std::map<Rank, RankSpec*> here;
+  for (RankSpec& spec : ranks) here[spec.training.rank] = &spec;
+  const auto external_end = [](auto& ends, const Edge& edge) {
+    const auto found = ends.find(edge);
+    if (found == ends.end())
+      throw InternalError(concat("edge ", to_string(edge), " has no channel"));
+    return std::move(found->second);
+  };
+  for (RankSpec& spec : ranks) {
+    for (const auto& [edge, kind] : edges_of(spec.training)) {
+      if (kind == SlotKind::kReceive) {
+        if (!here.contains(edge.source)) {
+          spec.resources.receivers[edge] = external_end(external.receivers, edge);
+        }
+        continue;
+      }
+      const auto peer = here.find(edge.destination);
+      if (peer == here.end()) {
+        spec.resources.senders[edge] = external_end(external.senders, edge);
+        continue;
+      }
+      LocalChannel channel = make_local_channel(peer->second->device, spin_us);
+      spec.resources.senders[edge] = std::move(channel.sender);
+      peer->second->resources.receivers[edge] = std::move(channel.receiver);
+    }
+  }
+}
+
+}  // namespace pipert

@@ -1,0 +1,35 @@
+// Connections: the channels between the ranks of a pipeline, as one process sees them.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "plan/program.h"
+#include "runtime/decode.h"
+#include "transport/agreement.h"
+#include "transport/failure_board.h"
+
+namespace pipert {
+
+struct RankSpec {
+  RankResources resources;
+  Program training;
+  Program evaluation;
+  c10::Device device{c10::kCPU};
+};
+
+// This process's ends of the channels that leave it. Null and empty where all ranks are here.
+struct ExternalChannels {
+  std::map<Edge, std::unique_ptr<Sender>> senders;
+  std::map<Edge, std::unique_ptr<Receiver>> receivers;
+  std::unique_ptr<Agreement> agreement;
+  std::unique_ptr<FailureBoard> board;
+};
+
+// Gives each of `ranks` its ends of its edges: local channels between those that are here, which
+// look for a message for `spin_us` before they sleep, and `external` ones, which are taken out.
+// InternalError for an edge without a channel.
+void connect(std::vector<RankSpec>& ranks, ExternalChannels& external, int spin_us);
+
+}  // namespace pipert
