@@ -1,7 +1,8 @@
-"""The example trains, resumes and moves to processes without changing a bit."""
+"""The example trains, resumes and moves to processes without changing a bit; it tells mistakes."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import pathlib
 import re
@@ -31,8 +32,10 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return file
 
 
-def train(text: pathlib.Path, *options: str, launcher: list[str] | None = None) -> str:
-    """Runs the example, and returns what it printed."""
+def run(
+    text: pathlib.Path, *options: str, launcher: list[str] | None = None
+) -> tuple[int, str, str]:
+    """Runs the example, and returns its exit status, what it printed, and its errors."""
     command = [*(launcher or [sys.executable]), str(EXAMPLE), "--text", str(text), *SMALL, *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -49,7 +52,13 @@ def train(text: pathlib.Path, *options: str, launcher: list[str] | None = None) 
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-    assert process.returncode == 0, errors[-4000:]
+    return process.returncode, output, errors
+
+
+def train(text: pathlib.Path, *options: str, launcher: list[str] | None = None) -> str:
+    """Runs the example to its end, and returns what it printed."""
+    status, output, errors = run(text, *options, launcher=launcher)
+    assert status == 0, errors[-4000:]
     return output
 
 
@@ -85,6 +94,43 @@ def test_resumed_run_equals_uninterrupted_bit_for_bit(
     assert before | losses(after) == losses(uninterrupted)
     assert list(losses(after)) == [4, 5, 6]
     assert _sample(after) == _sample(uninterrupted)
+    status, _, errors = run(text, *checkpoint, "--resume")
+    assert (status, errors) == (1, f"nothing to do: {tmp_path / 'gpt'} has seen 6 of 6 steps\n")
+
+
+MISTAKES = {
+    "--text nowhere.txt": "No such file or directory: 'nowhere.txt'",
+    "--text tiny.txt": "the text must have at least 21121 bytes, got 5",
+    "--steps 0": "argument --steps: expected a positive integer, got 0",
+    "--stop-at 0": "argument --stop-at: expected a positive integer, got 0",
+    "--batch many": "argument --batch: invalid positive value: 'many'",
+    "--microbatches 17": "--microbatches must be at most --batch, 16, got 17",
+    "--microbatches 1 --schedule interleaved_1f1b": "num_microbatches must be at least 2",
+    "--schedule 1f1bb": "unknown schedule '1f1bb': did you mean '1f1b'?",
+    "--checkpoint .": "--checkpoint must be a file in a folder that exists, got .",
+    "--checkpoint no/gpt": "--checkpoint must be a file in a folder that exists, got no/gpt",
+    "--resume": "--resume needs --checkpoint, the file to go on from",
+    "--resume --checkpoint gpt": "--resume: there is no checkpoint gpt",
+}
+
+
+@pytest.mark.parametrize("options", MISTAKES)
+def test_mistakes_in_options_are_told_before_anything_runs(
+    options: str,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLE.parent)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train_gpt.py", *options.split()])
+    (tmp_path / "tiny.txt").write_text("tiny\n")
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module("train_gpt").parse_args(num_ranks=2)
+    assert ended.value.code == 2
+    assert f"train_gpt.py: error: {MISTAKES[options]}" in capsys.readouterr().err.replace(
+        "[Errno 2] ", ""
+    )
 
 
 @pytest.mark.distributed
@@ -98,12 +144,16 @@ def test_two_processes_equal_two_threads_bit_for_bit(
 
 
 @pytest.mark.distributed
-def test_checkpoint_of_threads_goes_on_in_processes_bit_for_bit(
-    uninterrupted: str, text: pathlib.Path, tmp_path: pathlib.Path
+@pytest.mark.parametrize("launchers", [(None, TORCHRUN), (TORCHRUN, None)], ids=["to", "from"])
+def test_checkpoint_goes_from_threads_to_processes_and_back_bit_for_bit(
+    uninterrupted: str,
+    text: pathlib.Path,
+    tmp_path: pathlib.Path,
+    launchers: tuple[list[str] | None, list[str] | None],
 ) -> None:
     checkpoint = ["--checkpoint", str(tmp_path / "gpt")]
-    before = losses(train(text, *checkpoint, "--stop-at", "3"))
-    after = losses(train(text, *checkpoint, "--resume", launcher=TORCHRUN))
+    before = losses(train(text, *checkpoint, "--stop-at", "3", launcher=launchers[0]))
+    after = losses(train(text, *checkpoint, "--resume", launcher=launchers[1]))
     assert before | after == losses(uninterrupted)
 
 
