@@ -131,15 +131,21 @@ class Peers:
             pause = min(2 * pause, _LONGEST_PAUSE_S)
         return [json.loads(self._store.get(key)) for key in keys]
 
-    def agree(self, arguments: dict[str, Any]) -> None:
-        """Checks that all ranks gave the same. A collective call.
+    def agree(self, schedule: _C.Schedule, **options: Any) -> None:
+        """Checks that all ranks have the same schedule, whatever its name, and the same options.
 
-        Args:
-            arguments: JSON values by name, the same names on all ranks.
+        A collective call.
 
         Raises:
             ValueError: on every rank, with the first difference.
         """
+        arguments = {
+            "num_microbatches": schedule.num_microbatches,
+            "num_stages": schedule.num_stages,
+            "schedule.placement.ranks": schedule.placement.ranks,
+            "schedule.actions": [[str(action) for action in rank] for rank in schedule.actions],
+            **options,
+        }
         everybody = self.exchange("make the pipeline", arguments)
         for name, mine in everybody[0].items():
             for rank, theirs in enumerate(everybody):

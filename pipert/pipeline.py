@@ -112,16 +112,7 @@ class Pipeline:
             if self._peers is not None:
                 ranks = [self._peers.rank]
                 self._peers.agree(
-                    {
-                        "num_microbatches": num_microbatches,
-                        "num_stages": len(stages),
-                        "schedule.placement.ranks": self.schedule.placement.ranks,
-                        "schedule.actions": [
-                            [str(a) for a in rank] for rank in self.schedule.actions
-                        ],
-                        "receive_slots": receive_slots,
-                        "broadcast_loss": broadcast_loss,
-                    }
+                    self.schedule, receive_slots=receive_slots, broadcast_loss=broadcast_loss
                 )
                 check_tied(stages, self.schedule.placement)
             on = resolve_devices(devices, ranks, self.schedule.num_ranks)
