@@ -1,5 +1,6 @@
 #include "runtime/pipeline_runtime.h"
 
+#include <thread>
 #include <utility>
 
 #include "base/error.h"
@@ -14,7 +15,19 @@ namespace {
 // never asks.
 constexpr std::int64_t kQuietNs = 100'000'000;
 constexpr std::int64_t kPollEveryNs = 200'000'000;
+constexpr std::chrono::milliseconds kReasonPatience{400};
 constexpr std::chrono::milliseconds kGlance{10};  // the caller has more to watch than the store
+
+// Whether this rank found itself that a message was wrong: then it has nobody's reason to wait for.
+bool is_own_finding(const Failure& failure) {
+  try {
+    if (failure.cause != nullptr) std::rethrow_exception(failure.cause);
+  } catch (const ValueError&) {
+    return true;
+  } catch (...) {
+  }
+  return false;
+}
 
 }  // namespace
 
@@ -166,15 +179,25 @@ void PipelineRuntime::check_other_processes() {
   }
 }
 
+// A peer that failed closes its connections at once, and says why a moment later; one that died
+// says nothing.
+std::optional<std::string> PipelineRuntime::wait_for_reason() {
+  const auto end = std::chrono::steady_clock::now() + kReasonPatience;
+  while (true) {
+    if (auto text = board_->poll(kReasonPatience)) return text;
+    if (std::chrono::steady_clock::now() >= end) return std::nullopt;
+    std::this_thread::sleep_for(kGlance);
+  }
+}
+
 std::optional<Failure> PipelineRuntime::finish() {
   std::optional<Failure> failure = failure_.take();
   if (!failure.has_value()) {
     for (auto& executor : executors_) executor->join();
     return failure;
   }
-  // A peer that failed says why before it closes its connections.
-  if (failure->kind == FailureKind::kTransfer && board_ != nullptr) {
-    if (auto text = board_->poll(kStorePatience)) {
+  if (failure->kind == FailureKind::kTransfer && board_ != nullptr && !is_own_finding(*failure)) {
+    if (auto text = wait_for_reason()) {
       *failure = {.kind = FailureKind::kRemote,
                   .rank = failure->rank,
                   .action = {},

@@ -66,6 +66,7 @@ class PipelineRuntime {
   void abort_all() noexcept;
   void check_time_limit();
   void check_other_processes();
+  std::optional<std::string> wait_for_reason();
   std::string describe_waits() const;
   std::vector<double> own_losses() const;
 
