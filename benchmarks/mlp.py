@@ -87,6 +87,25 @@ class Limit:
             self._module(self._input).backward(self._gradient)
 
 
+class LastRank(Limit):
+    """What the last rank's own modules and loss function take in a plain Python loop.
+
+    The limit knows no loss function, the last rank has one: no pipeline that runs it as Python can
+    be much faster than this.
+    """
+
+    def __init__(self, row: Row) -> None:
+        super().__init__(row)
+        self._row = row
+        self._target = torch.randn(row.microbatch_size, row.width)
+
+    def run(self) -> None:
+        for _ in range(self._row.num_microbatches):
+            for _ in range(self._row.stages_per_rank - 1):
+                self._module(self._input).backward(self._gradient)
+            loss_fn(self._module(self._input), self._target).backward()
+
+
 def gradients(stages: Mapping[int, nn.Module]) -> dict[str, Tensor]:
     """Returns the gradients of some stages as {"<stage>.<parameter>": gradient}."""
     found = {}

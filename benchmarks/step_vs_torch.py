@@ -7,7 +7,8 @@ Contenders take turns: `torch` (two processes on gloo), `threads` (pipert with b
 of the first process, the second one asleep in a barrier), `processes` (pipert in the same two
 processes as torch, on gloo). `limit` is what the plain module takes for (microbatches + ranks - 1)
 forwards and backwards, one core at work; `limit both` the same on both cores at once, which on a
-machine that shares its cores is the time that two ranks can really reach.
+machine that shares its cores is the time that two ranks can really reach. `last rank` is a plain
+Python loop over the last rank's modules and its loss function, which the limit leaves out.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from environment import RESULTS, write_json
-from mlp import NUM_RANKS, ROWS, Limit, Row, check_same
+from mlp import NUM_RANKS, ROWS, LastRank, Limit, Row, check_same
 from pairs import Contender, alternate, milliseconds, table, times_faster
 from torch_peer import TorchPipeline
 
@@ -51,7 +52,9 @@ def contenders(row: Row, schedule: str) -> list[Contender]:
     pipelines["limit both"] = Limit(row)
     if dist.get_rank() == 0:
         pipelines["limit"] = pipelines["limit both"]
-    names = ["limit", "limit both", "torch"] + (["threads", "processes"] if HAVE_PIPERT else [])
+        pipelines["last rank"] = LastRank(row)
+    names = ["limit", "limit both", "last rank", "torch"]
+    names += ["threads", "processes"] if HAVE_PIPERT else []
     return [
         Contender(name, pipelines[name].run, pipelines[name].prepare)
         if name in pipelines
@@ -78,13 +81,13 @@ def measure(row: Row, schedule: str, rounds: int) -> dict[str, Any]:
 
 def print_table(answers: list[dict[str, Any]]) -> None:
     """Prints medians in milliseconds, ratios of medians (and p10-p90 of the ratios by round)."""
-    head = ["row", "schedule", "limit", "both", "torch", "threads", "processes"]
+    head = ["row", "schedule", "limit", "both", "last rank", "torch", "threads", "processes"]
     lines = []
     for answer in answers:
         medians = {name: value["median"] for name, value in answer["milliseconds"].items()}
         faster = answer["times_faster_than_torch"]
         line = [answer["row"], answer["schedule"], medians["limit"], medians["limit both"]]
-        line += [medians.get(name) for name in ("torch", "threads", "processes")]
+        line += [medians.get(name) for name in ("last rank", "torch", "threads", "processes")]
         for name in ("threads", "processes"):
             ratio = faster.get(name)
             line.append("{of_medians:.2f} ({p10:.2f}-{p90:.2f})".format(**ratio) if ratio else None)
