@@ -3,20 +3,20 @@
     python examples/train_gpt.py                        # ranks are threads of this process
     torchrun --nproc-per-node 2 examples/train_gpt.py   # or processes: the same losses, bit for bit
 
-With `--checkpoint FILE` it can be stopped; with `--resume` it goes on as if it never had.
+With `--checkpoint FOLDER` it can be stopped; with `--resume` it goes on as if it never had.
 """
 
 import argparse
 import math
 import os
+import shutil
 import sys
 import time
-from collections import ChainMap
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from gpt import entropies, gpt, loss_fn, read_text, sample, training_batch
+from gpt import LAYERS, entropies, gpt, loss_fn, read_text, sample, training_batch
 
 import pipert
 
@@ -24,11 +24,10 @@ LEARNING_RATE, WARMUP = 3e-3, 30
 
 
 def main():
+    args = parse_args(num_ranks=int(os.environ.get("WORLD_SIZE", 2)))  # torchrun's, or two threads
     group = pipert.init()  # None unless torchrun started us
-    rank, num_ranks = (0, 2) if group is None else (group.rank(), group.size())
-    args = parse_args(num_ranks)
     text, train, windows = args.text
-    say = print if rank == 0 else lambda *_, **__: None
+    say = print if group is None or group.rank() == 0 else lambda *_, **__: None
 
     torch.set_num_threads(1)  # one for each rank: two ranks on two cores
     torch.manual_seed(0)  # every rank builds the same model, and keeps its own stages
@@ -41,7 +40,7 @@ def main():
         broadcast_loss=True,
     )
     optimizer = torch.optim.AdamW(pipe.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
-    first = load(args.checkpoint, pipe, optimizer) if args.resume else 0
+    first = load(args.checkpoint, pipe, optimizer, args) if args.resume else 0
     last, seconds = min(args.steps, args.stop_at or args.steps), 0.0
     if first >= last:
         sys.exit(f"nothing to do: {args.checkpoint} has seen {first} of {last} steps")
@@ -63,7 +62,7 @@ def main():
             validation = sum(losses) / len(losses)
             say(f"{line}  validation loss {validation:.9g}", flush=True)
             if args.checkpoint:
-                save(args.checkpoint, step + 1, pipe, optimizer, group)
+                save(args.checkpoint, step + 1, pipe, optimizer, group, args)
         elif sys.stdout.isatty():
             say(line, end="\r", flush=True)
 
@@ -83,26 +82,43 @@ def learning_rate(step, num_steps):
     return LEARNING_RATE * min((step + 1) / WARMUP, 0.05 + 0.475 * (1 + math.cos(math.pi * done)))
 
 
-def save(path, step, pipe, optimizer, group):
-    """Every process has stages of its own; the first one writes them all."""
+def save(folder, step, pipe, optimizer, group, args):
+    """Every process writes its own stages, under their names; then the first says it is done."""
+    rank = 0 if group is None else group.rank()
     state = {name: optimizer.state[weight] for name, weight in pipe.named_parameters()}
-    parts = [{"model": pipe.state_dict(), "optimizer": state}]
+    new = folder / f"step-{step}"
+    new.mkdir(parents=True, exist_ok=True)
+    part = {"model": pipe.state_dict(), "optimizer": state, "options": what_is_trained(args)}
+    torch.save(part, new / f"rank-{rank}.pt")
     if group is not None:
-        parts *= group.size()
-        dist.all_gather_object(parts, parts[0], group)
-    if group is None or group.rank() == 0:
-        whole = {key: dict(ChainMap(*(part[key] for part in parts))) for key in parts[0]}
-        torch.save({"step": step, **whole}, f"{path}.new")
-        os.replace(f"{path}.new", path)  # an interrupted save changes nothing
+        dist.barrier(group)  # all files are there
+    if rank == 0:
+        (folder / "latest.new").write_text(str(step))
+        os.replace(folder / "latest.new", folder / "latest")  # an interrupted save changes nothing
+        for old in folder.glob("step-*"):
+            if old != new:
+                shutil.rmtree(old)
 
 
-def load(path, pipe, optimizer):
+def load(folder, pipe, optimizer, args):
     """Takes this process's part of a checkpoint, and returns the step to go on with."""
-    saved = torch.load(path, weights_only=True)
-    pipe.load_state_dict(saved["model"])
-    for name, weight in pipe.named_parameters():
-        optimizer.state[weight] = saved["optimizer"][name]
-    return saved["step"]
+    step, model, state = int((folder / "latest").read_text()), {}, {}
+    for file in (folder / f"step-{step}").glob("rank-*.pt"):  # as many as there were processes
+        saved = torch.load(file, weights_only=True)
+        if saved["options"] != what_is_trained(args):
+            sys.exit(f"--resume: {folder} is of a run with {saved['options']}")
+        model |= saved["model"]
+        state |= saved["optimizer"]
+    pipe.load_state_dict(model)
+    optimizer.state.update((weight, state[name]) for name, weight in pipe.named_parameters())
+    return step
+
+
+def what_is_trained(args):
+    """The options that must stay the same if a resumed run is to go on as if it never had ended."""
+    text, _, _ = args.text
+    options = {name: getattr(args, name) for name in ("steps", "batch", "microbatches")}
+    return options | {"text_bytes": len(text)}
 
 
 def parse_args(num_ranks):
@@ -115,7 +131,7 @@ def parse_args(num_ranks):
     add("--batch", type=positive, default=16, help="windows of text in a step")
     add("--steps", type=positive, default=600, help="optimizer steps")
     add("--validate-every", type=positive, default=50, help="steps between validations")
-    add("--checkpoint", type=Path, help="file to write at each validation")
+    add("--checkpoint", type=Path, help="folder to write to at each validation")
     add("--resume", action="store_true", help="go on from --checkpoint")
     add("--stop-at", type=positive, help="stop after this step, as if interrupted")
     add("--sample", type=int, default=200, help="bytes to write at the end")
@@ -132,12 +148,14 @@ def parse_args(num_ranks):
         fail(str(error))
     if args.microbatches > args.batch:
         fail(f"--microbatches must be at most --batch, {args.batch}, got {args.microbatches}")
-    if args.checkpoint and (args.checkpoint.is_dir() or not args.checkpoint.parent.is_dir()):
-        fail(f"--checkpoint must be a file in a folder that exists, got {args.checkpoint}")
+    if args.schedule.num_stages > LAYERS + 3:
+        fail(f"the model has {LAYERS + 3} layers, too few for {args.schedule.num_stages} stages")
+    if args.checkpoint and args.checkpoint.exists() and not args.checkpoint.is_dir():
+        fail(f"--checkpoint must be a folder, got the file {args.checkpoint}")
     if args.resume and not args.checkpoint:
-        fail("--resume needs --checkpoint, the file to go on from")
-    if args.resume and not args.checkpoint.is_file():
-        fail(f"--resume: there is no checkpoint {args.checkpoint}")
+        fail("--resume needs --checkpoint, the folder to go on from")
+    if args.resume and not (args.checkpoint / "latest").is_file():
+        fail(f"--resume: there is no checkpoint in {args.checkpoint}")
     return args
 
 

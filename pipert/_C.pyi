@@ -107,6 +107,8 @@ class Schedule:
         capacity: int | None = None,
         rendezvous: bool = False,
         forward_only: bool = False,
+        memory_limit: float | Sequence[float] | None = None,
+        activation_size: float | Sequence[float] = 1.0,
     ) -> Verdict: ...
     def simulate(self, costs: Costs = ...) -> Timeline: ...
     def render(
@@ -128,7 +130,8 @@ class Verdict:
     def defect(
         self,
     ) -> (
-        Literal["malformed", "misplaced", "missing", "doubled", "unordered", "deadlock"] | None
+        Literal["malformed", "misplaced", "missing", "doubled", "unordered", "memory", "deadlock"]
+        | None
     ): ...
     @property
     def message(self) -> str: ...

@@ -1,12 +1,15 @@
 """The ranks of one pipeline in several processes: what they tell each other, how they connect."""
 
+import hashlib
 import itertools
 import json
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent import futures
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
 # A backend closes a group when a timed wait runs out; pipert has time limits of its own.
 _NEVER = timedelta(days=365)
 _LONGEST_PAUSE_S = 0.02  # between two questions to the store
+_STORE_PATIENCE_S = 3.0  # beyond a time limit, or to tell of a failure
+
+_Answer = TypeVar("_Answer")
 
 
 class Peers:
@@ -35,7 +41,7 @@ class Peers:
     # Pipelines made so far, by their ranks.
     _counts: ClassVar[dict[tuple[int, ...], Iterator[int]]] = {}
 
-    def __init__(self, group: dist.ProcessGroup, timeout_s: float) -> None:
+    def __init__(self, group: dist.ProcessGroup) -> None:
         self.rank = dist.get_rank(group)
         self.size = dist.get_world_size(group)
         ranks = tuple(dist.get_process_group_ranks(group))
@@ -44,7 +50,7 @@ class Peers:
         base = dist.distributed_c10d._get_default_store()
         name = f"pipert/{'.'.join(map(str, ranks))}/{number}"
         self._store = c10d.PrefixStore(name, base)
-        self._timeout_s = timeout_s
+        self.timeout_s = 300.0  # of every wait for another rank
         self._exchanges = itertools.count()
         self._num_connections = 0  # that were begun by all ranks
         self._is_lost = False
@@ -70,10 +76,7 @@ class Peers:
             )
         number = next(self._exchanges)
         with self._losing_peers(f"while it waited for the others to {call} too"):
-            self._post(number, {"call": call, "value": value})
-            told = self._collect(number, call)
-            if number > 0:  # all ranks have read the one before, or they would not be here
-                self._store.delete_key(self._key(number - 1, self.rank))
+            told = self._exchange(number, call, value)
         for part in told:
             if "error" in part:
                 raise error_of_peer(part["error"])
@@ -93,19 +96,51 @@ class Peers:
         except BaseException as error:
             if not (isinstance(error, PipelineError) and error.kind == "remote"):
                 told = {"error": describe_for_peers(error, self.rank)}
-                with suppress(RuntimeError):  # the store is gone, with the process that served it
-                    self._post(next(self._exchanges), told)
+                number = next(self._exchanges)
+                # The store may be gone with the process that served it, or that process hang.
+                with suppress(RuntimeError, TimeoutError):
+                    _ask(lambda: self._post(number, told), _STORE_PATIENCE_S)
             raise
 
     @contextmanager
     def _losing_peers(self, doing: str) -> Iterator[None]:
         """What the store or a backend raises inside becomes a PipelineError."""
+        begin = time.monotonic()
         try:
             yield
         except PipelineError:
             raise
         except RuntimeError as error:
-            raise make_pipeline_error("transfer", self.rank, None, doing, error) from error
+            late = time.monotonic() - begin >= self.timeout_s
+            kind = "timeout" if late else "transfer"
+            raise make_pipeline_error(kind, self.rank, None, doing, error) from error
+
+    def _exchange(self, number: int, call: str, value: Any) -> list[Any]:
+        is_over = threading.Event()
+
+        def ask() -> list[Any] | None:
+            self._post(number, {"call": call, "value": value})
+            told = self._collect(number, is_over)
+            if told is not None and number > 0:  # all have read the one before: they are here
+                self._store.delete_key(self._key(number - 1, self.rank))
+            return told
+
+        try:
+            told = _ask(ask, self.timeout_s + _STORE_PATIENCE_S)
+            if told is not None:
+                return told
+            missing = _ask(lambda: self._missing(number), _STORE_PATIENCE_S)
+            waited_for = ", ".join(f"rank {rank}" for rank in missing)
+        except TimeoutError:
+            waited_for = "torch.distributed's store, which doesn't answer,"
+        finally:
+            is_over.set()
+        self._is_lost = True
+        raise PipelineTimeoutError(
+            f"rank {self.rank} waited {self.timeout_s:g} s for {waited_for} to {call} too",
+            kind="timeout",
+            rank=self.rank,
+        )
 
     def _key(self, number: int, rank: int) -> str:
         return f"exchange/{number}/{rank}"
@@ -113,23 +148,20 @@ class Peers:
     def _post(self, number: int, told: dict[str, Any]) -> None:
         self._store.set(self._key(number, self.rank), json.dumps(told))
 
-    def _collect(self, number: int, call: str) -> list[Any]:
+    def _collect(self, number: int, is_over: threading.Event) -> list[Any] | None:
+        """What all ranks posted; None if some didn't in time."""
         keys = [self._key(number, rank) for rank in range(self.size)]
-        end = time.monotonic() + self._timeout_s
+        end = time.monotonic() + self.timeout_s
         pause = 1e-4
-        while not self._store.check(keys):  # its own wait doesn't see signals: Ctrl-C would wait
-            if time.monotonic() > end:
-                self._is_lost = True
-                missing = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
-                raise PipelineTimeoutError(
-                    f"rank {self.rank} waited {self._timeout_s:g} s for "
-                    f"{', '.join(f'rank {rank}' for rank in missing)} to {call} too",
-                    kind="timeout",
-                    rank=self.rank,
-                )
+        while not self._store.check(keys):
+            if time.monotonic() > end or is_over.is_set():
+                return None
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
         return [json.loads(self._store.get(key)) for key in keys]
+
+    def _missing(self, number: int) -> list[int]:
+        return [r for r in range(self.size) if not self._store.check([self._key(number, r)])]
 
     def agree(self, schedule: _C.Schedule, **options: Any) -> None:
         """Checks that all ranks have the same schedule, whatever its name, and the same options.
@@ -143,18 +175,15 @@ class Peers:
             "num_microbatches": schedule.num_microbatches,
             "num_stages": schedule.num_stages,
             "schedule.placement.ranks": schedule.placement.ranks,
-            "schedule.actions": [[str(action) for action in rank] for rank in schedule.actions],
             **options,
         }
-        everybody = self.exchange("make the pipeline", arguments)
-        for name, mine in everybody[0].items():
-            for rank, theirs in enumerate(everybody):
-                if theirs[name] != mine:
-                    where, first, other = _first_difference(name, mine, theirs[name])
-                    raise ValueError(
-                        f"ranks were given different arguments: {where} is {first} on rank 0 and "
-                        f"{other} on rank {rank}"
-                    )
+        _check_same(self.exchange("make the pipeline", arguments))
+        # All actions to all ranks would be gigabytes for a large schedule.
+        digest = hashlib.sha256(schedule.to_csv().encode()).hexdigest()
+        if len(set(self.exchange("make the pipeline", digest))) == 1:
+            return
+        actions = [[str(action) for action in rank] for rank in schedule.actions]
+        _check_same(self.exchange("make the pipeline", {"schedule.actions": actions}))
 
     def connect(self, program: _C.Program, device: torch.device) -> _C.ExternalChannels:
         """Opens a channel for each edge of this rank. A collective call.
@@ -175,11 +204,13 @@ class Peers:
             }
         )
         # In the same order on all ranks: the least edge that anybody waits for can always be made.
-        with self._losing_peers("while it connected"):
-            channels = [
-                (source, destination, *self._edge(store, source, destination, device))
-                for source, destination in edges
-            ]
+        channels = []
+        for source, destination in edges:
+            peer = destination if source == self.rank else source
+            with self._losing_peers(f"while it connected to rank {peer}"):
+                ends = self._edge(store, source, destination, device)
+            channels.append((source, destination, *ends))
+        with self._losing_peers("while it connected to all ranks"):
             group = self._gloo(c10d.PrefixStore("all", store), self.rank, self.size)
         self.exchange("end connecting")  # or a rank would wait in a step for one that failed here
         return _C.connect_processes(
@@ -214,12 +245,47 @@ class Peers:
 
     def _gloo(self, store: c10d.Store, rank: int, size: int) -> "Backend":
         """The time limit is for connecting; C++ waits for messages with none."""
-        return dist.ProcessGroupGloo(store, rank, size, timeout=timedelta(seconds=self._timeout_s))
+        return dist.ProcessGroupGloo(store, rank, size, timeout=timedelta(seconds=self.timeout_s))
 
 
 def telling(peers: Peers | None) -> AbstractContextManager[None]:
     """As `peers.telling()`; where there are none, nobody is told."""
     return nullcontext() if peers is None else peers.telling()
+
+
+def _ask(question: Callable[[], _Answer], limit_s: float) -> _Answer:
+    """Asks the store on a thread of its own.
+
+    If the process that serves it hangs, a question never ends, and who waits in it sees no Ctrl-C.
+
+    Raises:
+        TimeoutError: there was no answer in time. The thread ends when there is one.
+    """
+    answer: futures.Future[_Answer] = futures.Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(question())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, name="pipert store", daemon=True).start()
+    try:
+        return answer.result(limit_s)
+    except futures.TimeoutError:  # before Python 3.11 it is no TimeoutError
+        raise TimeoutError from None
+
+
+def _check_same(everybody: list[dict[str, Any]]) -> None:
+    """Raises ValueError with the first difference between what the ranks gave."""
+    for name, mine in everybody[0].items():
+        for rank, theirs in enumerate(everybody):
+            if theirs[name] != mine:
+                where, first, other = _first_difference(name, mine, theirs[name])
+                raise ValueError(
+                    f"ranks were given different arguments: {where} is {first} on rank 0 and "
+                    f"{other} on rank {rank}"
+                )
 
 
 def _first_difference(name: str, one: Any, other: Any) -> tuple[str, Any, Any]:

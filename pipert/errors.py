@@ -54,7 +54,7 @@ def make_pipeline_error(
     if action is not None:
         verb = "forward" if action.kind == "F" else "backward"
         where += f", stage {action.stage}, microbatch {action.microbatch}, {action} ({verb})"
-    if kind == "transfer" and message:
+    if message and (kind == "transfer" or (kind == "timeout" and cause is not None)):
         where += f", {message}"
     if cause is not None:
         what = f"{type(cause).__name__}: {_text(cause)}"

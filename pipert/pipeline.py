@@ -81,10 +81,12 @@ class Pipeline:
         receive_slots: int = 2,
         intra_op_threads: int | None = None,
     ) -> None:
-        timeout_s = check_timeout(timeout_s)
-        self._peers = None if group is None else Peers(as_group(group), timeout_s)
+        self._peers = None if group is None else Peers(as_group(group))
         self._has_loss = loss_fn is not None
         with telling(self._peers):
+            timeout_s = check_timeout(timeout_s)
+            if self._peers is not None:
+                self._peers.timeout_s = timeout_s
             check_arguments(stages, loss_fn, stage_kind)
             check_integers(
                 num_microbatches=num_microbatches,

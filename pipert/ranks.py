@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -60,6 +61,7 @@ class Ranks:
         self._peers = peers
         self._process = os.getpid()
         self._last_failed = False
+        self._busy = threading.Lock()  # while a pass is being prepared or runs
         self._first_device = next(iter(devices.values()))
         self._make_runtime = partial(
             _C.Runtime,
@@ -89,6 +91,22 @@ class Ranks:
         Raises:
             ValueError: no pass can begin: closed, forked, or one is running.
         """
+        if self._process != os.getpid():
+            raise ValueError(
+                "a forked process has no ranks: make the pipeline in the process itself"
+            )
+        if not self._busy.acquire(blocking=False):  # before anything is told to the other ranks
+            raise ValueError(
+                "the pipeline is running a step: it runs one at a time, for one thread"
+            )
+        try:
+            with self._announced_pass() as runtime:
+                yield runtime
+        finally:
+            self._busy.release()
+
+    @contextmanager
+    def _announced_pass(self) -> Iterator[_C.Runtime]:
         runtime = self._ready_runtime()
         self._last_failed = True  # until the end
         try:
@@ -104,14 +122,6 @@ class Ranks:
     def _ready_runtime(self) -> _C.Runtime:
         if self._runtime is None:
             raise ValueError("the pipeline is closed")
-        if self._process != os.getpid():
-            raise ValueError(
-                "a forked process has no ranks: make the pipeline in the process itself"
-            )
-        if self._runtime.running():  # asked before anything is told to the other ranks
-            raise ValueError(
-                "the pipeline is running a step: it runs one at a time, for one thread"
-            )
         if not self._runtime.usable():
             self._runtime.close()
             with telling(self._peers):

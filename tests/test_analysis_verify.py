@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch_schedules
 from hypothesis import given, settings
@@ -278,3 +280,59 @@ def test_a_transfer_inside_a_rank_is_malformed():
     assert verdict.message == (
         "0SEND_F0 on rank 0 (position 1): stage 1 at the other end is on the same rank"
     )
+
+
+# --- memory ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gpipe", "1f1b", "interleaved_1f1b"])
+def test_a_memory_limit_is_kept_exactly_down_to_the_peak_that_simulate_finds(name):
+    num_stages = 8 if name == "interleaved_1f1b" else 4
+    schedule = Schedule.build(name, num_ranks=4, num_microbatches=8, num_stages=num_stages)
+    peaks = schedule.simulate().peak_memory
+    assert schedule.verify(memory_limit=peaks).ok
+    for rank, peak in enumerate(peaks):
+        limits = [*peaks[:rank], peak - 1, *peaks[rank + 1 :]]
+        verdict = schedule.verify(memory_limit=limits)
+        assert verdict.defect == "memory"
+        assert verdict.message.startswith(f"rank {rank} holds activations of {peak} at ")
+        assert f"its limit is {peak - 1}" in verdict.message
+
+
+def test_a_memory_limit_counts_each_stage_by_its_size():
+    schedule = Schedule([["0F0", "1F0", "1B0", "0B0"]], placement=Placement(1, [0, 0]))
+    assert schedule.verify(memory_limit=3.5, activation_size=[1.5, 2.0]).ok
+    verdict = schedule.verify(memory_limit=3.4, activation_size=[1.5, 2.0])
+    assert verdict.message == (
+        "rank 0 holds activations of 3.5 at 1F0 (position 1), its limit is 3.4; the next to be "
+        "freed is by 1B0 (position 2)"
+    )
+
+
+def test_a_split_backward_frees_its_activation_with_its_weight_half():
+    schedule = Schedule([["0F0", "0I0", "0F1", "0W0", "0B1"]])
+    assert schedule.verify(memory_limit=1).defect == "memory"
+    assert schedule.verify(memory_limit=2).ok
+    forwards = schedule.forward_only()
+    assert forwards.verify(memory_limit=1, forward_only=True).ok
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"memory_limit": [1.0, 2.0, 3.0]},
+            "memory_limit must be one number or 2 (num_ranks), got 3",
+        ),
+        ({"memory_limit": -1.0}, "memory_limit must be finite and at least 0, got -1"),
+        ({"memory_limit": float("nan")}, "memory_limit must be finite and at least 0, got nan"),
+        (
+            {"activation_size": [1.0] * 5},
+            "activation_size must be one number or 2 (num_stages), got 5",
+        ),
+    ],
+)
+def test_limits_that_do_not_fit_the_schedule_are_refused(options, message):
+    schedule = Schedule.build("1f1b", num_ranks=2, num_microbatches=4)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        schedule.verify(**options)

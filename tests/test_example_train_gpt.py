@@ -96,6 +96,9 @@ def test_resumed_run_equals_uninterrupted_bit_for_bit(
     assert _sample(after) == _sample(uninterrupted)
     status, _, errors = run(text, *checkpoint, "--resume")
     assert (status, errors) == (1, f"nothing to do: {tmp_path / 'gpt'} has seen 6 of 6 steps\n")
+    status, _, errors = run(text, *checkpoint, "--resume", "--batch", "4")
+    assert status == 1
+    assert "is of a run with {'steps': 6, 'batch': 8," in errors
 
 
 MISTAKES = {
@@ -107,10 +110,9 @@ MISTAKES = {
     "--microbatches 17": "--microbatches must be at most --batch, 16, got 17",
     "--microbatches 1 --schedule interleaved_1f1b": "num_microbatches must be at least 2",
     "--schedule 1f1bb": "unknown schedule '1f1bb': did you mean '1f1b'?",
-    "--checkpoint .": "--checkpoint must be a file in a folder that exists, got .",
-    "--checkpoint no/gpt": "--checkpoint must be a file in a folder that exists, got no/gpt",
-    "--resume": "--resume needs --checkpoint, the file to go on from",
-    "--resume --checkpoint gpt": "--resume: there is no checkpoint gpt",
+    "--checkpoint tiny.txt": "--checkpoint must be a folder, got the file tiny.txt",
+    "--resume": "--resume needs --checkpoint, the folder to go on from",
+    "--resume --checkpoint gpt": "--resume: there is no checkpoint in gpt",
 }
 
 

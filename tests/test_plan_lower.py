@@ -366,6 +366,18 @@ def test_with_send_slots_no_more_messages_are_on_their_way_and_all_arrive(schedu
                 assert all(0 <= n <= bound for n in on_their_way.values())
 
 
+@pytest.mark.parametrize("bound", [1, 2, 3])
+def test_a_send_waits_for_the_message_that_is_read_next_not_for_the_one_sent_first(bound):
+    """Rank 1 reads microbatch 0 last: who waits until it has been read waits for ever."""
+    forward = pipert.Schedule(
+        [[f"0F{m}" for m in range(6)], ["1F1", "1F2", "1F3", "1F0", "1F4", "1F5"]]
+    )
+    programs = pipert.lower(forward, send_slots=bound)
+    assert bound == 1 or any(i["kind"] == "release" for i in programs[0].instructions[:-2])
+    for seed in SEEDS:
+        assert run_in_issue_order(programs, seed, sends_may_wait=True) is not None
+
+
 def test_an_inference_keeps_no_more_send_buffers_than_it_was_given():
     """Nothing comes back that would show that a message was read."""
     forward = pipert.Schedule.build("gpipe", num_ranks=2, num_microbatches=20).forward_only()

@@ -4,6 +4,7 @@
 #include "analysis/completeness.h"
 #include "analysis/deadlock.h"
 #include "analysis/local_order.h"
+#include "analysis/memory_limit.h"
 #include "analysis/range_check.h"
 #include "base/error.h"
 
@@ -13,6 +14,7 @@ Verdict verify(const Schedule& schedule, const VerifyOptions& options) {
   if (options.capacity && *options.capacity < 0) {
     throw ValueError(concat("capacity must be at least 0, got ", *options.capacity));
   }
+  require_memory_options(schedule, options);
   Verdict verdict = check_ranges(schedule, options);
   if (!verdict.ok()) return verdict;
   const Schedule apart = split_overlaps(schedule);
@@ -23,6 +25,7 @@ Verdict verify(const Schedule& schedule, const VerifyOptions& options) {
   if (verdict.ok()) verdict = check_complete(apart, index, options);
   if (verdict.ok()) verdict = check_local_order(apart, index);
   if (verdict.ok()) verdict = check_parameters(apart);
+  if (verdict.ok()) verdict = check_memory(apart, options);
   if (verdict.ok()) verdict = check_deadlock(apart, index, options);
   return verdict;
 }
@@ -48,6 +51,8 @@ std::string_view defect_name(Defect defect) {
       return "doubled";
     case Defect::kUnordered:
       return "unordered";
+    case Defect::kMemory:
+      return "memory";
     case Defect::kDeadlock:
       return "deadlock";
   }

@@ -13,6 +13,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "ir/schedule.h"
 
@@ -29,6 +30,11 @@ struct VerifyOptions {
   std::optional<int>
       capacity;  // messages in flight on each directed edge; nullopt: no bound; 0: rendezvous
   SendMode send_mode = SendMode::kBuffered;
+  // What the activations of each rank may take at any time; one number for all ranks, or none: no
+  // limit. In the unit of `activation_size`.
+  std::vector<double> memory_limit;
+  // Of one microbatch on each stage; one number for all stages.
+  std::vector<double> activation_size = {1.0};
 };
 
 enum class Defect : std::uint8_t {
@@ -38,6 +44,7 @@ enum class Defect : std::uint8_t {
   kMissing,    // an action that must be there and is not
   kDoubled,    // an action that is there twice
   kUnordered,  // an action that runs before its input, on its own rank
+  kMemory,     // more activations on a rank than its limit
   kDeadlock,   // ranks that wait for each other
 };
 
@@ -50,7 +57,8 @@ struct Verdict {
 // The first defect found, in the order of Defect's list but for missing and doubled, which may come
 // in either order. Lowered schedules are checked for their transfers too (each SEND has its RECV),
 // for unsharded parameters around each compute action, and for a REDUCE_GRAD after the last
-// backward of its stage. O(actions) in time and memory. Throws ValueError for a negative capacity.
+// backward of its stage. O(actions) in time and memory. Throws ValueError for a negative capacity,
+// and for limits or sizes that don't fit the schedule.
 Verdict verify(const Schedule& schedule, const VerifyOptions& options = {});
 
 // Throws ValueError with the verdict's message unless the schedule is good.

@@ -37,10 +37,14 @@ Costs make_costs(const OneOrMany& forward, const OneOrMany& input, const OneOrMa
 }
 
 Verdict verify_schedule(const Schedule& schedule, std::optional<int> capacity, bool rendezvous,
-                        bool forward_only) {
-  return verify(schedule, {.forward_only = forward_only,
-                           .capacity = capacity,
-                           .send_mode = rendezvous ? SendMode::kRendezvous : SendMode::kBuffered});
+                        bool forward_only, const std::optional<OneOrMany>& memory_limit,
+                        const OneOrMany& activation_size) {
+  return verify(schedule,
+                {.forward_only = forward_only,
+                 .capacity = capacity,
+                 .send_mode = rendezvous ? SendMode::kRendezvous : SendMode::kBuffered,
+                 .memory_limit = memory_limit ? to_vector(*memory_limit) : std::vector<double>(),
+                 .activation_size = to_vector(activation_size)});
 }
 
 std::optional<std::string> defect_of(const Verdict& verdict) {
@@ -94,7 +98,8 @@ void bind_verdict(py::module_& module) {
   py::class_<Verdict>(module, "Verdict", "What verify() found. True if the schedule is good.")
       .def_property_readonly("ok", &Verdict::ok)
       .def_property_readonly("defect", &defect_of,
-                             "None, malformed, misplaced, missing, doubled, unordered or deadlock.")
+                             "None, malformed, misplaced, missing, doubled, unordered, memory or "
+                             "deadlock.")
       .def_readonly("message", &Verdict::message,
                     "The counterexample in words; empty if there is none.")
       .def("__bool__", &Verdict::ok)
@@ -181,8 +186,9 @@ void bind_analysis(py::module_& module) {
   schedule
       .def("verify", &verify_schedule, py::kw_only(), py::arg("capacity") = py::none(),
            py::arg("rendezvous") = false, py::arg("forward_only") = false,
+           py::arg("memory_limit") = py::none(), py::arg("activation_size") = 1.0,
            py::call_guard<py::gil_scoped_release>(),
-           R"(Shows that the schedule is complete, ordered and free of deadlock.
+           R"(Shows that the schedule is complete, ordered, free of deadlock and within memory.
 
 Or gives a counterexample.
 
@@ -191,9 +197,16 @@ Args:
         rendezvous.
     rendezvous: A send waits for its receive.
     forward_only: An inference schedule: F alone is complete.
+    memory_limit: What the activations of a rank may take at any time; one number, or one for each
+        rank; None: no limit. An activation lives from its F to its B, or to its W.
+    activation_size: Of one microbatch on a stage, in the same unit; one number, or one for each
+        stage.
 
 Returns:
-    A Verdict: true if the schedule is good, else with .defect and .message.)")
+    A Verdict: true if the schedule is good, else with .defect and .message.
+
+Raises:
+    ValueError: A negative capacity; limits or sizes that don't fit the schedule.)")
       .def("simulate", &simulate, py::arg("costs") = Costs(),
            py::call_guard<py::gil_scoped_release>(),
            R"(Runs the schedule on paper.

@@ -105,8 +105,7 @@ void bind_runtime(py::module_& module) {
       .def("losses", &PythonRuntime::losses)
       .def("loss_weights", &PythonRuntime::loss_weights)
       .def("outputs", &PythonRuntime::outputs)
-      .def("withdraw", &PythonRuntime::withdraw, py::arg("text"),
-           py::call_guard<py::gil_scoped_release>())
+      .def("withdraw", &PythonRuntime::withdraw, py::arg("text"))
       .def("running", &PythonRuntime::running)
       .def("usable", &PythonRuntime::usable)
       .def("traces", &traces)

@@ -1,5 +1,5 @@
 // PythonBody: a stage body that is a Python callable, with the loss function on the last stage. It
-// takes the GIL for the call alone.
+// holds the GIL from the call until the stage has taken the result apart.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -97,8 +97,11 @@ PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector
   options.timeout = std::chrono::milliseconds(static_cast<std::int64_t>(timeout_s * 1000.0));
   options.intra_op_threads = intra_op_threads;
   options.hooks = threads_.hooks();
+  {
+    const py::gil_scoped_release no_gil;  // where a thread can't start, those that did are joined
   runtime_ = std::make_unique<PipelineRuntime>(std::move(specs), std::move(external.agreement),
                                                std::move(external.board), std::move(options));
+  }
   runtime_->set_share_losses(share_losses);
 }
 
@@ -139,7 +142,8 @@ void PythonRuntime::set_batches(const StepArguments& arguments) {
       last.targets = as_list(arguments.target, num_microbatches_, "target");
   } else {
     std::optional<std::int64_t> size;
-    for (const py::object& value : {arguments.args, arguments.kwargs, arguments.target}) {
+    if (bodies_.contains(0)) size = batch_size(arguments.args);  // the others ignore it
+    for (const py::object& value : {arguments.kwargs, arguments.target}) {
       if (!size.has_value()) size = batch_size(value);
     }
     if (size.has_value()) weights = batch_weights(num_microbatches_, *size);
@@ -166,6 +170,13 @@ void PythonRuntime::set_batches(const StepArguments& arguments) {
     body->set_batch(std::move(batch));
     stages_.at(stage)->begin(stage == 0 || is_last ? weights : std::vector<double>(), rows);
   }
+}
+
+void PythonRuntime::withdraw(const std::string& text) {
+  PipelineRuntime& told = runtime();
+  const Running running(running_);  // or another thread might close it meanwhile
+  const py::gil_scoped_release no_gil;  // a round trip to the store
+  told.withdraw(text);
 }
 
 void PythonRuntime::clear_batches() {

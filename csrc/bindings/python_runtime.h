@@ -55,7 +55,7 @@ class PythonRuntime {
   void close();
   // Tells the other processes that this one won't run the pass, because of `text` (see
   // pipert.errors).
-  void withdraw(const std::string& text) { runtime().withdraw(text); }
+  void withdraw(const std::string& text);
   bool running() const { return running_; }
   bool usable() const { return runtime_ != nullptr && runtime_->usable(); }
 

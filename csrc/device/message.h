@@ -19,8 +19,8 @@ struct Message {
   std::int64_t epoch =
       0;                 // counts the passes of a pipeline: messages of an earlier one are refused
   bool training = true;  // of the pass: a rank that evaluates refuses those of one that trains
-  double weight = 0.0;   // of this microbatch in the mean loss
-  std::int64_t batch_size = 0;  // rows of the whole batch; 0 when the user has cut it
+  double weight = 0.0;   // of this microbatch in the mean loss; activations alone
+  std::int64_t batch_size = 0;  // rows of the whole batch; 0 when it came in pieces; likewise
 
   // Any shape, dtype and device. A gradient that nobody needs is an undefined tensor.
   std::vector<at::Tensor> tensors;

@@ -158,22 +158,25 @@ class RankLowering {
                                        .waits = {ready},
                                        .mark = out.sent});
       releases_[dataflow_.known_received(out.flow)].push_back(out);
-      on_their_way_[out.flow.edge()].emplace(out.sequence, out);
+      on_their_way_[out.flow.edge()].emplace(out.flow.consumer.position, out);
     }
   }
 
+  // Waits for the message that is read next, not for the one that was sent first: verify() has shown
+  // that the reader comes to it.
   void make_room(const Edge& edge) {
     const auto& on_their_way = on_their_way_[edge];
     if (send_slots_.has_value() && on_their_way.size() >= as_index(*send_slots_)) {
-      const Outgoing oldest = on_their_way.begin()->second;
-      emit_release(oldest);
-      emptied_early_[oldest.slot] = program_.instructions.size() - 1;
+      const Outgoing next = on_their_way.begin()->second;
+      emit_release(next);
+      emptied_early_[next.slot] = program_.instructions.size() - 1;
     }
   }
 
   void emit_releases(int position) {
     for (const Outgoing& out : releases_[position]) {
-      if (on_their_way_[out.flow.edge()].contains(out.sequence)) emit_release(out);
+      const auto& on_their_way = on_their_way_[out.flow.edge()];
+      if (on_their_way.contains(out.flow.consumer.position)) emit_release(out);
     }
   }
 
@@ -183,7 +186,7 @@ class RankLowering {
                                      .waits = {out.sent},
                                      .mark = kNoMark});
     slots_.give_back(out.slot);
-    on_their_way_[out.flow.edge()].erase(out.sequence);
+    on_their_way_[out.flow.edge()].erase(out.flow.consumer.position);
   }
 
   // An activation lives from its F to its B, or to its W where the backward is split.
@@ -214,7 +217,8 @@ class RankLowering {
   std::map<std::pair<RunId, RunId>, SlotId> held_;  // results handed on inside the rank
   std::map<int, std::vector<Outgoing>>
       releases_;  // by the Run after which the peer is known to have it
-  std::map<Edge, std::map<int, Outgoing>> on_their_way_;  // sent, not released; by sequence
+  // Sent, not released; by the Run that reads it.
+  std::map<Edge, std::map<int, Outgoing>> on_their_way_;
   std::map<SlotId, std::size_t> emptied_early_;  // by a Release that had to wait: its index
   std::optional<int> send_slots_;
 };

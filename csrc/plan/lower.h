@@ -18,9 +18,9 @@ struct LowerOptions {
   // the Run that reads it.
   int receive_slots = 2;
   // At most so many messages of each edge are on their way: a further Send waits until the peer has
-  // the oldest. Without it no Send ever waits, and a message is kept until a later Run shows that
-  // it was read; where nothing ever comes back (inference), that is to the end. Left out for a
-  // schedule that could then not end.
+  // the one that it reads next. Without it no Send ever waits, and a message is kept until a later
+  // Run shows that it was read; where nothing ever comes back (inference), that is to the end. Left
+  // out for a schedule that could then not end.
   std::optional<int> send_slots;
 };
 

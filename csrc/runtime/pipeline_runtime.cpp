@@ -184,8 +184,10 @@ void PipelineRuntime::check_other_processes() {
 std::optional<std::string> PipelineRuntime::wait_for_reason() {
   const auto end = std::chrono::steady_clock::now() + kReasonPatience;
   while (true) {
-    if (auto text = board_->poll(kReasonPatience)) return text;
-    if (std::chrono::steady_clock::now() >= end) return std::nullopt;
+    const auto rest = std::chrono::duration_cast<std::chrono::milliseconds>(
+        end - std::chrono::steady_clock::now());
+    if (rest.count() <= 0) return std::nullopt;
+    if (auto text = board_->poll(rest)) return text;
     std::this_thread::sleep_for(kGlance);
   }
 }

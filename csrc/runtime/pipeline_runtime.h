@@ -45,8 +45,8 @@ class PipelineRuntime {
   bool usable() const { return usable_; }
   // This process won't come to the pass that the others may be in: tells them why.
   void withdraw(const std::string& text) noexcept {
-    publish(text);
     usable_ = agreement_ == nullptr;
+    publish(text);
   }
   bool has_peers() const { return board_ != nullptr; }
   // Tells the other processes why this one failed; nothing when there are none.

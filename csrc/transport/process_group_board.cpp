@@ -18,13 +18,14 @@ constexpr const char* kKey = "failure";
 // network is cut, the question never ends. The caller who watches a pass must go on watching, for
 // the time limit and Ctrl-C are his. So a thread asks; whoever wants the answer waits as long as he
 // likes.
+// What the board and its thread share; the last one to go frees it.
 struct Desk {
   std::mutex mutex;
   std::condition_variable changed;
   std::optional<std::string> to_publish;
   std::optional<std::string> answer;
-  int num_asked = 0;
-  int num_answered = 0;  // questions and publications
+  int num_asked = 0;  // questions and publications, as are the answers
+  int num_answered = 0;
   bool closed = false;
   c10::intrusive_ptr<c10d::Store> store;  // the thread's alone
 };

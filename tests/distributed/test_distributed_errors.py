@@ -283,7 +283,7 @@ def test_construction_that_fails_on_one_rank_is_told_to_all() -> None:
             raise Mistake("in a builder")
         return layers(1)
 
-    for fails in ("argument", "builder", "schedule", "nothing"):
+    for fails in ("argument", "builder", "schedule", "timeout", "nothing"):
         options: dict[str, Any] = {"num_microbatches": 2, "loss_fn": functional.mse_loss}
         if group.rank() == 1 and fails == "argument":
             options["num_microbatches"] = 0
@@ -292,8 +292,9 @@ def test_construction_that_fails_on_one_rank_is_told_to_all() -> None:
         if fails == "nothing":
             pipert.Pipeline([build, build], group=group, **options).step(x, target=y)
             continue
+        timeout_s = -1 if group.rank() == 1 and fails == "timeout" else 20
         with within(1.0), pytest.raises((ValueError, Mistake, pipert.PipelineError)) as caught:
-            pipert.Pipeline([build, build], group=group, timeout_s=20, **options)
+            pipert.Pipeline([build, build], group=group, timeout_s=timeout_s, **options)
         assert (caught.type is pipert.PipelineError) == (group.rank() == 0), caught.value
         if group.rank() == 0:
             assert "another rank failed: rank 1: " in str(caught.value)
@@ -311,6 +312,39 @@ def test_different_batches_are_an_error() -> None:
     ):
         setup.pipe.step(x, target=y)
     setup.works()
+
+
+@pytest.mark.processes(2)
+def test_arguments_that_a_rank_does_not_need_are_ignored_there() -> None:
+    setup = Setup()
+    x, y = data(16)
+    needless = {0: x, 1: x[:8]}[setup.rank]
+    setup.pipe.step(needless, target=y)
+    assert (setup.pipe(needless) is not None) == (setup.rank == 1)
+
+
+@pytest.mark.processes(2)
+def test_inference_of_a_schedule_that_reads_out_of_order_ends() -> None:
+    """Messages of more than one part, each of which arrives whole only when it is read."""
+    order = [1, 2, 3, 4, 5, 6, 7, 0]
+    schedule = pipert.Schedule(
+        [
+            [f"0F{m}" for m in range(8)] + [f"0B{m}" for m in range(8)],
+            [f"1F{m}" for m in order] + [f"1B{m}" for m in range(8)],
+        ]
+    )
+    x = torch.randn(8 * 32, 64, generator=torch.Generator().manual_seed(0))
+    group = pipert.init()
+    with pipert.Pipeline(
+        [nn.Identity(), nn.Linear(64, 64)],
+        schedule=schedule,
+        num_microbatches=8,
+        group=group,
+        timeout_s=10,
+    ) as pipe:
+        output = pipe(x)
+        if group.rank() == 1:
+            same(output, torch.cat([pipe.stages[1](part) for part in x.split(32)]).detach())
 
 
 @pytest.mark.processes(2)
@@ -440,8 +474,10 @@ def test_rank_that_fails_while_the_others_connect_to_it_is_a_pipeline_error() ->
             with pytest.raises(Mistake):
                 Setup(timeout_s=1.0)
     else:
-        with within(3.0), pytest.raises(pipert.PipelineError, match="rank 0, while it connected: "):
+        message = "rank 0, while it connected to rank 1: "
+        with within(3.0), pytest.raises(pipert.PipelineError, match=message) as late:
             Setup(timeout_s=1.0)
+        _is_timeout_of(0, late.value)
     Setup().works()
 
 

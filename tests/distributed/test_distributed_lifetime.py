@@ -110,10 +110,12 @@ def test_a_frozen_store_does_not_stop_the_time_limit() -> None:
         try:
             with pytest.raises(pipert.PipelineError, match="no progress for 2 s"):
                 pipe.step(x, target=y)  # rank 2 doesn't come
+            with pytest.raises(pipert.PipelineError, match="store, which doesn't answer"):
+                pipe.step(x, target=y)  # connects again, and asks the store for it
             took = time.monotonic() - begin
         finally:
             os.kill(int(frozen), signal.SIGCONT)
-        assert took < 8
+        assert took < 20
     dist.barrier()
     if world.rank() > 0:
         pipe.close()

@@ -1,0 +1,15 @@
+// memory_limit: whether each rank's activations stay within what it has for them.
+#pragma once
+
+#include "analysis/verify.h"
+
+namespace pipert {
+
+// kMemory, at the first forward that passes its rank's limit. An activation is alive from its F to
+// its B, or to its W if B is split. REQUIRES a complete schedule, overlapped pairs taken apart.
+Verdict check_memory(const Schedule& schedule, const VerifyOptions& options);
+
+// ValueError for limits or sizes that don't fit the schedule.
+void require_memory_options(const Schedule& schedule, const VerifyOptions& options);
+
+}  // namespace pipert
