@@ -1,0 +1,395 @@
+"""The command line answers, tells mistakes in one line, and ends with the documented code."""
+
+import importlib
+import io
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pipert
+from pipert.cli import main
+
+pytestmark = pytest.mark.timeout(60)
+
+ROOT = Path(__file__).resolve().parent.parent
+GUIDE = (ROOT / "docs" / "cli.md").read_text()
+SIZES = ["--ranks", "2", "--microbatches", "4"]
+FILES = {
+    "good.csv": "0F0,0F1,0B0,0B1\n1F0,1F1,1B0,1B1\n",
+    "swapped.csv": "0F0,0B0,0F1,0B1\n1F0,1F1,1B0,1B1\n",
+    "forwards.csv": "0F0,0F1\n1F0,1F1\n",
+    "broken.csv": "0F0,0B0\n1F0,what\n",
+    "empty.csv": "",
+    "bytes.csv": b"0F0,\xff\xfe\n1F0\n",
+    "plain.txt": "0F0,0B0\n",
+}
+DEADLOCK = "deadlock: rank 0 at 0B0 waits for 1B0 on rank 1, which at 1F1 waits for 0F1 on rank 0"
+SIZES_JSON = {"num_ranks": 2, "num_stages": 2, "num_microbatches": 2}
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, text in FILES.items():
+        Path(name).write_bytes(text if isinstance(text, bytes) else text.encode())
+
+
+@pytest.fixture
+def call(capsys):
+    """Runs `pipert schedule ...` and returns (exit code, stdout, stderr)."""
+
+    def run(*words):
+        code = main(["schedule", *words])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def ask(call):
+    """Runs it with --json and returns what a program would read."""
+
+    def run(*words):
+        code, out, _ = call(*words, "--json")
+        assert out.count("\n") == 1
+        return code, json.loads(out)
+
+    return run
+
+
+# --- what each command answers ------------------------------------------------------------------
+
+
+def test_list_names_what_can_be_built(call, ask):
+    assert call("list") == (0, "\n".join(pipert.schedules()) + "\n", "")
+    assert ask("list") == (0, {"schedules": [{"name": name} for name in pipert.schedules()]})
+
+
+def test_show_draws_as_render_does(call):
+    schedule = pipert.Schedule.build(
+        "interleaved_1f1b", num_ranks=2, num_microbatches=4, num_stages=6, group_size=2
+    )
+    words = ["interleaved_1f1b", *SIZES, "--stages", "6", "--option", "group_size=2"]
+    code, out, _ = call("show", *words, "--width", "90", "--forward", "2")
+    head, _, drawing = out.partition("\n")
+    assert (code, head) == (0, "interleaved_1f1b: 2 ranks, 6 stages, 4 microbatches")
+    assert drawing == schedule.render(costs=pipert.Costs(forward=2), width=90)
+
+
+def test_show_prints_actions_and_programs(call, ask):
+    schedule = pipert.Schedule.build("1f1b", num_ranks=2, num_microbatches=4)
+    programs = pipert.lower(schedule)
+    assert str(schedule).strip() in call("show", "1f1b", *SIZES, "--actions")[1]
+    out = call("show", "1f1b", *SIZES, "--program")[1]
+    assert all(str(program).strip() in out for program in programs)
+    _, answer = ask("show", "1f1b", *SIZES, "--program")
+    assert answer["actions"] == [[str(action) for action in rank] for rank in schedule.actions]
+    assert answer["placement"] == [0, 1]
+    assert [len(each["instructions"]) for each in answer["programs"]] == [*map(len, programs)]
+    assert answer["programs"][0]["instructions"][2]["action"] == "0F0"
+
+
+def test_show_writes_a_picture(call):
+    assert call("show", "1f1b", *SIZES, "--svg", "drawn.svg")[0] == 0
+    schedule = pipert.Schedule.build("1f1b", num_ranks=2, num_microbatches=4)
+    assert Path("drawn.svg").read_text() == schedule.render("expected.svg")
+
+
+def test_verify_says_ok_and_ends_with_0(call, ask):
+    assert call("verify", "good.csv") == (0, "ok: good: 2 ranks, 2 stages, 2 microbatches\n", "")
+    good = {"name": "good", **SIZES_JSON, "ok": True, "defect": None, "message": ""}
+    assert ask("verify", "good.csv") == (0, good)
+    assert call("verify", "1f1b", *SIZES)[0] == 0
+
+
+def test_verify_prints_the_counterexample_and_ends_with_1(call, ask):
+    assert call("verify", "swapped.csv") == (1, f"not ok: {DEADLOCK}\n", "")
+    bad = {"name": "swapped", **SIZES_JSON, "ok": False, "defect": "deadlock", "message": DEADLOCK}
+    assert ask("verify", "swapped.csv") == (1, bad)
+
+
+def test_verify_takes_into_account_how_messages_are_sent(call):
+    looped = ["interleaved_1f1b", *SIZES]
+    assert call("verify", *looped)[0] == 0
+    assert call("verify", *looped, "--rendezvous")[0] == 1
+    assert call("verify", *looped, "--capacity", "0")[0] == 1
+    assert call("verify", *looped, "--capacity", "4")[0] == 0
+
+
+def test_verify_takes_forwards_alone_only_if_asked_to(call):
+    assert call("verify", "forwards.csv")[0] == 1
+    assert call("verify", "forwards.csv", "--forward-only")[0] == 0
+
+
+def test_a_schedule_is_read_from_stdin(call, monkeypatch):
+    bad = io.TextIOWrapper(io.BytesIO(FILES["swapped.csv"].encode()))
+    monkeypatch.setattr(sys, "stdin", bad)
+    assert call("verify", "-") == (1, f"not ok: {DEADLOCK}\n", "")
+
+
+def test_simulate_prints_what_the_timeline_says(call, ask):
+    costs = pipert.Costs(forward=[1, 2], input=0.5, weight=0.25, latency=0.5, bandwidth=8, bytes=2)
+    schedule = pipert.Schedule.build("1f1b", num_ranks=2, num_microbatches=4)
+    timeline = schedule.simulate(costs)
+    words = ["simulate", "1f1b", *SIZES, "--forward", "1,2", "--input", ".5", "--weight", ".25"]
+    words += ["--latency", "0.5", "--bandwidth", "8", "--bytes", "2"]
+    code, answer = ask(*words)
+    assert code == 0
+    for name in ("makespan", "bubble", "spans", "busy", "peak_memory"):
+        assert answer[name] == getattr(timeline, name)
+    assert [[each["action"] for each in rank] for rank in answer["ranks"]] == [
+        [str(action) for action in rank] for rank in schedule.actions
+    ]
+    last = timeline.critical_path[-1]
+    expected = {"rank": 0, "action": "0B3", "start": last.start, "end": last.end}
+    assert answer["critical_path"][-1] == expected
+    lines = call(*words)[1].splitlines()
+    assert lines[1] == f"makespan {timeline.makespan:g}"
+    assert lines[3].split()[1:3] == [f"{timeline.busy[0]:g}", f"{timeline.spans[0]:g}"]
+
+
+def test_simulate_and_show_refuse_a_schedule_that_cannot_run_with_1(call):
+    for command in (["simulate"], ["show"], ["show", "--program"]):
+        code, out, err = call(*command, "swapped.csv")
+        assert (code, out) == (1, "")
+        assert err == f"pipert schedule {command[0]}: error: bad schedule 'swapped': {DEADLOCK}\n"
+    assert call("show", "swapped.csv", "--actions")[0] == 0
+
+
+def test_convert_writes_what_can_be_read_back(call, ask):
+    assert call("convert", "1f1b", "out.csv", *SIZES) == (0, "", "")
+    built = pipert.Schedule.build("1f1b", num_ranks=2, num_microbatches=4)
+    assert pipert.Schedule.from_csv("out.csv").actions == built.actions
+    assert call("convert", "good.csv", "-") == (0, FILES["good.csv"], "")
+    assert ask("convert", "good.csv", "a.csv")[1] == {"name": "good", **SIZES_JSON, "out": "a.csv"}
+
+
+def test_convert_overwrites_only_if_forced(call):
+    code, out, err = call("convert", "good.csv", "swapped.csv")
+    assert (code, out) == (2, "")
+    assert "swapped.csv: the file is there already, --force overwrites it" in err
+    assert Path("swapped.csv").read_text() == FILES["swapped.csv"]
+    assert call("convert", "good.csv", "swapped.csv", "--force") == (0, "", "")
+    assert Path("swapped.csv").read_text() == FILES["good.csv"]
+
+
+def test_compare_takes_all_schedules_and_puts_the_best_first(ask):
+    code, answer = ask("compare", "--ranks", "4", "--microbatches", "8")
+    named = [each["name"] for part in ("schedules", "unfit") for each in answer[part]]
+    assert (code, sorted(named)) == (0, sorted(pipert.schedules()))
+    spans = [each["makespan"] for each in answer["schedules"]]
+    assert spans == pytest.approx(sorted(spans))
+
+
+def test_compare_gives_every_schedule_the_same_model(ask):
+    """Two stages a rank take half the time each: without a bubble all would take as long."""
+    words = ["compare", "1f1b", "interleaved_1f1b", "--ranks", "4", "--microbatches", "8"]
+    _, answer = ask(*words, "--forward", "2", "--memory", "4")
+    looped, plain = answer["schedules"]
+    assert (looped["name"], plain["name"]) == ("interleaved_1f1b", "1f1b")
+    assert (looped["num_stages"], plain["num_stages"]) == (8, 4)
+    assert plain["makespan"] == (8 + 3) * 4  # (m + p - 1) T
+    assert looped["makespan"] == 8 * 4 + 3 * 4 / 2  # the bubble is (p - 1) T / v
+    assert (looped["peak_memory"], plain["peak_memory"]) == (11 / 2, 4)
+    assert (looped["over_memory"], plain["over_memory"]) == (True, False)
+
+
+def test_compare_with_stages_takes_costs_of_each_stage(ask):
+    words = ["compare", "interleaved_1f1b", "1f1b", *SIZES, "--stages", "4"]
+    code, answer = ask(*words, "--forward", "1,2,3,4")
+    schedule = pipert.Schedule.build(
+        "interleaved_1f1b", num_ranks=2, num_microbatches=4, num_stages=4
+    )
+    timeline = schedule.simulate(pipert.Costs(forward=[1, 2, 3, 4]))
+    (only,) = answer["schedules"]
+    assert (code, only["makespan"]) == (0, timeline.makespan)
+    assert only["peak_memory"] == max(timeline.peak_memory)
+    (unfit,) = answer["unfit"]
+    assert unfit["name"] == "1f1b"
+    assert unfit["reason"].startswith("--stages must be 2 (--ranks) for schedule '1f1b', got 4")
+
+
+def test_compare_ends_with_1_if_no_schedule_fits(call):
+    code, out, err = call("compare", "good.csv", "swapped.csv", "--ranks", "2", *SIZES[2:])
+    assert (code, err) == (1, "")
+    assert "  good.csv: --microbatches must be 2 for this file, got 4\n" in out
+    code, out, _ = call("compare", "swapped.csv", "--ranks", "2", "--microbatches", "2")
+    assert (code, f"  swapped.csv: bad schedule 'swapped': {DEADLOCK}\n" in out) == (1, True)
+
+
+# --- mistakes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("show 1f1b --ranks 0 --microbatches 4", "--ranks: expected an integer from 1 to.*got '0'"),
+        ("show 1f1b --ranks 2 --microbatches 4.5", "--microbatches: expected an int.*got '4.5'"),
+        ("show 1f1b --ranks 99999999999 --microbatches 1", "--ranks: expected.*got '99999999999'"),
+        ("show 1f1b --ranks 2000000000 --microbatches 2000000000", "--stages.*must be at most"),
+        ("show 1f1b --ranks 2", "--microbatches: expected with the name of a schedule, got none"),
+        ("show 1f1b --ranks 2 --microbatches 4 --stages 3", r"--stages must be 2 \(--ranks\).*3"),
+        ("show 1f1b --ranks 2 --microbatches 4 --width 39", "--width: expected .* 40 to.*got '39'"),
+        ("show 1f1b --ranks 2 --microbatches 4 --svg a.png", "--svg: expected.*svg, got 'a.png'"),
+        ("show 1f1b --ranks 2 --microbatches 4 --svg no/a.svg", "no/a.svg: No such file"),
+        ("show 1f1b --ranks 2 --microbatches 4 --option a", "--option: expected NAME=INTEGER.*'a'"),
+        ("show 1f1b --ranks 2 --microbatches 4 --option a=b", "expected NAME=INTEGER, got 'a=b'"),
+        (f"show 1f1b --ranks 2 --microbatches 4 --option a={2**63}", "expected NAME=INTEGER"),
+        ("show 1f1b --ranks 2 --microbatches 4 --option a=1", "unknown option.*1f1b.*'a'"),
+        ("show 1f1b --ranks 2 --microbatches 4 --option name=1", "schedule's own, got 'name'"),
+        ("show 1f1b --ranks 2 --microbatches 4 --option a=1 --option a=2", "once, got 'a' twice"),
+        ("show 1f1 --ranks 2 --microbatches 4", "unknown schedule '1f1': did you mean '1f1b'"),
+        ("show good.csv --ranks 2", "--ranks: expected the name of a schedule with it, got a file"),
+        ("show good.csv --option a=1", "--option: expected the name of a schedule"),
+        ("verify none.csv", "none.csv: No such file or directory"),
+        ("verify broken.csv", 'broken.csv: row 2, column 2: bad action "what"'),
+        ("verify bytes.csv", r"bytes.csv: row 1, column 2: bad action \"\\xff\\xfe\""),
+        ("verify empty.csv", "empty.csv: a CSV schedule must have a row for each rank, got an emp"),
+        ("verify plain.txt", "expected a file that ends in .csv, got 'plain.txt'"),
+        ("verify good.csv --capacity -1", "--capacity: expected an integer from 0.*got '-1'"),
+        ("verify good.csv --capacity 1 --rendezvous", "--rendezvous: not allowed with"),
+        ("simulate good.csv --forward nan", "--forward: expected a number of at least 0.*'nan'"),
+        ("simulate good.csv --forward=", "--forward: expected a number of at least 0.*got ''"),
+        ("simulate good.csv --input -1,2", "--input: expected a number of at least 0.*'-1,2'"),
+        ("simulate good.csv --latency -inf", "--latency: expected a number.*0, got '-inf'"),
+        ("simulate good.csv --latency 1,2", "--latency: expected a number of.*0, got '1,2'"),
+        ("simulate good.csv --bytes 1,2,3", r"--bytes: expected 1 number or 2 \(--stages\), got 3"),
+        ("simulate good.csv --latency 1e308", "costs: .*finite"),
+        ("convert good.csv a.json", "expected a file that ends in .csv, got 'a.json'"),
+        ("convert good.csv no/a.csv", "no/a.csv: No such file or directory"),
+        ("convert good.csv - --json", "--json: expected a file for OUT with it, got -"),
+        ("compare --ranks 2", "required: --microbatches"),
+        ("compare 1f1 --ranks 2 --microbatches 4", "unknown schedule '1f1'"),
+        ("compare none.csv --ranks 2 --microbatches 4", "none.csv: No such file"),
+        ("compare --ranks 2 --microbatches 4 --weight 1,2", "--weight: expected 1.*--stages.*2"),
+        ("compare --ranks 2 --microbatches 4 --memory -2", "--memory: expected a number.*'-2'"),
+        ("draw good.csv", "invalid choice: 'draw'"),
+        ("list --jso", "unrecognized arguments: --jso"),
+    ],
+)
+def test_a_mistake_is_one_line_on_stderr_and_ends_with_2(call, words, message):
+    code, out, err = call(*words.split())
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert re.match(rf"pipert[a-z ]*: error: .*{message}", err)
+
+
+def test_what_is_too_large_for_the_memory_is_told(call, monkeypatch):
+    def build(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr("pipert.cli.source.Schedule.build", build)
+    code, _, err = call("show", "1f1b", *SIZES)
+    assert (code, "too large for this machine's memory" in err) == (2, True)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["schedule", "--help"], ["--version"]])
+def test_help_and_version_end_with_0(words, capsys):
+    assert main(words) == 0
+    assert "pipert" in capsys.readouterr().out
+
+
+def test_no_words_are_a_mistake(capsys):
+    assert main([]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+# --- as a process -------------------------------------------------------------------------------
+
+PIPERT = [sys.executable, "-m", "pipert", "schedule"]
+LONG = [*PIPERT, "show", "gpipe", "--ranks", "8", "--microbatches", "20000", "--actions"]
+
+
+def test_the_module_runs_as_a_command_with_its_exit_code():
+    done = subprocess.run(
+        [*PIPERT, "verify", "swapped.csv"], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, f"not ok: {DEADLOCK}\n", "")
+
+
+def test_the_installed_command_is_the_same_function():
+    found = re.search(
+        r'^\[project\.scripts\]\npipert = "(.*):(.*)"$',
+        (ROOT / "pyproject.toml").read_text(),
+        re.MULTILINE,
+    )
+    assert found is not None
+    assert callable(getattr(importlib.import_module(found[1]), found[2]))
+
+
+@pytest.mark.parametrize("ending", ["the reader goes away", "Ctrl-C"])
+def test_an_end_from_outside_is_quiet(ending):
+    with subprocess.Popen(LONG, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        try:
+            assert run.stdout.readline().startswith("gpipe: 8 ranks")  # more than a pipe holds
+            expected = signal.SIGPIPE
+            if ending == "Ctrl-C":
+                expected = signal.SIGINT
+                run.send_signal(expected)
+            else:
+                run.stdout.close()
+            assert run.stderr.read() == ""
+            assert run.wait(30) == -expected
+        finally:
+            run.kill()
+
+
+# --- docs/cli.md --------------------------------------------------------------------------------
+
+
+def guide_blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
+
+
+def test_the_guide_prints_what_the_commands_print(capsys):
+    (swapped,) = guide_blocks("csv")
+    Path("swapped.csv").write_text(swapped)
+    for block in guide_blocks("console"):
+        printed, code = "", None
+        for line in re.findall(r"^\$ (.*)$", block, re.MULTILINE):
+            words = shlex.split(line)
+            if words == ["echo", "$?"]:
+                print(code)
+            else:
+                assert words[0] == "pipert"
+                code = main(words[1:])
+            captured = capsys.readouterr()
+            assert captured.err == ""
+            printed += f"$ {line}\n{captured.out}"
+        assert printed == block
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("list", []),
+        ("show", ["good.csv", "--program"]),
+        ("verify", ["good.csv"]),
+        ("simulate", ["good.csv"]),
+        ("convert", ["good.csv", "out.csv"]),
+        ("compare", ["good.csv", "1f1b", "--ranks", "2", "--microbatches", "2"]),
+    ],
+)
+def test_the_guide_tells_every_key_of_the_json(ask, command, words):
+    rows = dict(re.findall(r"^\| (.*?) \| (.*) \|$", GUIDE.partition("## JSON")[2], re.MULTILINE))
+    told = rows[f"`{command}`"]
+    _, answer = ask(command, *words)
+    if "num_ranks" in answer:
+        told += rows["all on one schedule"]
+    keys = set(answer)
+    for objects in (answer.get("schedules", []), answer.get("critical_path", [])):
+        keys.update(*objects)
+    assert {key for key in keys if f"`{key}`" not in told} == set()
+
+
+def test_the_guide_names_every_command(capsys):
+    main(["schedule", "--help"])
+    commands = re.findall(r"^    (\w+)  ", capsys.readouterr().out, re.MULTILINE)
+    assert len(commands) >= 6
+    assert [each for each in commands if f"| `{each}` |" not in GUIDE] == []
