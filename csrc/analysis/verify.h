@@ -32,7 +32,7 @@ struct VerifyOptions {
   SendMode send_mode = SendMode::kBuffered;
   // What the activations of each rank may take at any time; one number for all ranks, or none: no
   // limit. In the unit of `activation_size`.
-  std::vector<double> memory_limit;
+  std::vector<double> memory_limit = {};
   // Of one microbatch on each stage; one number for all stages.
   std::vector<double> activation_size = {1.0};
 };

@@ -21,7 +21,7 @@ struct LowerOptions {
   // the one that it reads next. Without it no Send ever waits, and a message is kept until a later
   // Run shows that it was read; where nothing ever comes back (inference), that is to the end. Left
   // out for a schedule that could then not end.
-  std::optional<int> send_slots;
+  std::optional<int> send_slots = std::nullopt;
 };
 
 // REQUIRES a schedule that verify() accepts (ValueError otherwise: lower() checks).
