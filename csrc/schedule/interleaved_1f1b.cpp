@@ -15,84 +15,23 @@
 #include <algorithm>
 #include <array>
 
-#include "base/error.h"
 #include "base/index.h"
-#include "schedule/registry.h"
+#include "schedule/looped_frame.h"
+#include "schedule/turns.h"
 
 namespace pipert {
 namespace {
 
-constexpr std::array<std::string_view, 1> kOptions = {"group_size"};
+constexpr std::array<std::string_view, 1> kOptions = {kGroupSize};
 
-struct Shape {
-  int num_ranks = 0;
-  int num_chunks = 0;  // v: chunks of each rank
-  int num_microbatches = 0;
-  int group_size = 0;
-};
-
-// One turn of a rank: a chunk, counted from 0 on each rank, and a microbatch.
-struct Turn {
-  int chunk = 0;
-  Microbatch microbatch = 0;
-};
-
-void require_group_size(std::int64_t group_size, int num_ranks, int num_microbatches) {
-  if (group_size < num_ranks || group_size > num_microbatches) {
-    throw ValueError(concat("group_size must be at least ", num_ranks, " (num_ranks) and at most ",
-                            num_microbatches, " (num_microbatches), got ", group_size));
-  }
-  // A last group of fewer microbatches than ranks would leave the ranks waiting for each other.
-  const std::int64_t last = num_microbatches % group_size;
-  if (last != 0 && last < num_ranks) {
-    throw ValueError(concat("num_microbatches must leave a last group of 0 or at least ", num_ranks,
-                            " (num_ranks) microbatches, got ", num_microbatches, " % ", group_size,
-                            " (group_size) = ", last));
-  }
-}
-
-Shape shape_of(const ScheduleRequest& request) {
-  const int num_ranks = request.num_ranks;
-  const int num_stages = request.num_stages == 0 ? 2 * num_ranks : request.num_stages;
-  if (num_stages % num_ranks != 0) {
-    throw ValueError(
-        concat("num_stages must be a multiple of ", num_ranks, " (num_ranks), got ", num_stages));
-  }
-  if (request.num_microbatches < num_ranks) {
-    throw ValueError(concat("num_microbatches must be at least ", num_ranks, " (num_ranks), got ",
-                            request.num_microbatches));
-  }
-  const std::int64_t group_size = request.option("group_size", num_ranks);
-  require_group_size(group_size, num_ranks, request.num_microbatches);
-  return {.num_ranks = num_ranks,
-          .num_chunks = num_stages / num_ranks,
-          .num_microbatches = request.num_microbatches,
-          .group_size = static_cast<int>(group_size)};
-}
-
-// The order of the forwards, the same on every rank: group by group, chunk-major inside a group.
-std::vector<Turn> forward_turns(const Shape& shape) {
-  std::vector<Turn> turns;
-  turns.reserve(as_index(shape.num_chunks) * as_index(shape.num_microbatches));
-  for (int left = shape.num_microbatches; left > 0; left -= shape.group_size) {
-    const Microbatch begin = shape.num_microbatches - left;
-    const Microbatch end = begin + std::min(left, shape.group_size);
-    for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
-      for (Microbatch m = begin; m < end; ++m) turns.push_back({chunk, m});
-    }
-  }
-  return turns;
-}
-
-std::size_t warmup_of(const Shape& shape, Rank rank) {
-  return 2 * as_index(shape.num_ranks - 1 - rank) +
-         as_index(shape.num_chunks - 1) * as_index(shape.group_size);
-}
-
-// The backwards take the same turns, through the chunks in reverse.
-std::vector<Action> rank_actions(const Shape& shape, const std::vector<Turn>& turns, Rank rank) {
-  const auto stage = [&](int chunk) { return chunk * shape.num_ranks + rank; };
-  const std::size_t warmup = std::min(turns.size(), warmup_of(shape, rank));
+std::vector<Action> rank_actions(const Schedule& frame, const std::vector<Turn>& turns, Rank rank,
+                                 int group_size) {
+  const int num_ranks = frame.num_ranks();
+  const int last_chunk = frame.num_stages() / num_ranks - 1;
+  const auto stage = [&](int chunk) { return chunk * num_ranks + rank; };
+  const std::size_t warmup =
+      std::min(turns.size(),
+               2 * as_index(num_ranks - 1 - rank) + as_index(last_chunk) * as_index(group_size));
   std::vector<Action> actions;
   actions.reserve(2 * turns.size());
   for (std::size_t turn = 0; turn < turns.size() + warmup; ++turn) {
@@ -101,22 +40,19 @@ std::vector<Action> rank_actions(const Shape& shape, const std::vector<Turn>& tu
     }
     if (turn >= warmup) {
       const Turn& done = turns[turn - warmup];
-      actions.push_back(backward(stage(shape.num_chunks - 1 - done.chunk), done.microbatch));
+      actions.push_back(backward(stage(last_chunk - done.chunk), done.microbatch));
     }
   }
   return actions;
 }
 
 Schedule build(const ScheduleRequest& request) {
-  const Shape shape = shape_of(request);
-  Schedule schedule{
-      .name = "interleaved_1f1b",
-      .num_microbatches = shape.num_microbatches,
-      .placement = Placement::loop(shape.num_ranks, shape.num_ranks * shape.num_chunks),
-      .ranks = {}};
-  const std::vector<Turn> turns = forward_turns(shape);
-  for (Rank rank = 0; rank < shape.num_ranks; ++rank) {
-    schedule.ranks.push_back(rank_actions(shape, turns, rank));
+  Schedule schedule = looped_frame("interleaved_1f1b", request);
+  const int group_size = group_size_of(request);
+  const int num_chunks = schedule.num_stages() / request.num_ranks;
+  const auto turns = interleaved_turns(num_chunks, request.num_microbatches, group_size);
+  for (Rank rank = 0; rank < request.num_ranks; ++rank) {
+    schedule.ranks[as_index(rank)] = rank_actions(schedule, turns, rank, group_size);
   }
   return schedule;
 }

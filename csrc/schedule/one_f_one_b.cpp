@@ -24,17 +24,8 @@ Schedule build(const ScheduleRequest& request) {
   Schedule schedule = single_stage_frame("1f1b", request);
   const int num_microbatches = request.num_microbatches;
   for (Rank rank = 0; rank < request.num_ranks; ++rank) {
-    auto& actions = schedule.ranks[as_index(rank)];
-    actions.reserve(2 * as_index(num_microbatches));
     const int warmup = std::min(num_microbatches, request.num_ranks - 1 - rank);
-    for (Microbatch m = 0; m < warmup; ++m) actions.push_back(forward(rank, m));
-    for (Microbatch m = warmup; m < num_microbatches; ++m) {
-      actions.push_back(forward(rank, m));
-      actions.push_back(backward(rank, m - warmup));
-    }
-    for (Microbatch m = num_microbatches - warmup; m < num_microbatches; ++m) {
-      actions.push_back(backward(rank, m));
-    }
+    schedule.ranks[as_index(rank)] = alternate(rank, num_microbatches, warmup);
   }
   return schedule;
 }

@@ -15,14 +15,8 @@ extern const Generator kInterleaved1F1B;
 namespace {
 
 constexpr std::array<const Generator*, 3> kGenerators = {
-    &kGpipe,
-    &kOneFOneB,
-    &kInterleaved1F1B,
-};
-
-// A schedule is a list of actions in memory: a size beyond this is a mistake, better told than
-// tried.
-constexpr std::int64_t kMostActions = 100'000'000;
+    &kGpipe,     &kOneFOneB, &kInterleaved1F1B, &kEager1F1B, &kLoopedBfs, &kHanayo,
+    &kZbH1,      &kZbH2,     &kZbInterleaved,   &kZbV,       &kVHalf, };
 
 void require_sizes(const ScheduleRequest& request) {
   if (request.num_ranks < 1) {
@@ -35,11 +29,7 @@ void require_sizes(const ScheduleRequest& request) {
     throw ValueError(concat("num_stages must be at least ", request.num_ranks, " (num_ranks), got ",
                             request.num_stages));
   }
-  const std::int64_t stages = std::max(request.num_ranks, request.num_stages);
-  if (stages > kMostActions / request.num_microbatches) {
-    throw ValueError(concat("num_stages x num_microbatches must be at most ", kMostActions,
-                            ", got ", stages, " x ", request.num_microbatches));
-  }
+  require_feasible(std::max(request.num_ranks, request.num_stages), request.num_microbatches);
 }
 
 void require_known_options(const Generator& generator, const ScheduleRequest& request) {
@@ -57,6 +47,13 @@ void require_known_options(const Generator& generator, const ScheduleRequest& re
 std::int64_t ScheduleRequest::option(std::string_view name, std::int64_t fallback) const {
   const auto found = options.find(std::string(name));
   return found == options.end() ? fallback : found->second;
+}
+
+void require_feasible(std::int64_t num_stages, int num_microbatches) {
+  if (num_stages > kMostActions / num_microbatches) {
+    throw ValueError(concat("num_stages x num_microbatches must be at most ", kMostActions,
+                            ", got ", num_stages, " x ", num_microbatches));
+  }
 }
 
 std::span<const Generator* const> generators() { return kGenerators; }

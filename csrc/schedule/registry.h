@@ -38,6 +38,14 @@ std::span<const Generator* const> generators();
 // Their names, in the same order.
 std::span<const std::string_view> schedule_names();
 
+// A schedule is a list of actions in memory: a size beyond this is a mistake, better told than
+// tried.
+inline constexpr std::int64_t kMostActions = 100'000'000;
+
+// Throws ValueError if num_stages x num_microbatches is beyond kMostActions. build_schedule() asks
+// for what the request says; a generator that sets the number of stages by an option asks again.
+void require_feasible(std::int64_t num_stages, int num_microbatches);
+
 // Builds a schedule by name. Throws ValueError for an unknown name (with the nearest ones), an
 // unknown option, or sizes that the generator can't take.
 Schedule build_schedule(std::string_view name, const ScheduleRequest& request);

@@ -1,6 +1,7 @@
 #include "schedule/single_stage.h"
 
 #include "base/error.h"
+#include "base/index.h"
 
 namespace pipert {
 
@@ -17,6 +18,20 @@ Schedule single_stage_frame(std::string_view name, const ScheduleRequest& reques
                     .ranks = {}};
   schedule.ranks.resize(static_cast<std::size_t>(num_ranks));
   return schedule;
+}
+
+std::vector<Action> alternate(StageIndex stage, int num_microbatches, int warmup) {
+  std::vector<Action> actions;
+  actions.reserve(2 * as_index(num_microbatches));
+  for (Microbatch m = 0; m < warmup; ++m) actions.push_back(forward(stage, m));
+  for (Microbatch m = warmup; m < num_microbatches; ++m) {
+    actions.push_back(forward(stage, m));
+    actions.push_back(backward(stage, m - warmup));
+  }
+  for (Microbatch m = num_microbatches - warmup; m < num_microbatches; ++m) {
+    actions.push_back(backward(stage, m));
+  }
+  return actions;
 }
 
 }  // namespace pipert
