@@ -11,10 +11,12 @@ namespace pipert {
 extern const Generator kGpipe;
 extern const Generator kOneFOneB;
 extern const Generator kInterleaved1F1B;
+extern const Generator kEager1F1B;
+extern const Generator kLoopedBfs;
 
 namespace {
 
-constexpr std::array<const Generator*, 3> kGenerators = {
+constexpr std::array<const Generator*, 5> kGenerators = {
     &kGpipe,     &kOneFOneB, &kInterleaved1F1B, &kEager1F1B, &kLoopedBfs, &kHanayo,
     &kZbH1,      &kZbH2,     &kZbInterleaved,   &kZbV,       &kVHalf, };
 
