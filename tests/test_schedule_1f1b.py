@@ -1,12 +1,8 @@
-import csv
-from pathlib import Path
-
+import published_table
 import pytest
 from schedule_tables import drawn, in_comment
 
 from pipert import Costs, Schedule
-
-TABLE = Path(__file__).parent / "data" / "zero_bubble_table.csv"
 
 
 def build(p, m):
@@ -41,17 +37,9 @@ def test_one_message_in_flight_on_each_edge_is_enough(p, m):
     assert build(p, m).verify(capacity=1), build(p, m).verify(capacity=1).message
 
 
-def rows():
-    with TABLE.open() as file:
-        return list(csv.DictReader(file))
-
-
-@pytest.mark.parametrize("row", rows(), ids=lambda row: f"{row['model']}-{row['m']}")
+@pytest.mark.parametrize("row", published_table.rows(), ids=published_table.name)
 def test_published_bubble_rates_to_four_decimals(row):
-    p, m = int(row["p"]), int(row["m"])
-    f, i, w, c = (float(row[column]) for column in ("F_ms", "I_ms", "W_ms", "c_ms"))
-    timeline = build(p, m).simulate(Costs(forward=f, input=i, weight=w, latency=c))
-    rate = 1.0 - m * (f + i + w) / max(timeline.spans)
+    rate = published_table.bubble_rate(build(*published_table.sizes(row)), row)
     assert f"{rate:.4f}" == row["bubble_1f1b"]
 
 

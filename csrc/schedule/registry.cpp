@@ -13,10 +13,13 @@ extern const Generator kOneFOneB;
 extern const Generator kInterleaved1F1B;
 extern const Generator kEager1F1B;
 extern const Generator kLoopedBfs;
+extern const Generator kZbH1;
+extern const Generator kZbH2;
+extern const Generator kZbInterleaved;
 
 namespace {
 
-constexpr std::array<const Generator*, 5> kGenerators = {
+constexpr std::array<const Generator*, 8> kGenerators = {
     &kGpipe,     &kOneFOneB, &kInterleaved1F1B, &kEager1F1B, &kLoopedBfs, &kHanayo,
     &kZbH1,      &kZbH2,     &kZbInterleaved,   &kZbV,       &kVHalf, };
 
