@@ -16,12 +16,15 @@ extern const Generator kLoopedBfs;
 extern const Generator kZbH1;
 extern const Generator kZbH2;
 extern const Generator kZbInterleaved;
+extern const Generator kZbV;
+extern const Generator kDualPipeV;
 
 namespace {
 
-constexpr std::array<const Generator*, 8> kGenerators = {
+constexpr std::array<const Generator*, 10> kGenerators = {
     &kGpipe,     &kOneFOneB, &kInterleaved1F1B, &kEager1F1B, &kLoopedBfs, &kHanayo,
-    &kZbH1,      &kZbH2,     &kZbInterleaved,   &kZbV,       &kVHalf, };
+    &kZbH1,      &kZbH2,     &kZbInterleaved,   &kZbV,       &kVHalf,     &kDualPipeV,
+};
 
 void require_sizes(const ScheduleRequest& request) {
   if (request.num_ranks < 1) {
