@@ -17,13 +17,16 @@ extern const Generator kZbH1;
 extern const Generator kZbH2;
 extern const Generator kZbInterleaved;
 extern const Generator kZbV;
+extern const Generator kVHalf;
+extern const Generator kVMin;
 extern const Generator kDualPipeV;
 
 namespace {
 
-constexpr std::array<const Generator*, 10> kGenerators = {
+constexpr std::array<const Generator*, 12> kGenerators = {
     &kGpipe,     &kOneFOneB, &kInterleaved1F1B, &kEager1F1B, &kLoopedBfs, &kHanayo,
-    &kZbH1,      &kZbH2,     &kZbInterleaved,   &kZbV,       &kVHalf,     &kDualPipeV,
+    &kZbH1,      &kZbH2,     &kZbInterleaved,   &kZbV,       &kVHalf,     &kVMin,
+    &kDualPipeV,
 };
 
 void require_sizes(const ScheduleRequest& request) {
