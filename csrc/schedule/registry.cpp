@@ -13,6 +13,7 @@ extern const Generator kOneFOneB;
 extern const Generator kInterleaved1F1B;
 extern const Generator kEager1F1B;
 extern const Generator kLoopedBfs;
+extern const Generator kHanayo;
 extern const Generator kZbH1;
 extern const Generator kZbH2;
 extern const Generator kZbInterleaved;
@@ -23,7 +24,7 @@ extern const Generator kDualPipeV;
 
 namespace {
 
-constexpr std::array<const Generator*, 12> kGenerators = {
+constexpr std::array<const Generator*, 13> kGenerators = {
     &kGpipe,     &kOneFOneB, &kInterleaved1F1B, &kEager1F1B, &kLoopedBfs, &kHanayo,
     &kZbH1,      &kZbH2,     &kZbInterleaved,   &kZbV,       &kVHalf,     &kVMin,
     &kDualPipeV,
