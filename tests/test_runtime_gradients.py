@@ -27,6 +27,8 @@ def configurations():
         for microbatches in (4, 7, 12):
             yield "gpipe", ranks, 1, microbatches
             yield "1f1b", ranks, 1, microbatches
+            yield "eager_1f1b", ranks, 1, microbatches
+            yield "hanayo", ranks, 2, microbatches
             if microbatches % ranks == 0:
                 yield "interleaved_1f1b", ranks, 2, microbatches
 
@@ -62,6 +64,16 @@ def test_interleaved_groups_of_any_size_give_the_same_gradients(group_size):
         result = pipe.step(x, target=y)
         assert same_bits(result.losses, plain_loop(reference, x, y, 8))
         assert_same_gradients(pipe, reference)
+
+
+def test_looped_bfs_adds_the_same_gradients_up_in_reverse():
+    model, reference = twins(mlp, 6)
+    x, y = batch(8)
+    with make_pipe(model, "looped_bfs", 2, 3, 4) as pipe:
+        result = pipe.step(x, target=y)
+        assert same_bits(result.losses, plain_loop(reference, x, y, 4))
+        for ours, theirs in zip(pipe.parameters(), reference.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad)
 
 
 def test_a_schedule_of_ones_own_gives_the_same_gradients():

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from pipert import Schedule, schedules
@@ -7,6 +9,8 @@ SIZES = {"num_ranks": 2, "num_microbatches": 4}
 
 def test_the_names():
     assert schedules()[:3] == ["gpipe", "1f1b", "interleaved_1f1b"]
+    assert {"eager_1f1b", "looped_bfs", "hanayo", "dualpipe_v"} < set(schedules())
+    assert {"zb_h1", "zb_h2", "zb_interleaved", "zb_v", "v_half", "v_min"} < set(schedules())
 
 
 @pytest.mark.parametrize("name", schedules())
@@ -55,6 +59,14 @@ def test_an_option_that_is_none_is_not_given():
 def test_sizes_below_one_are_rejected(name, size, value):
     with pytest.raises(ValueError, match=f"{size} must be at least 1, got {value}"):
         Schedule.build(name, **{**SIZES, size: value})
+
+
+@pytest.mark.parametrize("name", schedules())
+def test_millions_of_actions_take_seconds(name):
+    begin = time.process_time()
+    schedule = Schedule.build(name, num_ranks=256, num_microbatches=4096)
+    assert time.process_time() - begin < 5.0  # a tenth of it, as long as each takes O(1)
+    assert schedule.num_ranks == 256
 
 
 @pytest.mark.parametrize("name", schedules())
