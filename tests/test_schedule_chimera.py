@@ -2,7 +2,9 @@
 
 import pytest
 from schedule_tables import drawn, in_comment
+from torch import nn
 
+import pipert
 from pipert import Costs, Placement, Schedule
 
 SIZES = [(2, 2), (2, 6), (4, 4), (4, 8), (4, 10), (6, 12), (8, 8), (8, 32)]
@@ -75,3 +77,11 @@ def test_actions_of_a_microbatch_in_the_other_copy_are_a_defect():
     verdict = Schedule(rows, placement=Placement.bidirectional(2)).verify()
     assert verdict.defect == "doubled"
     assert "passes copy" in verdict.message
+
+
+def test_a_pipeline_refuses_two_copies_of_the_model():
+    message = "the schedule must run one copy of the model, chimera has 2"
+    with pytest.raises(ValueError, match=message):
+        pipert.Pipeline(
+            [nn.Linear(2, 2) for _ in range(4)], schedule="chimera", num_ranks=2, num_microbatches=4
+        )

@@ -168,10 +168,12 @@ Raises:
       .def(py::pickle(
           [](const Placement& self) {
             return py::make_tuple(self.num_ranks(),
-                                  std::vector<Rank>(self.ranks().begin(), self.ranks().end()));
+                                  std::vector<Rank>(self.ranks().begin(), self.ranks().end()),
+                                  self.num_copies());
           },
           [](const py::tuple& state) {
-            return Placement(state[0].cast<int>(), state[1].cast<std::vector<Rank>>());
+            return Placement(state[0].cast<int>(), state[1].cast<std::vector<Rank>>(),
+                             state[2].cast<int>());
           }));
 }
 

@@ -99,8 +99,8 @@ PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector
   options.hooks = threads_.hooks();
   {
     const py::gil_scoped_release no_gil;  // where a thread can't start, those that did are joined
-  runtime_ = std::make_unique<PipelineRuntime>(std::move(specs), std::move(external.agreement),
-                                               std::move(external.board), std::move(options));
+    runtime_ = std::make_unique<PipelineRuntime>(std::move(specs), std::move(external.agreement),
+                                                 std::move(external.board), std::move(options));
   }
   runtime_->set_share_losses(share_losses);
 }
@@ -174,7 +174,7 @@ void PythonRuntime::set_batches(const StepArguments& arguments) {
 
 void PythonRuntime::withdraw(const std::string& text) {
   PipelineRuntime& told = runtime();
-  const Running running(running_);  // or another thread might close it meanwhile
+  const Running running(running_);      // or another thread might close it meanwhile
   const py::gil_scoped_release no_gil;  // a round trip to the store
   told.withdraw(text);
 }

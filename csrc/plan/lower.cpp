@@ -162,8 +162,8 @@ class RankLowering {
     }
   }
 
-  // Waits for the message that is read next, not for the one that was sent first: verify() has shown
-  // that the reader comes to it.
+  // Waits for the message that is read next, not for the one that was sent first: verify() has
+  // shown that the reader comes to it.
   void make_room(const Edge& edge) {
     const auto& on_their_way = on_their_way_[edge];
     if (send_slots_.has_value() && on_their_way.size() >= as_index(*send_slots_)) {

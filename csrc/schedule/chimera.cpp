@@ -5,8 +5,10 @@
 // p = 4 ranks, m = 4 microbatches, B as long as F; rank r owns stage r of the first copy and stage
 // 3-r of the second, which is stage 7-r here:
 //
-//   rank 0: 0F0 .   0F1 7F2 .   7F3 7B2 0B0 7B3 .   0B1
-//   rank 1: .
+//   rank 0: 0F0 0F1 .   7F2 7B2 7F3 7B3 0B0 .   0B1
+//   rank 1: .   1F0 6F2 1F1 6F3 6B2 1B0 6B3 1B1 .
+//   rank 2: .   5F2 2F0 5F3 2F1 2B0 5B2 2B1 5B3 .
+//   rank 3: 4F2 4F3 .   3F0 3B0 3F1 3B1 4B2 .   4B3
 //
 // In slots of one F or B, microbatch k of a pipeline is at stage s at slot 2k+s with its F and at
 // 2k+2p-1-s with its B; the second pipeline is the first one in a mirror. Numbers of even ranks
