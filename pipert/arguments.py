@@ -93,6 +93,11 @@ def choose_schedule(
         schedule, num_ranks, num_microbatches, len(stages), _check_options(options)
     )
     _check_placement(placement, chosen)
+    if chosen.placement.num_copies > 1:
+        raise ValueError(
+            f"the schedule must run one copy of the model, {chosen.name} has "
+            f"{chosen.placement.num_copies}: it can be verified and simulated, not run yet"
+        )
     return chosen
 
 

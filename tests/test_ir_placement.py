@@ -49,3 +49,17 @@ def test_an_unknown_stage_or_rank_is_an_index_error():
         placement.rank_of(4)
     with pytest.raises(IndexError, match=r"rank must be in \[0, 2\), got -1"):
         placement.stages_of(-1)
+
+
+def test_bidirectional_holds_two_copies_that_run_towards_each_other():
+    placement = Placement.bidirectional(3)
+    assert placement.ranks == [0, 1, 2, 2, 1, 0]
+    assert placement.num_copies == 2
+    assert placement != Placement.v_shaped(3, 6)
+    assert Placement.loop(3, 6).num_copies == 1
+    assert pickle.loads(pickle.dumps(placement)) == placement
+
+
+def test_copies_must_divide_the_stages():
+    with pytest.raises(ValueError, match="num_copies must divide the number of stages, 3, got 2"):
+        Placement(3, [0, 1, 2], num_copies=2)

@@ -22,13 +22,20 @@ Action of_kind(ActionKind kind, StageIndex stage, Microbatch microbatch) {
 class Completeness {
  public:
   Completeness(const Schedule& schedule, const ActionIndex& index, const VerifyOptions& options)
-      : schedule_(schedule), index_(index), options_(options), lowered_(is_lowered(schedule)) {}
+      : schedule_(schedule),
+        index_(index),
+        options_(options),
+        lowered_(is_lowered(schedule)),
+        copies_(copy_of_microbatches(schedule)) {}
 
   Verdict run() const {
+    const int per_copy = schedule_.placement.stages_per_copy();
     for (StageIndex stage = 0; stage < schedule_.num_stages(); ++stage) {
       for (Microbatch microbatch = 0; microbatch < schedule_.num_microbatches; ++microbatch) {
-        Verdict verdict = check_compute(stage, microbatch);
-        if (verdict.ok() && lowered_) verdict = check_transfers(stage, microbatch);
+        const bool passes = copies_[as_index(microbatch)] == stage / per_copy;
+        Verdict verdict =
+            passes ? check_compute(stage, microbatch) : check_other_copy(stage, microbatch);
+        if (verdict.ok() && passes && lowered_) verdict = check_transfers(stage, microbatch);
         if (!verdict.ok()) return verdict;
       }
     }
@@ -57,6 +64,22 @@ class Completeness {
                    concat(" (nor are ", to_string(input), " and ", to_string(weight), " there)"));
   }
 
+  Verdict check_other_copy(StageIndex stage, Microbatch microbatch) const {
+    for (const ActionKind kind :
+         {ActionKind::kForward, ActionKind::kBackward, ActionKind::kInputGrad,
+          ActionKind::kWeightGrad, ActionKind::kSendForward, ActionKind::kRecvForward,
+          ActionKind::kSendBackward, ActionKind::kRecvBackward}) {
+      const Action action = of_kind(kind, stage, microbatch);
+      if (!has(action)) continue;
+      return {Defect::kDoubled,
+              concat(to_string(action), " on rank ", schedule_.placement.rank_of(stage),
+                     ": microbatch ", microbatch, " passes copy ", copies_[as_index(microbatch)],
+                     " of the model, stage ", stage, " is of copy ",
+                     stage / schedule_.placement.stages_per_copy())};
+    }
+    return {};
+  }
+
   Verdict doubled_half(const Action& whole, const Action& half) const {
     return {Defect::kDoubled,
             concat(to_string(half), " on rank ", schedule_.placement.rank_of(half.stage),
@@ -67,7 +90,8 @@ class Completeness {
   // up.
   Verdict check_transfers(StageIndex stage, Microbatch microbatch) const {
     const auto& placement = schedule_.placement;
-    if (stage == 0 || placement.rank_of(stage - 1) == placement.rank_of(stage)) return {};
+    if (placement.is_first(stage) || placement.rank_of(stage - 1) == placement.rank_of(stage))
+      return {};
     const Verdict down = check_transfer(of_kind(ActionKind::kSendForward, stage - 1, microbatch),
                                         of_kind(ActionKind::kRecvForward, stage, microbatch));
     if (!down.ok() || options_.forward_only) return down;
@@ -87,9 +111,21 @@ class Completeness {
   const ActionIndex& index_;
   const VerifyOptions& options_;
   bool lowered_;
+  std::vector<int> copies_;  // by microbatch: the copy of the model that it passes
 };
 
 }  // namespace
+
+std::vector<int> copy_of_microbatches(const Schedule& schedule) {
+  std::vector<int> copies(as_index(schedule.num_microbatches), 0);
+  for (const auto& actions : schedule.ranks) {
+    for (const Action& action : actions) {
+      if (action.kind != ActionKind::kForward) continue;
+      copies[as_index(action.microbatch)] = action.stage / schedule.placement.stages_per_copy();
+    }
+  }
+  return copies;
+}
 
 Verdict check_num_forwards(const Schedule& schedule) {
   const auto per_stage = as_index(schedule.num_microbatches);
@@ -100,7 +136,10 @@ Verdict check_num_forwards(const Schedule& schedule) {
         forwards.emplace_back(action.stage, action.microbatch);
     }
   }
-  if (forwards.size() >= as_index(schedule.num_stages()) * per_stage) return {};
+  if (forwards.size() >= as_index(schedule.placement.stages_per_copy()) * per_stage) return {};
+  // The copies are laid over each other: a microbatch passes one of them.
+  const int per_copy = schedule.placement.stages_per_copy();
+  for (auto& [stage, microbatch] : forwards) stage %= per_copy;
   std::sort(forwards.begin(), forwards.end());
   forwards.erase(std::unique(forwards.begin(), forwards.end()), forwards.end());
   std::size_t i = 0;

@@ -19,12 +19,12 @@ class Collector {
     const Microbatch microbatch = action.microbatch;
     switch (action.kind) {
       case ActionKind::kForward:
-        if (stage > 0) message(forward(stage - 1, microbatch));
+        if (!schedule_.placement.is_first(stage)) message(forward(stage - 1, microbatch));
         break;
       case ActionKind::kBackward:
       case ActionKind::kInputGrad:
         state(forward(stage, microbatch));
-        if (stage + 1 < schedule_.num_stages()) message(gradient_of(stage + 1, microbatch));
+        if (!schedule_.placement.is_last(stage)) message(gradient_of(stage + 1, microbatch));
         break;
       case ActionKind::kWeightGrad:
         state({.kind = ActionKind::kInputGrad, .stage = stage, .microbatch = microbatch});

@@ -30,11 +30,11 @@ class Dependencies {
   std::size_t size_ = 0;
 };
 
-// For F(s,m): F(s-1,m). For B or I(s,m): F(s,m) and the B or I of (s+1,m). For W(s,m): I(s,m). For
-// an overlapped pair: those of its F and of its B, but for the pair's own F. For a SEND: the action
-// whose result it sends. For a RECV: its SEND. None for UNSHARD, RESHARD and REDUCE_GRAD. `splits`:
-// what split_stages() says of this schedule. REQUIRES an action whose stage and microbatch are in
-// range.
+// For F(s,m): F(s-1,m), of the same copy of the model. For B or I(s,m): F(s,m) and the B or I of
+// (s+1,m). For W(s,m): I(s,m). For an overlapped pair: those of its F and of its B, but for the
+// pair's own F. For a SEND: the action whose result it sends. For a RECV: its SEND. None for
+// UNSHARD, RESHARD and REDUCE_GRAD. `splits`: what split_stages() says of this schedule. REQUIRES
+// an action whose stage and microbatch are in range.
 Dependencies dependencies(const Action& action, const Schedule& schedule,
                           const std::vector<bool>& splits);
 

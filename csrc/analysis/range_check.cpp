@@ -115,7 +115,9 @@ class RangeCheck {
     const StageIndex offset = peer_offset(action.kind);
     if (offset == 0) return {};
     const StageIndex peer = action.stage + offset;
-    if (peer < 0 || peer >= schedule_.num_stages()) {
+    const bool is_end = offset > 0 ? schedule_.placement.is_last(action.stage)
+                                   : schedule_.placement.is_first(action.stage);
+    if (is_end) {
       return malformed(action, concat("there is no stage ", peer, " at the other end"));
     }
     if (schedule_.placement.rank_of(peer) == rank_) {

@@ -126,18 +126,24 @@ Raises:
 
 void bind_placement(py::module_& module) {
   py::class_<Placement>(module, "Placement", "Which rank owns which stage. Immutable.")
-      .def(py::init<int, std::vector<Rank>>(), py::arg("num_ranks"), py::arg("ranks"), R"(
+      .def(py::init<int, std::vector<Rank>, int>(), py::arg("num_ranks"), py::arg("ranks"),
+           py::arg("num_copies") = 1, R"(
 Args:
     num_ranks: At least 1.
     ranks: ranks[stage] is the owner of that stage; every rank must own one.
+    num_copies: Of the model; the stages of the first come first. A microbatch passes one copy.
 
 Raises:
-    ValueError: A rank out of range, or one that owns no stage.)")
+    ValueError: A rank out of range, one that owns no stage, or copies that don't divide the stages.)")
       .def_static("loop", &Placement::loop, py::arg("num_ranks"), py::arg("num_stages"),
                   "Stage s on rank s % num_ranks.")
       .def_static("v_shaped", &Placement::v_shaped, py::arg("num_ranks"), py::arg("num_stages"),
                   "Up and down again: for two ranks and four stages 0, 1, 1, 0.")
+      .def_static("bidirectional", &Placement::bidirectional, py::arg("num_ranks"),
+                  "Two copies of one stage a rank, the second from the last rank to the first.")
       .def_property_readonly("num_ranks", &Placement::num_ranks)
+      .def_property_readonly("num_copies", &Placement::num_copies,
+                             "Copies of the model: 2 for a bidirectional schedule.")
       .def_property_readonly("num_stages", &Placement::num_stages)
       .def_property_readonly(
           "ranks",
@@ -162,10 +168,12 @@ Raises:
       .def(py::pickle(
           [](const Placement& self) {
             return py::make_tuple(self.num_ranks(),
-                                  std::vector<Rank>(self.ranks().begin(), self.ranks().end()));
+                                  std::vector<Rank>(self.ranks().begin(), self.ranks().end()),
+                                  self.num_copies());
           },
           [](const py::tuple& state) {
-            return Placement(state[0].cast<int>(), state[1].cast<std::vector<Rank>>());
+            return Placement(state[0].cast<int>(), state[1].cast<std::vector<Rank>>(),
+                             state[2].cast<int>());
           }));
 }
 

@@ -18,12 +18,17 @@ void require_multiple(int num_ranks, int num_stages) {
 
 }  // namespace
 
-Placement::Placement(int num_ranks, std::vector<Rank> rank_of) : rank_of_(std::move(rank_of)) {
+Placement::Placement(int num_ranks, std::vector<Rank> rank_of, int num_copies)
+    : rank_of_(std::move(rank_of)), num_copies_(num_copies) {
   if (num_ranks < 1) throw ValueError(concat("num_ranks must be at least 1, got ", num_ranks));
   if (rank_of_.size() > as_index(kMaxIndex)) throw ValueError("a placement of too many stages");
   if (rank_of_.size() < as_index(num_ranks)) {
     throw ValueError(
         concat("num_stages must be at least ", num_ranks, " (num_ranks), got ", rank_of_.size()));
+  }
+  if (num_copies < 1 || num_stages() % num_copies != 0) {
+    throw ValueError(concat("num_copies must divide the number of stages, ", num_stages(), ", got ",
+                            num_copies));
   }
   stages_of_.resize(as_index(num_ranks));
   for (StageIndex stage = 0; stage < num_stages(); ++stage) {
@@ -58,6 +63,16 @@ Placement Placement::v_shaped(int num_ranks, int num_stages) {
     rank_of[as_index(stage)] = downward ? step : num_ranks - 1 - step;
   }
   return Placement(num_ranks, std::move(rank_of));
+}
+
+Placement Placement::bidirectional(int num_ranks) {
+  require_multiple(num_ranks, num_ranks);
+  std::vector<Rank> rank_of(2 * as_index(num_ranks));
+  for (StageIndex stage = 0; stage < num_ranks; ++stage) {
+    rank_of[as_index(stage)] = stage;
+    rank_of[as_index(num_ranks + stage)] = num_ranks - 1 - stage;
+  }
+  return Placement(num_ranks, std::move(rank_of), 2);
 }
 
 Rank Placement::rank_of(StageIndex stage) const {

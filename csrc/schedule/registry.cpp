@@ -21,13 +21,15 @@ extern const Generator kZbV;
 extern const Generator kVHalf;
 extern const Generator kVMin;
 extern const Generator kDualPipeV;
+extern const Generator kDualPipe;
+extern const Generator kChimera;
 
 namespace {
 
-constexpr std::array<const Generator*, 13> kGenerators = {
+constexpr std::array<const Generator*, 15> kGenerators = {
     &kGpipe,     &kOneFOneB, &kInterleaved1F1B, &kEager1F1B, &kLoopedBfs, &kHanayo,
     &kZbH1,      &kZbH2,     &kZbInterleaved,   &kZbV,       &kVHalf,     &kVMin,
-    &kDualPipeV,
+    &kDualPipeV, &kDualPipe, &kChimera,
 };
 
 void require_sizes(const ScheduleRequest& request) {
