@@ -31,10 +31,9 @@ void add(std::vector<Shares>& columns, std::size_t row, double begin, double end
 std::vector<Run> runs_of(const std::vector<Span>& spans, double start, double makespan,
                          int num_columns) {
   std::vector<Shares> columns(as_index(num_columns), Shares{});
-  const double scale = num_columns / makespan;
+  const auto column_of = [&](double time) { return (time - start) / makespan * num_columns; };
   for (const Span& span : spans) {
-    add(columns, row_of(span.action.kind), (span.start - start) * scale,
-        (span.end - start) * scale);
+    add(columns, row_of(span.action.kind), column_of(span.start), column_of(span.end));
   }
   std::vector<Run> runs;
   for (int i = 0; i < num_columns; ++i) {

@@ -15,7 +15,8 @@ struct Run {
   int end = 0;  // one past the last
 };
 
-// `spans` from `start` on, `makespan` cut into `num_columns`. O(spans + columns). REQUIRES
+// `spans` from `start` on, `makespan` cut into `num_columns`. O(spans + columns) if spans
+// don't overlap. REQUIRES
 // makespan > 0 and num_columns > 0.
 std::vector<Run> runs_of(const std::vector<Span>& spans, double start, double makespan,
                          int num_columns);

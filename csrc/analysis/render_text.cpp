@@ -37,7 +37,7 @@ class Line {
  public:
   Line(const Timeline& timeline, int columns, char filler)
       : start_(first_start(timeline)),
-        scale_(timeline.makespan > 0.0 ? columns / timeline.makespan : 0.0),
+        makespan_(timeline.makespan),
         text_(as_index(columns), filler) {}
 
   void draw(const Span& span, bool with_stage) {
@@ -46,10 +46,10 @@ class Line {
     if (begin < end) text_.replace(begin, end - begin, box(span.action, with_stage, end - begin));
   }
 
-  void draw_ticks(double makespan) {
+  void draw_ticks() {
     const double most = std::max(1.0, std::floor(static_cast<double>(text_.size()) / kTickWidth));
-    const double step = tick_step(makespan, most);
-    for (int tick = 0; step > 0.0 && tick * step <= makespan * (1.0 + 1e-9); ++tick) {
+    const double step = tick_step(makespan_, most);
+    for (int tick = 0; step > 0.0 && tick * step <= makespan_ * (1.0 + 1e-9); ++tick) {
       const std::string label = tick_label(tick * step);
       const std::size_t begin = column(tick * step);
       if (begin + label.size() <= text_.size()) text_.replace(begin, label.size(), label);
@@ -60,11 +60,13 @@ class Line {
 
  private:
   std::size_t column(double time) const {
-    return static_cast<std::size_t>(std::max(0L, std::lround(time * scale_)));
+    if (!(makespan_ > 0.0)) return 0;
+    const double position = time / makespan_ * static_cast<double>(text_.size());
+    return static_cast<std::size_t>(std::max(0L, std::lround(position)));
   }
 
   double start_;
-  double scale_;
+  double makespan_;
   std::string text_;
 };
 
@@ -79,7 +81,7 @@ class Drawing {
     out_ = padded("", label_width_ + columns_ + 3, false) + " bubble  peak\n";
     for (Rank rank = 0; rank < static_cast<Rank>(timeline_.ranks.size()); ++rank) draw_rank(rank);
     Line axis(timeline_, columns_, ' ');
-    axis.draw_ticks(timeline_.makespan);
+    axis.draw_ticks();
     std::string times = padded("time", label_width_, false) + "  " + axis.text();
     times.erase(times.find_last_not_of(' ') + 1);
     out_ += times + "\n";

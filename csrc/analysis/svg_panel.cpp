@@ -27,7 +27,6 @@ class PanelDrawing {
         style_(style),
         top_(top + kTitleHeight),
         start_(first_start(panel.timeline)) {
-    if (timeline_.makespan > 0.0) scale_ = kPlotWidth / timeline_.makespan;
     for (const auto& spans : timeline_.ranks) {
       for (const Span& span : spans) {
         num_microbatches_ = std::max(num_microbatches_, span.action.microbatch + 1);
@@ -45,7 +44,10 @@ class PanelDrawing {
 
  private:
   Rank num_ranks() const { return static_cast<Rank>(timeline_.ranks.size()); }
-  double x_of(double time) const { return kLeft + (time - start_) * scale_; }
+  double length_of(double duration) const {
+    return timeline_.makespan > 0.0 ? duration / timeline_.makespan * kPlotWidth : 0.0;
+  }
+  double x_of(double time) const { return kLeft + length_of(time - start_); }
   double y_of(Rank rank) const { return top_ + style_.rows.pitch * rank; }
 
   void draw_head() {
@@ -84,7 +86,7 @@ class PanelDrawing {
   }
 
   void draw_box(const Span& span, double foot, bool with_feet) {
-    const double whole = (span.end - span.start) * scale_;
+    const double whole = length_of(span.end - span.start);
     // A hair keeps neighbours apart, as long as there is something to take it from.
     const double width = whole > 3.0 ? whole - 1.0 : whole;
     const Rect box{x_of(span.start), y_of(span.rank), width, style_.rows.box};
@@ -142,7 +144,7 @@ class PanelDrawing {
     const double step = tick_step(timeline_.makespan, kMostTicks);
     if (!(step > 0.0)) return;
     for (int tick = 0; tick * step <= timeline_.makespan * (1.0 + 1e-9); ++tick) {
-      const double x = kLeft + tick * step * scale_;
+      const double x = kLeft + length_of(tick * step);
       out_ += svg_rect({x, y, 1.0, 5.0}, "class=\"rule\"");
       out_ += svg_text({x, y + 18.0}, "tick", tick_label(tick * step));
     }
@@ -154,7 +156,6 @@ class PanelDrawing {
   const PanelStyle& style_;
   double top_;  // of the first row
   double start_;
-  double scale_ = 0.0;  // pixels for each unit of time
   int num_microbatches_ = 1;
   std::string out_;
 };
