@@ -81,14 +81,14 @@ class Legend {
   std::string out_;
 };
 
-std::string note(bool in_columns) {
-  if (in_columns) {
-    return "too many actions for boxes: each point has the colour of what takes most of its time; "
-           "bubble: of the makespan; peak: activations of a stage alive at once";
+std::string note(const LegendContent& content) {
+  std::string text = "numbers are microbatches, later ones darker (anew after 8)";
+  if (content.in_columns) {
+    text = "too many actions for boxes: each point has the colour of what takes most of its time";
+  } else if (content.num_chunks > 1) {
+    text += "; a foot: a later stage of the rank";
   }
-  return "numbers are microbatches, later ones darker (anew after 8); a foot: a later stage of the "
-         "rank; "
-         "bubble: of the makespan; peak: activations of a stage alive at once";
+  return text + "; bubble: of the makespan; peak: activations of a stage alive at once";
 }
 
 }  // namespace
@@ -110,7 +110,7 @@ std::string svg_legend(const std::vector<Panel>& panels, const LegendContent& co
     legend.arrow("activation", "activation");
     legend.arrow("gradient", "gradient");
   }
-  return legend.take() + svg_text({kLeft, kNoteBaseline}, "axis", note(content.in_columns));
+  return legend.take() + svg_text({kLeft, kNoteBaseline}, "axis", note(content));
 }
 
 }  // namespace pipert
