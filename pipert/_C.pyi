@@ -122,6 +122,7 @@ class Schedule:
         *,
         width: int = 100,
         title: str | None = None,
+        transfers: bool = False,
     ) -> str: ...
     def __eq__(self, other: object) -> bool: ...
 
@@ -199,9 +200,10 @@ class Timeline:
         *,
         width: int = 100,
         title: str = "",
+        transfers: bool = False,
     ) -> str: ...
 
-def render_svg(panels: Sequence[tuple[str, Timeline]]) -> str: ...
+def render_svg(panels: Sequence[tuple[str, Timeline]], *, transfers: bool = False) -> str: ...
 
 # --- schedule ---------------------------------------------------------------------------------
 

@@ -99,6 +99,14 @@ def test_show_writes_a_picture(call):
     assert call("show", "1f1b", *SIZES, "--svg", "drawn.svg")[0] == 0
     schedule = pipert.Schedule.build("1f1b", num_ranks=2, num_microbatches=4)
     assert Path("drawn.svg").read_text() == schedule.render("expected.svg")
+    assert call("show", "1f1b", *SIZES, "--svg", "drawn.svg", "--transfers")[0] == 0
+    assert Path("drawn.svg").read_text() == schedule.render("expected.svg", transfers=True)
+
+
+def test_show_writes_a_png_or_names_the_extra(call, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cairosvg", None)
+    code, _, error = call("show", "1f1b", *SIZES, "--png", "drawn.png")
+    assert (code, "pipert[png]" in error) == (2, True)
 
 
 def test_verify_says_ok_and_ends_with_0(call, ask):

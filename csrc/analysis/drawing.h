@@ -2,9 +2,11 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "analysis/timeline.h"
+#include "base/error.h"
 
 namespace pipert {
 
@@ -28,6 +30,12 @@ inline double first_start(const Timeline& timeline) {
     }
   }
   return first;
+}
+
+// Two finite times may be farther apart than a number can say.
+inline void require_drawable(const Timeline& timeline) {
+  if (std::isfinite(timeline.makespan)) return;
+  throw ValueError(concat("a makespan must be finite to be drawn, got ", timeline.makespan));
 }
 
 }  // namespace pipert

@@ -1,229 +1,123 @@
-#include <array>
-#include <charconv>
-#include <cmath>
+#include <algorithm>
 #include <string_view>
 
 #include "analysis/drawing.h"
+#include "analysis/messages.h"
 #include "analysis/render.h"
+#include "analysis/svg.h"
+#include "analysis/svg_layout.h"
+#include "analysis/svg_legend.h"
+#include "analysis/svg_panel.h"
 #include "base/error.h"
-#include "base/index.h"
 
 namespace pipert {
 namespace {
 
-// Lengths in SVG user units (pixels at 100 %).
-constexpr double kWidth = 1200.0;
-constexpr double kLeft = 64.0;
-constexpr double kRight = 56.0;
-constexpr double kTop = 44.0;  // holds the legend
-constexpr double kTitleHeight = 26.0;
-constexpr double kRowHeight = 28.0;
-constexpr double kBoxHeight = 22.0;
-constexpr double kAxisHeight = 40.0;
-constexpr double kPanelGap = 14.0;
-constexpr double kDigitWidth = 6.4;
-constexpr double kMostTicks = 12.0;
+// What keeps a picture below about ten megabytes. More actions than this are drawn in columns, and
+// these get fewer as ranks get more.
+constexpr std::size_t kMostBoxes = 20'000;
+constexpr std::size_t kMostBoxesOfRank = 1'000;  // below a pixel each
+constexpr int kMostRuns = 400'000;
+constexpr std::size_t kMostRanks = 4096;
+constexpr std::size_t kMostArrows = 5'000;
 
-struct Colour {
-  int red;
-  int green;
-  int blue;
+struct Extent {
+  std::size_t ranks = 0;
+  std::size_t boxes = 0;
+  std::size_t boxes_of_rank = 0;  // of the one with most
+  std::size_t chunks = 1;         // likewise
 };
 
-struct KindColour {
-  ActionKind kind;
-  std::string_view label;
-  Colour colour;
-};
-
-// Told apart by the colour-blind, and light enough for black numbers.
-constexpr std::array<KindColour, 4> kColours = {{
-    {ActionKind::kForward, "F forward", {116, 173, 219}},
-    {ActionKind::kBackward, "B backward", {240, 165, 88}},
-    {ActionKind::kInputGrad, "I input gradient", {246, 205, 110}},
-    {ActionKind::kWeightGrad, "W weight gradient", {152, 199, 143}},
-}};
-
-std::string fixed(double value, int digits = 2) {
-  std::array<char, 64> buffer{};
-  const auto end = std::to_chars(buffer.data(), buffer.data() + buffer.size(), value,
-                                 std::chars_format::fixed, digits);
-  return end.ec == std::errc() ? std::string(buffer.data(), end.ptr) : "0";
-}
-
-std::string escaped(std::string_view text) {
-  std::string out;
-  for (const char c : text) {
-    if (c == '&') {
-      out += "&amp;";
-    } else if (c == '<') {
-      out += "&lt;";
-    } else if (c == '>') {
-      out += "&gt;";
-    } else {
-      out += static_cast<unsigned char>(c) < 0x20 ? ' ' : c;  // XML takes no control characters
-    }
-  }
-  return out;
-}
-
-// Towards white, for the later stages of a rank: `share` from 0 (as it is) to 1.
-std::string paler(const Colour& colour, double share) {
-  const auto mix = [&](int value) { return std::lround(value + (255 - value) * share); };
-  return concat("rgb(", mix(colour.red), ",", mix(colour.green), ",", mix(colour.blue), ")");
-}
-
-const Colour& colour_of(ActionKind kind) {
-  for (const KindColour& row : kColours) {
-    if (row.kind == kind) return row.colour;
-  }
-  return kColours.front().colour;
-}
-
-std::string text_at(double x, double y, std::string_view look, std::string_view text) {
-  return concat("<text x=\"", fixed(x), "\" y=\"", fixed(y), "\" class=\"", look, "\">",
-                escaped(text), "</text>\n");
-}
-
-std::string box_at(double x, double y, double width, double height, std::string_view fill) {
-  return concat("<rect x=\"", fixed(x), "\" y=\"", fixed(y), "\" width=\"", fixed(width),
-                "\" height=\"", fixed(height), "\" fill=\"", fill, "\"/>\n");
-}
-
-// 1, 2 or 5 times a power of ten, so that at most kMostTicks fit.
-double tick_step(double makespan) {
-  const double least = makespan / kMostTicks;
-  const double power = std::pow(10.0, std::floor(std::log10(least)));
-  for (const double factor : {1.0, 2.0, 5.0}) {
-    if (factor * power >= least) return factor * power;
-  }
-  return 10.0 * power;
-}
-
-double panel_height(const Panel& panel) {
-  const auto num_ranks = static_cast<double>(panel.timeline.ranks.size());
-  return kTitleHeight + kRowHeight * num_ranks + kAxisHeight;
-}
-
-class PanelDrawing {
- public:
-  PanelDrawing(const Panel& panel, double top)
-      : panel_(panel), timeline_(panel.timeline), top_(top), start_(first_start(panel.timeline)) {
-    if (timeline_.makespan > 0.0) scale_ = (kWidth - kLeft - kRight) / timeline_.makespan;
-  }
-
-  std::string draw() {
-    out_ += text_at(kLeft, top_ + kTitleHeight - 10.0, "title", panel_.title);
-    out_ += text_at(kWidth - kRight + 8.0, top_ + kTitleHeight - 10.0, "axis", "bubble");
-    for (Rank rank = 0; rank < static_cast<Rank>(timeline_.ranks.size()); ++rank) draw_row(rank);
-    draw_axis();
-    return std::move(out_);
-  }
-
- private:
-  double x_of(double time) const { return kLeft + (time - start_) * scale_; }
-  double y_of(Rank rank) const { return top_ + kTitleHeight + kRowHeight * rank; }
-
-  void draw_row(Rank rank) {
-    const double y = y_of(rank);
-    const double baseline = y + kBoxHeight - 7.0;
-    const auto& spans = timeline_.ranks[as_index(rank)];
-    out_ += text_at(kLeft - 8.0, baseline, "rank", concat("rank ", rank));
-    out_ += box_at(kLeft, y, kWidth - kLeft - kRight, kBoxHeight, "#f1f2f4");
-    const auto stages = stages_seen(spans);
-    for (const Span& span : spans) {
-      const auto chunk =
-          std::lower_bound(stages.begin(), stages.end(), span.action.stage) - stages.begin();
-      const double share = 0.6 * static_cast<double>(chunk) / static_cast<double>(stages.size());
-      draw_span(span, y, paler(colour_of(span.action.kind), share));
-    }
-    const auto percent = std::lround(100.0 * timeline_.bubble[as_index(rank)]);
-    out_ += text_at(kWidth - kRight + 8.0, baseline, "axis", concat(percent, "%"));
-  }
-
-  void draw_span(const Span& span, double y, std::string_view fill) {
-    const double x = x_of(span.start);
-    const double width = (span.end - span.start) * scale_;
-    // A hair of background keeps neighbours apart, as long as there is something to take it from.
-    const double gap = width > 3.0 ? 1.0 : 0.0;
-    out_ += concat("<g><title>", to_string(span.action), "</title>",
-                   box_at(x, y, width - gap, kBoxHeight, fill));
-    const std::string number = std::to_string(span.action.microbatch);
-    if (static_cast<double>(number.size()) * kDigitWidth + 2.0 <= width) {
-      out_ += text_at(x + (width - gap) / 2.0, y + kBoxHeight - 7.0, "number", number);
-    }
-    out_ += "</g>\n";
-  }
-
-  void draw_axis() {
-    const double y = y_of(static_cast<Rank>(timeline_.ranks.size())) + 1.0;
-    out_ += box_at(kLeft, y, kWidth - kLeft - kRight, 1.0, "#8a8f98");
-    if (!(timeline_.makespan > 0.0)) return;
-    const double step = tick_step(timeline_.makespan);
-    for (int tick = 0; tick * step <= timeline_.makespan * (1.0 + 1e-9); ++tick) {
-      const double x = kLeft + tick * step * scale_;
-      out_ += box_at(x, y, 1.0, 5.0, "#8a8f98");
-      out_ += text_at(x, y + 18.0, "tick", concat(tick * step));
-    }
-  }
-
-  const Panel& panel_;
-  const Timeline& timeline_;
-  double top_;
-  double start_;
-  double scale_ = 0.0;  // pixels for each unit of time
-  std::string out_;
-};
-
-bool has_kind(const std::vector<Panel>& panels, ActionKind kind) {
+Extent measure(const std::vector<Panel>& panels) {
+  Extent extent;
   for (const Panel& panel : panels) {
+    require_drawable(panel.timeline);
+    extent.ranks += panel.timeline.ranks.size();
     for (const auto& spans : panel.timeline.ranks) {
-      for (const Span& span : spans) {
-        if (span.action.kind == kind) return true;
-      }
+      extent.boxes += spans.size();
+      extent.boxes_of_rank = std::max(extent.boxes_of_rank, spans.size());
+      extent.chunks = std::max(extent.chunks, stages_seen(spans).size());
     }
   }
-  return false;
-}
-
-std::string legend(const std::vector<Panel>& panels) {
-  std::string out;
-  double x = kLeft;
-  for (const KindColour& row : kColours) {
-    if (!has_kind(panels, row.kind)) continue;
-    out += box_at(x, 14.0, 14.0, 14.0, paler(row.colour, 0.0));
-    out += text_at(x + 20.0, 26.0, "legend", row.label);
-    x += 44.0 + 6.6 * static_cast<double>(row.label.size());
+  if (extent.ranks > kMostRanks) {
+    throw ValueError(
+        concat("at most ", kMostRanks, " ranks fit into an SVG picture, got ", extent.ranks));
   }
-  return out + text_at(x, 26.0, "axis",
-                       "numbers are microbatches; paler: a later stage of the same rank");
+  return extent;
 }
 
+void require_few_arrows(const std::vector<Panel>& panels, bool in_columns) {
+  std::size_t arrows = 0;
+  for (const Panel& panel : panels) arrows += messages_of(panel.timeline).size();
+  if (arrows <= kMostArrows && !in_columns) return;
+  throw ValueError(concat("transfers can be drawn for at most ", kMostArrows, " messages and ",
+                          kMostBoxes, " actions, ", kMostBoxesOfRank, " a rank; got ", arrows,
+                          " messages; draw without transfers, or fewer microbatches"));
+}
+
+// Colours of the page alone follow the reader's theme; a box has the same on any. Viewers that
+// don't know media queries show the light one.
 constexpr std::string_view kStyle = R"(<style>
-text { font-family: system-ui, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif; fill: #1f2328; }
+text { font-family: system-ui, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif;
+  font-size: 12px; fill: #1f2328; }
+.page { fill: #ffffff; } .idle { fill: #f3f4f6; } .stripe { stroke: #cfd4da; }
+.rule { fill: #8a8f98; } .foot { fill: #2b2b2b; } .pale { fill: #a9d3f5; }
 .title { font-size: 14px; font-weight: 600; }
-.legend { font-size: 12px; }
-.rank { font-size: 12px; text-anchor: end; }
-.number { font-size: 11px; text-anchor: middle; }
-.axis { font-size: 11px; fill: #5c6370; }
-.tick { font-size: 11px; fill: #5c6370; text-anchor: middle; }
+.rank, .head { text-anchor: end; }
+.light, .dark { font-size: 11px; text-anchor: middle; }
+.light { fill: #ffffff; } .dark { fill: #14171a; }
+.axis, .head, .tick { font-size: 11px; fill: #59606b; }
+.tick { text-anchor: middle; }
+.activation, .gradient { stroke: #59606b; stroke-width: 1; }
+.gradient { stroke-dasharray: 3 2; } .tip { fill: #59606b; }
+@media (prefers-color-scheme: dark) {
+  text { fill: #e6edf3; }
+  .page { fill: #0d1117; } .idle { fill: #1b2027; } .stripe { stroke: #3d444d; }
+  .light { fill: #ffffff; } .dark { fill: #14171a; }
+  .foot { fill: #565b62; } .pale { fill: #a9d3f5; }
+  .axis, .head, .tick { fill: #9aa4b0; }
+  .activation, .gradient { stroke: #b5bec9; } .tip { fill: #b5bec9; }
+}
 </style>
+)";
+
+constexpr std::string_view kDefinitions = R"(<defs>
+<pattern id="idle" width="6" height="6" patternUnits="userSpaceOnUse">
+<rect width="6" height="6" class="idle"/>
+<path d="M-1 1l2-2M0 6l6-6M5 7l2-2" class="stripe"/>
+</pattern>
+<marker id="tip" viewBox="0 0 6 6" refX="6" refY="3" markerWidth="6" markerHeight="6"
+ markerUnits="userSpaceOnUse" orient="auto"><path d="M0 0L6 3L0 6z" class="tip"/></marker>
+</defs>
 )";
 
 }  // namespace
 
-std::string render_svg(const std::vector<Panel>& panels) {
-  double height = kTop;
-  for (const Panel& panel : panels) height += panel_height(panel) + kPanelGap;
-  std::string out = concat("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"", fixed(kWidth, 0),
-                           "\" height=\"", fixed(height, 0), "\" viewBox=\"0 0 ", fixed(kWidth, 0),
-                           " ", fixed(height, 0), "\">\n", kStyle);
-  out += box_at(0.0, 0.0, kWidth, height, "#ffffff");
-  out += legend(panels);
-  double top = kTop;
+std::string render_svg(const std::vector<Panel>& panels, const SvgOptions& options) {
+  const Extent extent = measure(panels);
+  const bool in_columns = extent.boxes > kMostBoxes || extent.boxes_of_rank > kMostBoxesOfRank;
+  if (options.transfers) require_few_arrows(panels, in_columns);
+  PanelStyle style{.rows = layout_rows(static_cast<int>(extent.ranks), options.transfers),
+                   .with_arrows = options.transfers};
+  if (in_columns) {
+    style.num_columns =
+        std::min(static_cast<int>(kPlotWidth), kMostRuns / static_cast<int>(extent.ranks));
+  }
+  double height = kLegendHeight;
+  for (const Panel& panel : panels) height += panel_height(panel, style.rows) + kPanelGap;
+  const std::string size =
+      concat("width=\"", svg_number(kWidth), "\" height=\"", svg_number(height), "\"");
+  std::string out =
+      concat("<svg xmlns=\"http://www.w3.org/2000/svg\" ", size, " viewBox=\"0 0 ",
+             svg_number(kWidth), " ", svg_number(height), "\">\n", kStyle, kDefinitions);
+  out += svg_rect({0.0, 0.0, kWidth, height}, "class=\"page\"");
+  out += svg_legend(panels, {.num_chunks = static_cast<int>(extent.chunks),
+                             .with_arrows = options.transfers,
+                             .in_columns = in_columns});
+  double top = kLegendHeight;
   for (const Panel& panel : panels) {
-    out += PanelDrawing(panel, top).draw();
-    top += panel_height(panel) + kPanelGap;
+    out += svg_panel(panel, style, top);
+    top += panel_height(panel, style.rows) + kPanelGap;
   }
   return out + "</svg>\n";
 }

@@ -11,7 +11,7 @@
 #include "analysis/verify.h"
 #include "base/error.h"
 #include "bindings/bind.h"
-#include "bindings/text_file.h"
+#include "bindings/picture_file.h"
 
 namespace py = pybind11;
 
@@ -61,33 +61,28 @@ Timeline timeline_from_spans(const std::vector<std::vector<SpanTuple>>& ranks) {
   return make_timeline(std::move(result));
 }
 
-std::string svg_of(const std::vector<std::pair<std::string, Timeline>>& panels) {
+std::string svg_of(const std::vector<std::pair<std::string, Timeline>>& panels, bool transfers) {
   std::vector<Panel> result;
   for (const auto& [title, timeline] : panels) result.push_back({title, timeline});
-  return render_svg(result);
+  return render_svg(result, {.transfers = transfers});
 }
 
 // Text without a path, else the picture that the path's suffix asks for.
 std::string render_timeline(const Timeline& timeline, const py::object& path, int width,
-                            const std::string& title) {
-  if (path.is_none()) return render_text(timeline, width);
-  const std::string suffix =
-      py::str(py::module_::import("pathlib").attr("Path")(path).attr("suffix"));
-  if (suffix != ".svg" && suffix != ".txt") {
-    throw ValueError(
-        concat("path must end in .svg or .txt, got '", std::string(py::str(path)), "'"));
-  }
-  std::string text =
-      suffix == ".svg" ? render_svg({{title, timeline}}) : render_text(timeline, width);
-  write_text_file(path, text);
-  return text;
+                            const std::string& title, bool transfers) {
+  const PictureForm form = path.is_none() ? PictureForm::kText : form_of(path);
+  const std::string drawn = form == PictureForm::kText
+                                ? render_text(timeline, width)
+                                : render_svg({{title, timeline}}, {.transfers = transfers});
+  if (!path.is_none()) write_picture(path, form, drawn);
+  return drawn;
 }
 
 std::string render_schedule(const Schedule& schedule, const py::object& path,
                             const std::optional<Costs>& costs, int width,
-                            const std::optional<std::string>& title) {
+                            const std::optional<std::string>& title, bool transfers) {
   return render_timeline(simulate(schedule, costs.value_or(Costs())), path, width,
-                         title.value_or(schedule.name));
+                         title.value_or(schedule.name), transfers);
 }
 
 std::string describe(const Timeline& timeline) {
@@ -162,16 +157,25 @@ Raises:
       .def_readonly("critical_path", &Timeline::critical_path,
                     "The spans that the makespan waits for, first to last.")
       .def("render", &render_timeline, py::arg("path") = py::none(), py::kw_only(),
-           py::arg("width") = 100, py::arg("title") = "",
-           R"(Draws the timeline: text, or an SVG picture if `path` ends in .svg.
+           py::arg("width") = 100, py::arg("title") = "", py::arg("transfers") = false,
+           R"(Draws the timeline: text, or a picture if `path` ends in .svg or .png.
+
+A picture has a box for each action, or, above 20,000 actions or 1000 of one rank, the colour of
+what takes most of each point's time.
 
 Args:
-    path: Written if given; must end in .svg or .txt.
+    path: Written if given; must end in .svg, .png or .txt.
     width: Of the text, in characters, at least 40.
     title: Of the picture.
+    transfers: In a picture, an arrow for each message, from the end of the action that made it to
+        the start of the one that reads it.
 
 Returns:
-    What was drawn.)")
+    What was drawn; of a .png the SVG behind it.
+
+Raises:
+    ImportError: A .png without `pip install 'pipert[png]'`.
+    ValueError: Another suffix, a width below 40, or too much to draw.)")
       .def("__repr__", &describe);
 }
 
@@ -221,15 +225,21 @@ Raises:
     ValueError: Costs that don't fit the schedule, or a schedule that verify() rejects.)")
       .def("render", &render_schedule, py::arg("path") = py::none(), py::arg("costs") = py::none(),
            py::kw_only(), py::arg("width") = 100, py::arg("title") = py::none(),
+           py::arg("transfers") = false,
            R"(Simulates the schedule and draws it; see Timeline.render.
 
 The title defaults to the name.)");
   module.def(
-      "render_svg", &svg_of, py::arg("panels"), py::call_guard<py::gil_scoped_release>(),
+      "render_svg", &svg_of, py::arg("panels"), py::kw_only(), py::arg("transfers") = false,
+      py::call_guard<py::gil_scoped_release>(),
       R"(An SVG picture of timelines under each other: what was scheduled above what really ran.
 
 Args:
-    panels: (title, timeline) of each.)");
+    panels: (title, timeline) of each.
+    transfers: An arrow for each message.
+
+Raises:
+    ValueError: More than can be drawn.)");
 }
 
 }  // namespace pipert

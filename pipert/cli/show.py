@@ -4,10 +4,10 @@ import argparse
 from typing import Any
 
 import pipert
-from pipert import Program, Schedule
+from pipert import Program, Schedule, Timeline
 from pipert.cli import values
 from pipert.cli.costs import add_costs, costs_of, simulate
-from pipert.cli.failures import BadScheduleError
+from pipert.cli.failures import BadScheduleError, UsageError
 from pipert.cli.output import print_json
 from pipert.cli.source import add_source, describe, describe_json, load
 
@@ -26,6 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--svg", type=values.file_ending_in(".svg"), metavar="FILE", help="write a picture too"
     )
     drawing.add_argument(
+        "--png",
+        type=values.file_ending_in(".png"),
+        metavar="FILE",
+        help="likewise; needs the extra pipert[png]",
+    )
+    drawing.add_argument(
+        "--transfers", action="store_true", help="an arrow for each message, in the pictures"
+    )
+    drawing.add_argument(
         "--width",
         type=values.integer(40, 10_000),
         default=100,
@@ -40,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
     schedule = load(args)
     costs = costs_of(args, schedule.num_stages)
     programs = _lower(schedule) if args.program else []
-    if args.svg:
-        simulate(schedule, costs).render(args.svg, title=schedule.name)
+    for path in filter(None, (args.svg, args.png)):
+        _draw(simulate(schedule, costs), path, schedule.name, transfers=args.transfers)
     if args.json:
         print_json(_answer(schedule, programs))
         return 0
@@ -52,6 +61,13 @@ def run(args: argparse.Namespace) -> int:
     print(describe(schedule))
     print("\n".join(part.rstrip() for part in parts))
     return 0
+
+
+def _draw(timeline: Timeline, path: str, title: str, *, transfers: bool) -> None:
+    try:
+        timeline.render(path, title=title, transfers=transfers)
+    except (ImportError, ValueError) as error:
+        raise UsageError(str(error)) from None
 
 
 def _answer(schedule: Schedule, programs: list[Program]) -> dict[str, Any]:

@@ -74,7 +74,7 @@ void check_all(const Schedule& schedule, const VerifyOptions& options) {
     const Timeline timeline = simulate(schedule, {});
     CHECK(!timeline.critical_path.empty());
     CHECK(!render_text(timeline).empty());
-    CHECK(!render_svg({{"fuzz", timeline}}).empty());
+    CHECK(!render_svg({{"fuzz", timeline}}, {.transfers = true}).empty());
   } else {
     CHECK(!verdict.ok());
     CHECK_THROWS(simulate(schedule, {}), ValueError);
@@ -98,6 +98,41 @@ void the_sample_schedules_are_good() {
   for (int round = 0; round < 20; ++round) require_valid(base_schedule(random));
 }
 
+// However short or long the times, and however many the actions.
+void times_of_any_size_are_drawn() {
+  for (const double time : {5e-324, 1e-310, 1e-200, 1.0, 1e200, 1e307}) {
+    for (const int num_actions : {2, 1500}) {
+      std::vector<Span> spans;
+      for (int i = 0; i < num_actions; ++i) {
+        const double start = time * (i % 2);
+        spans.push_back({.action = forward(0, i), .start = start, .end = start + time});
+      }
+      const Timeline timeline = make_timeline({spans});
+      const std::string svg = render_svg({{"", timeline}});
+      CHECK(svg.find("nan") == std::string::npos);
+      CHECK(svg.find("inf") == std::string::npos);
+      CHECK(render_text(timeline).find("rank 0 |") != std::string::npos);
+    }
+  }
+}
+
+void a_picture_has_bounded_size() {
+  constexpr std::size_t kMost = 10'000'000;
+  const auto drawn = [](int num_ranks, int num_microbatches) {
+    std::vector<std::vector<Span>> ranks(as_index(num_ranks));
+    for (auto& spans : ranks) {
+      for (int i = 0; i < num_microbatches; ++i) {
+        spans.push_back({.action = forward(0, i), .start = 2.0 * i, .end = 2.0 * i + 1.0});
+      }
+    }
+    return render_svg({{"", make_timeline(std::move(ranks))}}).size();
+  };
+  CHECK(drawn(20, 1000) < kMost);  // the most that is drawn as boxes
+  CHECK(drawn(400, 5000) < kMost);
+  CHECK(drawn(4096, 200) < kMost);
+  CHECK_THROWS(drawn(4097, 0), ValueError);
+}
+
 void a_thousand_ranks_are_simulated() {
   const Schedule schedule = build_schedule(
       "1f1b", {.num_ranks = 1000, .num_microbatches = 20, .num_stages = 0, .options = {}});
@@ -110,5 +145,7 @@ void a_thousand_ranks_are_simulated() {
 int main() {
   pipert::the_sample_schedules_are_good();
   pipert::mutated_schedules_get_a_verdict();
+  pipert::times_of_any_size_are_drawn();
+  pipert::a_picture_has_bounded_size();
   pipert::a_thousand_ranks_are_simulated();
 }

@@ -1,0 +1,36 @@
+#include "analysis/palette.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace pipert {
+
+const KindColours& colours_of(ActionKind kind) {
+  return *std::find_if(kPalette.begin(), kPalette.end() - 1,
+                       [kind](const KindColours& colours) { return colours.kind == kind; });
+}
+
+Colour shade_of(ActionKind kind, Microbatch microbatch, int num_microbatches) {
+  const int num_shades = std::clamp(num_microbatches, 1, kNumShades);
+  const double steps = std::max(1, num_shades - 1);
+  const double share = std::max(0, microbatch) % num_shades / steps;
+  const KindColours& colours = colours_of(kind);
+  const auto between = [share](int from, int to) {
+    return static_cast<int>(std::lround(from + (to - from) * share));
+  };
+  return {between(colours.lightest.red, colours.darkest.red),
+          between(colours.lightest.green, colours.darkest.green),
+          between(colours.lightest.blue, colours.darkest.blue)};
+}
+
+std::string to_hex(const Colour& colour) {
+  constexpr std::string_view kDigits = "0123456789abcdef";
+  std::string text = "#";
+  for (const int value : {colour.red, colour.green, colour.blue}) {
+    text += kDigits[static_cast<std::size_t>(value / 16)];
+    text += kDigits[static_cast<std::size_t>(value % 16)];
+  }
+  return text;
+}
+
+}  // namespace pipert
