@@ -93,7 +93,8 @@ def _schedule_of(name: str, args: argparse.Namespace) -> Schedule:
 
 
 def _result_of(name: str, schedule: Schedule, args: argparse.Namespace) -> Result:
-    share = 1.0 if args.stages else schedule.num_ranks / schedule.num_stages
+    rank_share = schedule.num_ranks * schedule.placement.num_copies / schedule.num_stages
+    share = 1.0 if args.stages else rank_share
     timeline = simulate(schedule, costs_of(args, schedule.num_stages, share=share))
     peak = max(timeline.peak_memory) * share
     return Result(
