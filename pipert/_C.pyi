@@ -22,6 +22,10 @@ _Kind = Literal[
     "RESHARD",
     "REDUCE_GRAD",
     "OVERLAP_F_B",
+    "R",
+    "OFFLOAD",
+    "RELOAD",
+    "UPDATE",
 ]
 
 class Action:
@@ -32,6 +36,8 @@ class Action:
         microbatch: int | None = None,
         *,
         paired: Action | None = None,
+        slice: int | None = None,  # noqa: A002
+        version: int = 0,
     ) -> None: ...
     @staticmethod
     def parse(text: str) -> Action: ...
@@ -43,6 +49,10 @@ class Action:
     def microbatch(self) -> int | None: ...
     @property
     def paired(self) -> Action | None: ...
+    @property
+    def slice(self) -> int | None: ...
+    @property
+    def version(self) -> int: ...
     @property
     def is_compute(self) -> bool: ...
     def __eq__(self, other: object) -> bool: ...
@@ -76,6 +86,7 @@ class Schedule:
         *,
         placement: Placement | None = None,
         num_microbatches: int | None = None,
+        num_slices: int | None = None,
         name: str = "custom",
     ) -> None: ...
     @staticmethod
@@ -101,6 +112,8 @@ class Schedule:
     @property
     def num_microbatches(self) -> int: ...
     @property
+    def num_slices(self) -> int: ...
+    @property
     def placement(self) -> Placement: ...
     @property
     def actions(self) -> list[list[Action]]: ...
@@ -114,6 +127,7 @@ class Schedule:
         memory_limit: float | Sequence[float] | None = None,
         activation_size: float | Sequence[float] = 1.0,
     ) -> Verdict: ...
+    def peak_weight_versions(self) -> list[int]: ...
     def simulate(self, costs: Costs = ...) -> Timeline: ...
     def render(
         self,
@@ -135,7 +149,16 @@ class Verdict:
     def defect(
         self,
     ) -> (
-        Literal["malformed", "misplaced", "missing", "doubled", "unordered", "memory", "deadlock"]
+        Literal[
+            "malformed",
+            "misplaced",
+            "missing",
+            "doubled",
+            "unordered",
+            "version",
+            "memory",
+            "deadlock",
+        ]
         | None
     ): ...
     @property

@@ -6,21 +6,30 @@ from hypothesis import strategies as st
 
 from pipert import Action, Placement, Schedule
 
-WITH_MICROBATCH = ["F", "B", "I", "W", "SEND_F", "RECV_F", "SEND_B", "RECV_B"]
+COMPUTE = ["F", "B", "I", "W", "R"]
+TRANSFERS = ["SEND_F", "RECV_F", "SEND_B", "RECV_B", "OFFLOAD", "RELOAD"]
 WITHOUT_MICROBATCH = ["UNSHARD", "RESHARD", "REDUCE_GRAD"]
 INDEX = st.integers(min_value=0, max_value=999_999_999)
+SLICE = st.one_of(st.just(""), st.integers(0, 9999).map("s{}".format))
+MADE = st.integers(1, 999_999_999).map("v{}".format)
+VERSION = st.one_of(st.just(""), MADE)
 
 
 @st.composite
 def action_texts(draw):
-    def single(kinds):
-        return f"{draw(INDEX)}{draw(st.sampled_from(kinds))}{draw(INDEX)}"
+    def single(kinds, version=VERSION):
+        kind = draw(st.sampled_from(kinds))
+        return f"{draw(INDEX)}{kind}{draw(INDEX)}{draw(SLICE)}{draw(version)}"
 
-    form = draw(st.sampled_from(["microbatch", "stage", "pair"]))
-    if form == "microbatch":
-        return single(WITH_MICROBATCH)
+    form = draw(st.sampled_from(["compute", "transfer", "stage", "update", "pair"]))
+    if form == "compute":
+        return single(COMPUTE)
+    if form == "transfer":
+        return single(TRANSFERS, st.just(""))
     if form == "stage":
         return f"{draw(INDEX)}{draw(st.sampled_from(WITHOUT_MICROBATCH))}"
+    if form == "update":
+        return f"{draw(INDEX)}UPDATE{draw(MADE)}"
     return f"({single(['F'])};{single(['B', 'I'])})OVERLAP_F_B"
 
 

@@ -1,11 +1,13 @@
 #include "analysis/action_index.h"
 
+#include <algorithm>
+
 #include "base/index.h"
 
 namespace pipert {
 
 ActionIndex::ActionIndex(const Schedule& schedule)
-    : ActionIndex(schedule.num_stages(), schedule.num_microbatches) {
+    : ActionIndex(schedule.num_stages(), schedule.num_microbatches, schedule.num_slices) {
   for (Rank rank = 0; rank < schedule.num_ranks(); ++rank) {
     const auto& actions = schedule.ranks[as_index(rank)];
     for (int i = 0; i < static_cast<int>(actions.size()); ++i)
@@ -14,11 +16,10 @@ ActionIndex::ActionIndex(const Schedule& schedule)
 }
 
 bool ActionIndex::insert(const Action& action, Place place) {
-  if (action.kind == ActionKind::kUnshard || action.kind == ActionKind::kReshard) return true;
+  if (!has_microbatch(action.kind)) return true;
   auto& places = places_[static_cast<std::size_t>(action.kind)];
   if (places.empty()) {
-    const int columns = has_microbatch(action.kind) ? num_microbatches_ : 1;
-    places.resize(as_index(num_stages_) * as_index(columns));
+    places.resize(as_index(num_stages_) * as_index(num_microbatches_) * as_index(num_slices_));
   }
   Place& known = places[cell(action)];
   if (known.exists()) return false;
@@ -32,14 +33,14 @@ Place ActionIndex::find(const Action& action) const {
 }
 
 bool ActionIndex::in_range(const Action& action) const {
-  if (action.stage < 0 || action.stage >= num_stages_) return false;
-  return !has_microbatch(action.kind) ||
-         (action.microbatch >= 0 && action.microbatch < num_microbatches_);
+  return action.stage >= 0 && action.stage < num_stages_ && action.microbatch >= 0 &&
+         action.microbatch < num_microbatches_ && action.slice < num_slices_;
 }
 
 std::size_t ActionIndex::cell(const Action& action) const {
-  if (!has_microbatch(action.kind)) return as_index(action.stage);
-  return as_index(action.stage) * as_index(num_microbatches_) + as_index(action.microbatch);
+  const std::size_t row =
+      as_index(action.stage) * as_index(num_microbatches_) + as_index(action.microbatch);
+  return row * as_index(num_slices_) + as_index(std::max<int>(action.slice, 0));
 }
 
 }  // namespace pipert

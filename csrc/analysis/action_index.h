@@ -19,17 +19,18 @@ struct Place {
 
 class ActionIndex {
  public:
-  ActionIndex(int num_stages, int num_microbatches)
-      : num_stages_(num_stages), num_microbatches_(num_microbatches) {}
+  ActionIndex(int num_stages, int num_microbatches, int num_slices = 1)
+      : num_stages_(num_stages), num_microbatches_(num_microbatches), num_slices_(num_slices) {}
 
   // Of a whole schedule. REQUIRES overlapped pairs taken apart, stages and microbatches in range.
   explicit ActionIndex(const Schedule& schedule);
 
-  // Returns false, and changes nothing, if the action has a place already. UNSHARD and RESHARD,
-  // which may come several times, are left out.
+  // Returns false, and changes nothing, if the action has a place already. What may be done to a
+  // stage several times (UNSHARD, RESHARD, REDUCE_GRAD, UPDATE) is left out.
   bool insert(const Action& action, Place place);
 
-  // Place{} if there is none, or if the action is out of range.
+  // Place{} if there is none, or if the action is out of range. Versions don't count: no action may
+  // be there with two of them.
   Place find(const Action& action) const;
 
  private:
@@ -38,7 +39,8 @@ class ActionIndex {
 
   int num_stages_ = 0;
   int num_microbatches_ = 0;
-  // By kind, then (stage, microbatch) or stage alone; empty for a kind that never came.
+  int num_slices_ = 1;
+  // By kind, then (stage, microbatch, slice); empty for a kind that never came.
   std::array<std::vector<Place>, kNumActionKinds> places_;
 };
 

@@ -1,7 +1,7 @@
 #include "analysis/completeness.h"
 
 #include <algorithm>
-#include <utility>
+#include <tuple>
 
 #include "analysis/transfers.h"
 #include "base/error.h"
@@ -13,10 +13,6 @@ namespace {
 Verdict missing(const Action& action, const Schedule& schedule, std::string_view reason = {}) {
   const Rank rank = schedule.placement.rank_of(action.stage);
   return {Defect::kMissing, concat(to_string(action), " is missing on rank ", rank, reason)};
-}
-
-Action of_kind(ActionKind kind, StageIndex stage, Microbatch microbatch) {
-  return {.kind = kind, .stage = stage, .microbatch = microbatch};
 }
 
 class Completeness {
@@ -33,10 +29,12 @@ class Completeness {
     for (StageIndex stage = 0; stage < schedule_.num_stages(); ++stage) {
       for (Microbatch microbatch = 0; microbatch < schedule_.num_microbatches; ++microbatch) {
         const bool passes = copies_[as_index(microbatch)] == stage / per_copy;
-        Verdict verdict =
-            passes ? check_compute(stage, microbatch) : check_other_copy(stage, microbatch);
-        if (verdict.ok() && passes && lowered_) verdict = check_transfers(stage, microbatch);
-        if (!verdict.ok()) return verdict;
+        for (int slice = 0; slice < schedule_.num_slices; ++slice) {
+          const Action own_forward = slice_of(forward(stage, microbatch), slice);
+          Verdict verdict = passes ? check_compute(own_forward) : check_other_copy(own_forward);
+          if (verdict.ok() && passes && lowered_) verdict = check_transfers(own_forward);
+          if (!verdict.ok()) return verdict;
+        }
       }
     }
     return {};
@@ -45,13 +43,22 @@ class Completeness {
  private:
   bool has(const Action& action) const { return index_.find(action).exists(); }
 
-  Verdict check_compute(StageIndex stage, Microbatch microbatch) const {
-    const Action own_forward = forward(stage, microbatch);
+  Action slice_of(Action action, int slice) const {
+    if (schedule_.num_slices > 1) action.slice = static_cast<Slice>(slice);
+    return action;
+  }
+
+  Verdict check_compute(const Action& own_forward) const {
     if (!has(own_forward)) return missing(own_forward, schedule_);
     if (options_.forward_only) return {};
-    const Action whole = backward(stage, microbatch);
-    const Action input = of_kind(ActionKind::kInputGrad, stage, microbatch);
-    const Action weight = of_kind(ActionKind::kWeightGrad, stage, microbatch);
+    const Verdict verdict = check_backward(own_forward);
+    return verdict.ok() ? check_offload(own_forward) : verdict;
+  }
+
+  Verdict check_backward(const Action& own_forward) const {
+    const Action whole = as_kind(own_forward, ActionKind::kBackward);
+    const Action input = as_kind(own_forward, ActionKind::kInputGrad);
+    const Action weight = as_kind(own_forward, ActionKind::kWeightGrad);
     if (has(whole)) {
       if (has(input)) return doubled_half(whole, input);
       if (has(weight)) return doubled_half(whole, weight);
@@ -64,12 +71,23 @@ class Completeness {
                    concat(" (nor are ", to_string(input), " and ", to_string(weight), " there)"));
   }
 
-  Verdict check_other_copy(StageIndex stage, Microbatch microbatch) const {
+  Verdict check_offload(const Action& own_forward) const {
+    const Action offload = as_kind(own_forward, ActionKind::kOffload);
+    const Action reload = as_kind(own_forward, ActionKind::kReload);
+    if (has(offload) == has(reload)) return {};
+    return has(offload) ? missing(reload, schedule_, concat(", for ", to_string(offload)))
+                        : missing(offload, schedule_, concat(", for ", to_string(reload)));
+  }
+
+  Verdict check_other_copy(const Action& own_forward) const {
+    const StageIndex stage = own_forward.stage;
+    const Microbatch microbatch = own_forward.microbatch;
     for (const ActionKind kind :
          {ActionKind::kForward, ActionKind::kBackward, ActionKind::kInputGrad,
           ActionKind::kWeightGrad, ActionKind::kSendForward, ActionKind::kRecvForward,
-          ActionKind::kSendBackward, ActionKind::kRecvBackward}) {
-      const Action action = of_kind(kind, stage, microbatch);
+          ActionKind::kSendBackward, ActionKind::kRecvBackward, ActionKind::kRecompute,
+          ActionKind::kOffload, ActionKind::kReload}) {
+      const Action action = as_kind(own_forward, kind);
       if (!has(action)) continue;
       return {Defect::kDoubled,
               concat(to_string(action), " on rank ", schedule_.placement.rank_of(stage),
@@ -88,15 +106,18 @@ class Completeness {
 
   // Between (stage - 1, microbatch) and (stage, microbatch): the activation down and the gradient
   // up.
-  Verdict check_transfers(StageIndex stage, Microbatch microbatch) const {
+  Verdict check_transfers(const Action& own_forward) const {
     const auto& placement = schedule_.placement;
+    const StageIndex stage = own_forward.stage;
     if (placement.is_first(stage) || placement.rank_of(stage - 1) == placement.rank_of(stage))
       return {};
-    const Verdict down = check_transfer(of_kind(ActionKind::kSendForward, stage - 1, microbatch),
-                                        of_kind(ActionKind::kRecvForward, stage, microbatch));
+    Action before = own_forward;
+    before.stage = stage - 1;
+    const Verdict down = check_transfer(as_kind(before, ActionKind::kSendForward),
+                                        as_kind(own_forward, ActionKind::kRecvForward));
     if (!down.ok() || options_.forward_only) return down;
-    return check_transfer(of_kind(ActionKind::kSendBackward, stage, microbatch),
-                          of_kind(ActionKind::kRecvBackward, stage - 1, microbatch));
+    return check_transfer(as_kind(own_forward, ActionKind::kSendBackward),
+                          as_kind(before, ActionKind::kRecvBackward));
   }
 
   Verdict check_transfer(const Action& send, const Action& receive) const {
@@ -128,27 +149,31 @@ std::vector<int> copy_of_microbatches(const Schedule& schedule) {
 }
 
 Verdict check_num_forwards(const Schedule& schedule) {
-  const auto per_stage = as_index(schedule.num_microbatches);
-  std::vector<std::pair<StageIndex, Microbatch>> forwards;
+  const std::size_t num_slices = as_index(schedule.num_slices);
+  const std::size_t per_stage = as_index(schedule.num_microbatches) * num_slices;
+  std::vector<std::tuple<StageIndex, Microbatch, Slice>> forwards;
   for (const auto& actions : schedule.ranks) {
     for (const Action& action : actions) {
       if (action.kind == ActionKind::kForward)
-        forwards.emplace_back(action.stage, action.microbatch);
+        forwards.emplace_back(action.stage, action.microbatch, action.slice);
     }
   }
   if (forwards.size() >= as_index(schedule.placement.stages_per_copy()) * per_stage) return {};
   // The copies are laid over each other: a microbatch passes one of them.
   const int per_copy = schedule.placement.stages_per_copy();
-  for (auto& [stage, microbatch] : forwards) stage %= per_copy;
+  for (auto& each : forwards) std::get<0>(each) %= per_copy;
   std::sort(forwards.begin(), forwards.end());
   forwards.erase(std::unique(forwards.begin(), forwards.end()), forwards.end());
   std::size_t i = 0;
   const auto wanted = [&] {
-    return std::pair(static_cast<StageIndex>(i / per_stage),
-                     static_cast<Microbatch>(i % per_stage));
+    const auto slice = static_cast<Slice>(i % num_slices);
+    return std::tuple(static_cast<StageIndex>(i / per_stage),
+                      static_cast<Microbatch>(i % per_stage / num_slices),
+                      num_slices > 1 ? slice : kWholeSequence);
   };
   while (i < forwards.size() && forwards[i] == wanted()) ++i;
-  return missing(forward(wanted().first, wanted().second), schedule);
+  const auto [stage, microbatch, slice] = wanted();
+  return missing({.slice = slice, .stage = stage, .microbatch = microbatch}, schedule);
 }
 
 Verdict check_doubled(const Schedule& schedule, ActionIndex& index) {

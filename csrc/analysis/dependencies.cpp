@@ -1,52 +1,58 @@
 #include "analysis/dependencies.h"
 
-#include "base/index.h"
-
 namespace pipert {
 namespace {
 
-std::size_t cell(const Schedule& schedule, StageIndex stage, Microbatch microbatch) {
-  return as_index(stage) * as_index(schedule.num_microbatches) + as_index(microbatch);
-}
-
 class Collector {
  public:
-  Collector(const Schedule& schedule, const std::vector<bool>& splits)
-      : schedule_(schedule), splits_(splits) {}
+  Collector(const Schedule& schedule, const BackwardForms& forms)
+      : schedule_(schedule), forms_(forms) {}
 
   void add_all(const Action& action) {
-    const StageIndex stage = action.stage;
-    const Microbatch microbatch = action.microbatch;
     switch (action.kind) {
       case ActionKind::kForward:
-        if (!schedule_.placement.is_first(stage)) message(forward(stage - 1, microbatch));
+        if (action.slice > 0) state(of_slice(action, ActionKind::kForward, -1));
+        if (!schedule_.placement.is_first(action.stage))
+          message(of_stage(action, ActionKind::kForward, -1));
         break;
       case ActionKind::kBackward:
       case ActionKind::kInputGrad:
-        state(forward(stage, microbatch));
-        if (!schedule_.placement.is_last(stage)) message(gradient_of(stage + 1, microbatch));
+        add_activation(action);
+        if (action.slice >= 0 && action.slice + 1 < schedule_.num_slices)
+          state(gradient(of_slice(action, action.kind, 1)));
+        if (!schedule_.placement.is_last(action.stage))
+          message(gradient(of_stage(action, action.kind, 1)));
         break;
       case ActionKind::kWeightGrad:
-        state({.kind = ActionKind::kInputGrad, .stage = stage, .microbatch = microbatch});
+        state(as_kind(action, ActionKind::kInputGrad));
         break;
       case ActionKind::kOverlap:
         add_pair(action);
         break;
+      case ActionKind::kRecompute:
+        state(as_kind(action,
+                      forms_.is_offloaded(action) ? ActionKind::kReload : ActionKind::kForward));
+        break;
+      case ActionKind::kOffload:
       case ActionKind::kSendForward:
-        state(forward(stage, microbatch));
+        state(as_kind(action, ActionKind::kForward));
+        break;
+      case ActionKind::kReload:
+        state(as_kind(action, ActionKind::kOffload));
         break;
       case ActionKind::kSendBackward:
-        state(gradient_of(stage, microbatch));
+        state(gradient(action));
         break;
       case ActionKind::kRecvForward:
-        message({.kind = ActionKind::kSendForward, .stage = stage - 1, .microbatch = microbatch});
+        message(of_stage(action, ActionKind::kSendForward, -1));
         break;
       case ActionKind::kRecvBackward:
-        message({.kind = ActionKind::kSendBackward, .stage = stage + 1, .microbatch = microbatch});
+        message(of_stage(action, ActionKind::kSendBackward, 1));
         break;
       case ActionKind::kUnshard:
       case ActionKind::kReshard:
       case ActionKind::kReduceGrad:
+      case ActionKind::kUpdate:
         break;
     }
   }
@@ -54,18 +60,35 @@ class Collector {
   const Dependencies& result() const { return result_; }
 
  private:
-  // The action that makes the gradient of (stage, microbatch)'s input.
-  Action gradient_of(StageIndex stage, Microbatch microbatch) const {
-    const bool split = splits_[cell(schedule_, stage, microbatch)];
-    return {.kind = split ? ActionKind::kInputGrad : ActionKind::kBackward,
-            .stage = stage,
-            .microbatch = microbatch};
+  static Action of_stage(const Action& action, ActionKind kind, int offset) {
+    Action other = as_kind(action, kind);
+    other.stage += offset;
+    return other;
+  }
+
+  static Action of_slice(const Action& action, ActionKind kind, int offset) {
+    Action other = as_kind(action, kind);
+    other.slice = static_cast<Slice>(other.slice + offset);
+    return other;
+  }
+
+  // What makes the gradient of the input of the action's stage, microbatch and slice.
+  Action gradient(const Action& action) const {
+    return as_kind(action,
+                   forms_.is_split(action) ? ActionKind::kInputGrad : ActionKind::kBackward);
+  }
+
+  void add_activation(const Action& backward) {
+    const ActionKind holder = forms_.is_recomputed(backward)  ? ActionKind::kRecompute
+                              : forms_.is_offloaded(backward) ? ActionKind::kReload
+                                                              : ActionKind::kForward;
+    state(as_kind(backward, holder));
   }
 
   void add_pair(const Action& pair) {
     const Action own_forward = overlapped_forward(pair);
     add_all(own_forward);
-    Collector backward(schedule_, splits_);
+    Collector backward(schedule_, forms_);
     backward.add_all(overlapped_backward(pair));
     for (const Dependency& need : backward.result()) {
       if (need.producer != own_forward) result_.add(need);
@@ -76,32 +99,17 @@ class Collector {
   void state(const Action& producer) { result_.add({producer, false}); }
 
   const Schedule& schedule_;
-  const std::vector<bool>& splits_;
+  const BackwardForms& forms_;
   Dependencies result_;
 };
 
 }  // namespace
 
 Dependencies dependencies(const Action& action, const Schedule& schedule,
-                          const std::vector<bool>& splits) {
-  Collector collector(schedule, splits);
+                          const BackwardForms& forms) {
+  Collector collector(schedule, forms);
   collector.add_all(action);
   return collector.result();
-}
-
-std::vector<bool> split_stages(const Schedule& schedule) {
-  std::vector<bool> splits(as_index(schedule.num_stages()) * as_index(schedule.num_microbatches));
-  for (const auto& actions : schedule.ranks) {
-    for (const Action& action : actions) {
-      if (action.kind == ActionKind::kInputGrad || action.kind == ActionKind::kWeightGrad) {
-        splits[cell(schedule, action.stage, action.microbatch)] = true;
-      } else if (action.kind == ActionKind::kOverlap &&
-                 action.paired_kind == ActionKind::kInputGrad) {
-        splits[cell(schedule, action.paired_stage, action.paired_microbatch)] = true;
-      }
-    }
-  }
-  return splits;
 }
 
 }  // namespace pipert

@@ -3,8 +3,8 @@
 
 #include <array>
 #include <cstddef>
-#include <vector>
 
+#include "analysis/backward_forms.h"
 #include "ir/schedule.h"
 
 namespace pipert {
@@ -26,21 +26,19 @@ class Dependencies {
   std::size_t size() const { return size_; }
 
  private:
-  std::array<Dependency, 4> items_;
+  std::array<Dependency, 6> items_;
   std::size_t size_ = 0;
 };
 
-// For F(s,m): F(s-1,m), of the same copy of the model. For B or I(s,m): F(s,m) and the B or I of
-// (s+1,m). For W(s,m): I(s,m). For an overlapped pair: those of its F and of its B, but for the
-// pair's own F. For a SEND: the action whose result it sends. For a RECV: its SEND. None for
-// UNSHARD, RESHARD and REDUCE_GRAD. `splits`: what split_stages() says of this schedule. REQUIRES
-// an action whose stage and microbatch are in range.
+// For F(s,m): F(s-1,m), of the same copy of the model. For B or I(s,m): the B or I of (s+1,m), and
+// what holds the activations: F(s,m), its R if they are computed again, its RELOAD if they were on
+// the host. For W(s,m): I(s,m). For R: F, and RELOAD if there is one. For OFFLOAD: F. For RELOAD:
+// OFFLOAD. For an overlapped pair: those of its F and of its B, but for the pair's own F. For a
+// SEND: the action whose result it sends. For a RECV: its SEND. None for UNSHARD, RESHARD,
+// REDUCE_GRAD and UPDATE. All of the same slice; between the slices of a microbatch on a stage F
+// needs the F of the slice before, B or I that of the slice behind (Note [Sequence slices]).
+// `forms`: of this schedule. REQUIRES an action in range.
 Dependencies dependencies(const Action& action, const Schedule& schedule,
-                          const std::vector<bool>& splits);
-
-// Shape (num_stages * num_microbatches,), stage-major: whether the schedule has an I or W of that
-// stage and microbatch (then its gradient comes from I, not B). One stage may split the backward of
-// some microbatches and not of others. REQUIRES actions whose stage and microbatch are in range.
-std::vector<bool> split_stages(const Schedule& schedule);
+                          const BackwardForms& forms);
 
 }  // namespace pipert

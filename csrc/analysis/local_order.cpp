@@ -11,9 +11,7 @@ namespace {
 // In a lowered schedule a compute action reads what its own RECV brought.
 Action receive_for(const Action& reader) {
   const bool is_forward = reader.kind == ActionKind::kForward;
-  return {.kind = is_forward ? ActionKind::kRecvForward : ActionKind::kRecvBackward,
-          .stage = reader.stage,
-          .microbatch = reader.microbatch};
+  return as_kind(reader, is_forward ? ActionKind::kRecvForward : ActionKind::kRecvBackward);
 }
 
 Verdict unordered(const Action& action, Rank rank, const Action& input) {
@@ -64,10 +62,16 @@ class ParameterCheck {
         shards = Shards::kSharded;
         return {};
       case ActionKind::kReduceGrad:
+        if (reduced_[as_index(action.stage)])
+          return found(Defect::kDoubled, action, "has reduced its gradients already");
         reduced_[as_index(action.stage)] = true;
+        return {};
+      case ActionKind::kUpdate:
+        reduced_[as_index(action.stage)] = false;
         return {};
       case ActionKind::kForward:
       case ActionKind::kInputGrad:
+      case ActionKind::kRecompute:
         return check_unsharded(action, shards);
       case ActionKind::kBackward:
       case ActionKind::kWeightGrad:
@@ -79,6 +83,8 @@ class ParameterCheck {
       case ActionKind::kRecvForward:
       case ActionKind::kSendBackward:
       case ActionKind::kRecvBackward:
+      case ActionKind::kOffload:
+      case ActionKind::kReload:
       case ActionKind::kOverlap:
         return {};
     }
@@ -105,12 +111,12 @@ class ParameterCheck {
 
 Verdict check_local_order(const Schedule& schedule, const ActionIndex& index) {
   const bool lowered = is_lowered(schedule);
-  const std::vector<bool> splits = split_stages(schedule);
+  const BackwardForms forms(schedule);
   for (Rank rank = 0; rank < schedule.num_ranks(); ++rank) {
     const auto& actions = schedule.ranks[as_index(rank)];
     for (int i = 0; i < static_cast<int>(actions.size()); ++i) {
       const Action& action = actions[as_index(i)];
-      for (const Dependency& need : dependencies(action, schedule, splits)) {
+      for (const Dependency& need : dependencies(action, schedule, forms)) {
         Action input = need.producer;
         Place place = index.find(input);
         if (place.rank != rank) {

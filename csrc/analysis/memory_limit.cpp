@@ -3,6 +3,7 @@
 #include <cmath>
 #include <string_view>
 
+#include "analysis/backward_forms.h"
 #include "base/error.h"
 #include "base/index.h"
 
@@ -24,19 +25,14 @@ double at(const std::vector<double>& values, std::int32_t index) {
   return values.size() == 1 ? values.front() : values[as_index(index)];
 }
 
-// What frees the activation that `action` made; nothing else of the same stage and microbatch comes
-// after it.
-bool frees_activation(ActionKind kind) {
-  return kind == ActionKind::kBackward || kind == ActionKind::kWeightGrad;
-}
-
-Verdict passed(const Schedule& schedule, Rank rank, int position, double alive, double limit) {
+Verdict passed(const Schedule& schedule, const BackwardForms& forms, Rank rank, int position,
+               double alive, double limit) {
   const auto& actions = schedule.ranks[as_index(rank)];
   const Action& action = actions[as_index(position)];
   std::string freed = "nothing frees one later";
   for (int i = position + 1; i < static_cast<int>(actions.size()); ++i) {
     const Action& later = actions[as_index(i)];
-    if (!frees_activation(later.kind)) continue;
+    if (forms.change(later).at_end >= 0) continue;
     freed = concat("the next to be freed is by ", to_string(later), " (position ", i, ")");
     break;
   }
@@ -56,6 +52,7 @@ void require_memory_options(const Schedule& schedule, const VerifyOptions& optio
 
 Verdict check_memory(const Schedule& schedule, const VerifyOptions& options) {
   if (options.memory_limit.empty()) return {};
+  const BackwardForms forms(schedule);
   for (Rank rank = 0; rank < schedule.num_ranks(); ++rank) {
     const double limit = at(options.memory_limit, rank);
     const double rounding = 1e-9 * limit;  // sizes add up in any order
@@ -63,12 +60,10 @@ Verdict check_memory(const Schedule& schedule, const VerifyOptions& options) {
     int position = 0;
     for (const Action& action : schedule.ranks[as_index(rank)]) {
       const double size = at(options.activation_size, action.stage);
-      if (action.kind == ActionKind::kForward) {
-        alive += size;
-        if (alive > limit + rounding) return passed(schedule, rank, position, alive, limit);
-        if (options.forward_only) alive -= size;  // nobody comes back for it
-      }
-      if (frees_activation(action.kind)) alive -= size;
+      const ActivationChange change = forms.change(action);
+      alive += change.at_start * size;
+      if (alive > limit + rounding) return passed(schedule, forms, rank, position, alive, limit);
+      alive += change.at_end * size;
       ++position;
     }
   }

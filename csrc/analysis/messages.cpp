@@ -12,6 +12,7 @@ struct Result {
   bool is_gradient = false;
   StageIndex stage = 0;
   Microbatch microbatch = 0;
+  Slice slice = kWholeSequence;
   friend auto operator<=>(const Result&, const Result&) = default;
 };
 
@@ -23,14 +24,20 @@ struct Made {
 
 bool is_gradient(ActionKind kind) { return kind != ActionKind::kForward; }
 
+// W and R work with what is on their own rank.
+bool is_local(ActionKind kind) {
+  return kind == ActionKind::kWeightGrad || kind == ActionKind::kRecompute;
+}
+
 std::vector<Made> results_of(const Timeline& timeline) {
   std::vector<Made> made;
   for (const auto& spans : timeline.ranks) {
     for (const Span& span : spans) {
       const Action& action = span.action;
-      if (action.kind == ActionKind::kWeightGrad) continue;
-      made.push_back(
-          {{is_gradient(action.kind), action.stage, action.microbatch}, span.rank, span.end});
+      if (is_local(action.kind)) continue;
+      made.push_back({{is_gradient(action.kind), action.stage, action.microbatch, action.slice},
+                      span.rank,
+                      span.end});
     }
   }
   std::stable_sort(made.begin(), made.end(),
@@ -40,7 +47,8 @@ std::vector<Made> results_of(const Timeline& timeline) {
 
 Result read_by(const Action& action) {
   const bool gradient = is_gradient(action.kind);
-  return {gradient, gradient ? action.stage + 1 : action.stage - 1, action.microbatch};
+  return {gradient, gradient ? action.stage + 1 : action.stage - 1, action.microbatch,
+          action.slice};
 }
 
 }  // namespace
@@ -50,7 +58,7 @@ std::vector<MessageSpan> messages_of(const Timeline& timeline) {
   std::vector<MessageSpan> messages;
   for (const auto& spans : timeline.ranks) {
     for (const Span& span : spans) {
-      if (span.action.kind == ActionKind::kWeightGrad) continue;
+      if (is_local(span.action.kind)) continue;
       const Result wanted = read_by(span.action);
       const auto found =
           std::lower_bound(made.begin(), made.end(), wanted,

@@ -21,6 +21,10 @@ bool belongs_to_forward(ActionKind kind) {
     case ActionKind::kRecvBackward:
     case ActionKind::kReduceGrad:
     case ActionKind::kOverlap:
+    case ActionKind::kRecompute:
+    case ActionKind::kOffload:
+    case ActionKind::kReload:
+    case ActionKind::kUpdate:
       return false;
   }
   return false;
@@ -43,6 +47,10 @@ StageIndex peer_offset(ActionKind kind) {
     case ActionKind::kReshard:
     case ActionKind::kReduceGrad:
     case ActionKind::kOverlap:
+    case ActionKind::kRecompute:
+    case ActionKind::kOffload:
+    case ActionKind::kReload:
+    case ActionKind::kUpdate:
       return 0;
   }
   return 0;
@@ -57,6 +65,10 @@ class RangeCheck {
     if (schedule_.num_microbatches < 1) {
       return {Defect::kMalformed,
               concat("num_microbatches must be at least 1, got ", schedule_.num_microbatches)};
+    }
+    if (schedule_.num_slices < 1 || schedule_.num_slices > kMaxSlice + 1) {
+      return {Defect::kMalformed, concat("num_slices must be at least 1 and at most ",
+                                         kMaxSlice + 1, ", got ", schedule_.num_slices)};
     }
     if (schedule_.num_ranks() != schedule_.placement.num_ranks()) {
       return {Defect::kMalformed, concat("the placement is for ", schedule_.placement.num_ranks(),
@@ -103,12 +115,36 @@ class RangeCheck {
     if (options_.forward_only && !belongs_to_forward(action.kind)) {
       return malformed(action, "a forward-only schedule has no backward");
     }
+    if (const Verdict verdict = check_slice(action); !verdict.ok()) return verdict;
+    if (const Verdict verdict = check_version(action); !verdict.ok()) return verdict;
     const Rank owner = schedule_.placement.rank_of(action.stage);
     if (owner != rank_) {
       return {Defect::kMisplaced,
               concat(place_of(action), ": stage ", action.stage, " belongs to rank ", owner)};
     }
     return check_peer(action);
+  }
+
+  Verdict check_slice(const Action& action) const {
+    const int num_slices = schedule_.num_slices;
+    if (num_slices == 1 || !has_microbatch(action.kind)) {
+      if (action.slice == kWholeSequence) return {};
+      return malformed(action, num_slices == 1 ? "the schedule has no slices (num_slices is 1)"
+                                               : "its kind takes no slice");
+    }
+    if (action.slice >= 0 && action.slice < num_slices) return {};
+    return malformed(action,
+                     action.slice == kWholeSequence
+                         ? concat("it must be for one of ", num_slices, " slices")
+                         : concat("slice must be in [0, ", num_slices, "), got ", action.slice));
+  }
+
+  Verdict check_version(const Action& action) const {
+    const WeightVersion least = action.kind == ActionKind::kUpdate ? 1 : 0;
+    if (has_version(action.kind) ? action.version >= least : action.version == 0) return {};
+    return malformed(action, has_version(action.kind) ? concat("version must be at least ", least,
+                                                               ", got ", action.version)
+                                                      : "its kind takes no version");
   }
 
   Verdict check_peer(const Action& action) const {

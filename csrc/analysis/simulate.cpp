@@ -84,12 +84,10 @@ class Simulation {
   Place consumer_of(const Action& reader, Place place, const ActionIndex& index) const {
     if (is_compute(reader.kind)) return place;
     if (reader.kind == ActionKind::kRecvForward) {
-      return index.find(forward(reader.stage, reader.microbatch));
+      return index.find(as_kind(reader, ActionKind::kForward));
     }
-    const Place whole = index.find(backward(reader.stage, reader.microbatch));
-    if (whole.exists()) return whole;
-    return index.find(
-        {.kind = ActionKind::kInputGrad, .stage = reader.stage, .microbatch = reader.microbatch});
+    const Place whole = index.find(as_kind(reader, ActionKind::kBackward));
+    return whole.exists() ? whole : index.find(as_kind(reader, ActionKind::kInputGrad));
   }
 
   void run_step(Place place) {
@@ -109,6 +107,7 @@ class Simulation {
   double duration(const Action& action) const {
     switch (action.kind) {
       case ActionKind::kForward:
+      case ActionKind::kRecompute:
         return of_stage(costs_.forward, action.stage);
       case ActionKind::kBackward:
         return of_stage(costs_.input, action.stage) + of_stage(costs_.weight, action.stage);
@@ -123,6 +122,9 @@ class Simulation {
       case ActionKind::kUnshard:
       case ActionKind::kReshard:
       case ActionKind::kReduceGrad:
+      case ActionKind::kOffload:
+      case ActionKind::kReload:
+      case ActionKind::kUpdate:
       case ActionKind::kOverlap:
         return 0.0;
     }

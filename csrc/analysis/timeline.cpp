@@ -33,6 +33,7 @@ void require_sound(const Span& span) {
     case ActionKind::kBackward:
     case ActionKind::kInputGrad:
     case ActionKind::kWeightGrad:
+    case ActionKind::kRecompute:
       break;
     case ActionKind::kSendForward:
     case ActionKind::kRecvForward:
@@ -41,8 +42,12 @@ void require_sound(const Span& span) {
     case ActionKind::kUnshard:
     case ActionKind::kReshard:
     case ActionKind::kReduceGrad:
+    case ActionKind::kOffload:
+    case ActionKind::kReload:
+    case ActionKind::kUpdate:
     case ActionKind::kOverlap:
-      throw ValueError(concat("a timeline holds F, B, I and W only, got ", to_string(span.action)));
+      throw ValueError(
+          concat("a timeline holds F, B, I, W and R only, got ", to_string(span.action)));
   }
   if (std::isfinite(span.start) && std::isfinite(span.end) && span.start <= span.end) return;
   throw ValueError(concat("a span must start, then end, at finite times, ", to_string(span.action),

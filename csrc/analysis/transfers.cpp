@@ -23,6 +23,10 @@ bool is_transfer(const Action& action) {
     case ActionKind::kReshard:
     case ActionKind::kReduceGrad:
     case ActionKind::kOverlap:
+    case ActionKind::kRecompute:
+    case ActionKind::kOffload:
+    case ActionKind::kReload:
+    case ActionKind::kUpdate:
       return false;
   }
   return false;
@@ -38,14 +42,14 @@ bool is_lowered(const Schedule& schedule) {
 
 std::vector<Transfer> transfers_of(const Schedule& schedule, const ActionIndex& index) {
   const bool lowered = is_lowered(schedule);
-  const std::vector<bool> splits = split_stages(schedule);
+  const BackwardForms forms(schedule);
   std::vector<Transfer> transfers;
   for (Rank rank = 0; rank < schedule.num_ranks(); ++rank) {
     const auto& actions = schedule.ranks[as_index(rank)];
     for (int i = 0; i < static_cast<int>(actions.size()); ++i) {
       const Action& action = actions[as_index(i)];
       if (lowered && !is_transfer(action)) continue;
-      for (const Dependency& need : dependencies(action, schedule, splits)) {
+      for (const Dependency& need : dependencies(action, schedule, forms)) {
         if (!need.is_message) continue;
         const Place sender = index.find(need.producer);
         if (sender.rank != rank) transfers.push_back({sender, {rank, i}});

@@ -6,6 +6,7 @@
 #include "analysis/local_order.h"
 #include "analysis/memory_limit.h"
 #include "analysis/range_check.h"
+#include "analysis/weight_versions.h"
 #include "base/error.h"
 
 namespace pipert {
@@ -20,11 +21,12 @@ Verdict verify(const Schedule& schedule, const VerifyOptions& options) {
   const Schedule apart = split_overlaps(schedule);
   verdict = check_num_forwards(apart);
   if (!verdict.ok()) return verdict;
-  ActionIndex index(apart.num_stages(), apart.num_microbatches);
+  ActionIndex index(apart.num_stages(), apart.num_microbatches, apart.num_slices);
   verdict = check_doubled(apart, index);
   if (verdict.ok()) verdict = check_complete(apart, index, options);
   if (verdict.ok()) verdict = check_local_order(apart, index);
   if (verdict.ok()) verdict = check_parameters(apart);
+  if (verdict.ok()) verdict = check_versions(apart);
   if (verdict.ok()) verdict = check_memory(apart, options);
   if (verdict.ok()) verdict = check_deadlock(apart, index, options);
   return verdict;
@@ -51,6 +53,8 @@ std::string_view defect_name(Defect defect) {
       return "doubled";
     case Defect::kUnordered:
       return "unordered";
+    case Defect::kVersion:
+      return "version";
     case Defect::kMemory:
       return "memory";
     case Defect::kDeadlock:

@@ -44,6 +44,7 @@ enum class Defect : std::uint8_t {
   kMissing,    // an action that must be there and is not
   kDoubled,    // an action that is there twice
   kUnordered,  // an action that runs before its input, on its own rank
+  kVersion,    // a weight version that is not there, or not the one of the forward
   kMemory,     // more activations on a rank than its limit
   kDeadlock,   // ranks that wait for each other
 };
@@ -57,7 +58,8 @@ struct Verdict {
 // The first defect found, in the order of Defect's list but for missing and doubled, which may come
 // in either order. Lowered schedules are checked for their transfers too (each SEND has its RECV),
 // for unsharded parameters around each compute action, and for a REDUCE_GRAD after the last
-// backward of its stage. O(actions) in time and memory. Throws ValueError for a negative capacity,
+// backward of its stage; updates for the weight versions that they make and those that compute
+// actions use. O(actions) in time and memory. Throws ValueError for a negative capacity,
 // and for limits or sizes that don't fit the schedule.
 Verdict verify(const Schedule& schedule, const VerifyOptions& options = {});
 

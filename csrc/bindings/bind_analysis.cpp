@@ -9,6 +9,7 @@
 #include "analysis/render.h"
 #include "analysis/simulate.h"
 #include "analysis/verify.h"
+#include "analysis/weight_versions.h"
 #include "base/error.h"
 #include "bindings/bind.h"
 #include "bindings/picture_file.h"
@@ -67,6 +68,11 @@ std::string svg_of(const std::vector<std::pair<std::string, Timeline>>& panels, 
   return render_svg(result, {.transfers = transfers});
 }
 
+std::vector<int> weight_versions_of(const Schedule& schedule) {
+  require_valid(schedule);
+  return peak_weight_versions(split_overlaps(schedule));
+}
+
 // Text without a path, else the picture that the path's suffix asks for.
 std::string render_timeline(const Timeline& timeline, const py::object& path, int width,
                             const std::string& title, bool transfers) {
@@ -92,9 +98,10 @@ std::string describe(const Timeline& timeline) {
 void bind_verdict(py::module_& module) {
   py::class_<Verdict>(module, "Verdict", "What verify() found. True if the schedule is good.")
       .def_property_readonly("ok", &Verdict::ok)
-      .def_property_readonly("defect", &defect_of,
-                             "None, malformed, misplaced, missing, doubled, unordered, memory or "
-                             "deadlock.")
+      .def_property_readonly(
+          "defect", &defect_of,
+          "None, malformed, misplaced, missing, doubled, unordered, version, memory or "
+          "deadlock.")
       .def_readonly("message", &Verdict::message,
                     "The counterexample in words; empty if there is none.")
       .def("__bool__", &Verdict::ok)
@@ -211,6 +218,13 @@ Returns:
 
 Raises:
     ValueError: A negative capacity; limits or sizes that don't fit the schedule.)")
+      .def("peak_weight_versions", &weight_versions_of, py::call_guard<py::gil_scoped_release>(),
+           R"(By rank: the most versions of a stage's weights that it keeps at once.
+
+1 on each rank of a synchronous schedule.
+
+Raises:
+    ValueError: A schedule that verify() rejects.)")
       .def("simulate", &simulate, py::arg("costs") = Costs(),
            py::call_guard<py::gil_scoped_release>(),
            R"(Runs the schedule on paper.

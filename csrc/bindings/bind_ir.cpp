@@ -19,23 +19,32 @@ namespace {
 
 using ActionOrText = std::variant<Action, std::string>;
 
+Slice to_slice(int slice) {
+  if (slice >= 0 && slice <= kMaxSlice) return static_cast<Slice>(slice);
+  throw ValueError(concat("slice must be in [0, ", kMaxSlice, "], got ", slice));
+}
+
 Action make_action(const std::string& kind, StageIndex stage, std::optional<Microbatch> microbatch,
-                   const std::optional<Action>& paired) {
-  Action action{
-      .kind = parse_kind(kind), .stage = stage, .microbatch = microbatch.value_or(kNoMicrobatch)};
+                   const std::optional<Action>& paired, std::optional<int> slice,
+                   WeightVersion version) {
+  Action action{.kind = parse_kind(kind),
+                .slice = slice ? to_slice(*slice) : kWholeSequence,
+                .stage = stage,
+                .microbatch = microbatch.value_or(kNoMicrobatch),
+                .version = version};
   if (paired.has_value() != (action.kind == ActionKind::kOverlap)) {
     throw ValueError("paired must be given for OVERLAP_F_B, and for it alone");
   }
-  if (paired) {
-    action.paired_kind = paired->kind;
-    action.paired_stage = paired->stage;
-    action.paired_microbatch = paired->microbatch;
-  }
+  if (paired) action = overlap(action, *paired);
   return parse_action(to_string(action));  // what has no text form is no action
 }
 
 std::optional<Microbatch> microbatch_of(const Action& action) {
   return action.microbatch == kNoMicrobatch ? std::nullopt : std::optional(action.microbatch);
+}
+
+std::optional<int> slice_of(const Action& action) {
+  return action.slice == kWholeSequence ? std::nullopt : std::optional<int>(action.slice);
 }
 
 std::optional<Action> paired_of(const Action& action) {
@@ -57,12 +66,14 @@ std::vector<std::vector<Action>> to_actions(const std::vector<std::vector<Action
 
 Schedule make_schedule(const std::vector<std::vector<ActionOrText>>& actions,
                        const std::optional<Placement>& placement,
-                       std::optional<int> num_microbatches, std::string name) {
+                       std::optional<int> num_microbatches, std::optional<int> num_slices,
+                       std::string name) {
   Schedule schedule{.name = std::move(name),
                     .num_microbatches = 0,
                     .placement = {},
                     .ranks = to_actions(actions)};
   schedule.num_microbatches = num_microbatches.value_or(count_microbatches(schedule.ranks));
+  schedule.num_slices = num_slices.value_or(count_slices(schedule.ranks));
   // The CSV reader knows how to read a placement off the actions.
   schedule.placement = placement ? *placement : parse_csv(to_csv(schedule)).placement;
   return schedule;
@@ -91,21 +102,24 @@ void bind_action(py::module_& module) {
   py::class_<Action>(module, "Action",
                      R"(One unit of a schedule: kind x stage x microbatch. Immutable.
 
-Kinds: F forward, B backward, I and W its input-gradient and weight-gradient halves; SEND_F, RECV_F,
-SEND_B, RECV_B transfers; UNSHARD, RESHARD, REDUCE_GRAD of a whole stage; OVERLAP_F_B a forward and
-a backward run together.)")
+Kinds: F forward, B backward, I and W its input-gradient and weight-gradient halves, R the forward
+computed again; SEND_F, RECV_F, SEND_B, RECV_B transfers; OFFLOAD and RELOAD of activations; UNSHARD,
+RESHARD, REDUCE_GRAD, UPDATE of a whole stage; OVERLAP_F_B a forward and a backward run together.)")
       .def(py::init(&make_action), py::arg("kind"), py::arg("stage"),
-           py::arg("microbatch") = py::none(), py::kw_only(), py::arg("paired") = py::none(), R"(
+           py::arg("microbatch") = py::none(), py::kw_only(), py::arg("paired") = py::none(),
+           py::arg("slice") = py::none(), py::arg("version") = 0, R"(
 Args:
     kind: One of the words above.
     stage: Global stage index, from 0. For OVERLAP_F_B that of the forward.
-    microbatch: From 0; None for UNSHARD, RESHARD and REDUCE_GRAD.
+    microbatch: From 0; None for UNSHARD, RESHARD, REDUCE_GRAD and UPDATE.
     paired: The backward (B or I) of an OVERLAP_F_B.
+    slice: Of the microbatch's sequence, from 0; None: the whole sequence.
+    version: Of the weights: that a compute action uses, or that UPDATE makes.
 
 Raises:
     ValueError: An unknown kind, or indices that don't fit it.)")
       .def_static("parse", &parse_action, py::arg("text"),
-                  R"(Reads PyTorch's action grammar: "2F0", "1SEND_F2".
+                  R"(Reads PyTorch's action grammar, "2F0", "1SEND_F2", and a superset: "2F0s1v3".
 
 Raises:
     ValueError: The text is not, as a whole, an action; says what was expected where.)")
@@ -114,6 +128,8 @@ Raises:
       .def_readonly("stage", &Action::stage)
       .def_property_readonly("microbatch", &microbatch_of)
       .def_property_readonly("paired", &paired_of)
+      .def_property_readonly("slice", &slice_of)
+      .def_readonly("version", &Action::version)
       .def_property_readonly("is_compute", [](const Action& self) { return is_compute(self.kind); })
       .def(py::self == py::self)
       .def(py::self < py::self)
@@ -182,6 +198,7 @@ void bind_schedule_fields(py::class_<Schedule>& schedule) {
       .def_property_readonly("num_ranks", &Schedule::num_ranks)
       .def_property_readonly("num_stages", &Schedule::num_stages)
       .def_readonly("num_microbatches", &Schedule::num_microbatches)
+      .def_readonly("num_slices", &Schedule::num_slices, "Of each microbatch's sequence; 1: whole.")
       .def_readonly("placement", &Schedule::placement)
       .def_readonly("actions", &Schedule::ranks,
                     "A fresh list for each rank: its actions, in order.")
@@ -192,13 +209,15 @@ void bind_schedule_fields(py::class_<Schedule>& schedule) {
       .def("__repr__", &describe)
       .def(py::pickle(
           [](const Schedule& self) {
-            return py::make_tuple(self.name, self.num_microbatches, self.placement, self.ranks);
+            return py::make_tuple(self.name, self.num_microbatches, self.num_slices, self.placement,
+                                  self.ranks);
           },
           [](const py::tuple& state) {
             return Schedule{.name = state[0].cast<std::string>(),
                             .num_microbatches = state[1].cast<int>(),
-                            .placement = state[2].cast<Placement>(),
-                            .ranks = state[3].cast<std::vector<std::vector<Action>>>()};
+                            .num_slices = state[2].cast<int>(),
+                            .placement = state[3].cast<Placement>(),
+                            .ranks = state[4].cast<std::vector<std::vector<Action>>>()};
           }));
 }
 
@@ -209,7 +228,7 @@ void bind_schedule_text(py::class_<Schedule>& schedule) {
                   R"(Reads PyTorch's CSV: a row for each rank, an action in each cell.
 
 An empty cell is an idle step, which carries no meaning and is dropped. The placement and the
-number of microbatches are read off the actions.
+numbers of microbatches and slices are read off the actions.
 
 Raises:
     ValueError: Says row and column (from 1), the cell's text and what is wrong with it.)")
@@ -235,11 +254,12 @@ void bind_ir(py::module_& module) {
 It may be wrong until verify() says otherwise.)");
   schedule.def(py::init(&make_schedule), py::arg("actions"), py::kw_only(),
                py::arg("placement") = py::none(), py::arg("num_microbatches") = py::none(),
-               py::arg("name") = "custom", R"(
+               py::arg("num_slices") = py::none(), py::arg("name") = "custom", R"(
 Args:
     actions: For each rank a list of actions, or of their texts.
     placement: Which rank owns which stage; None: read off the compute actions.
     num_microbatches: None: one more than the largest microbatch.
+    num_slices: Of each microbatch's sequence; None: one more than the largest slice, or 1.
     name: A label.
 
 Raises:

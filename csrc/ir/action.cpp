@@ -16,22 +16,27 @@ struct KindRow {
   ActionKind kind;
   std::string_view name;
   bool has_microbatch;
+  bool has_version;
 };
 
 // In the order of ActionKind, so that a kind is its own subscript.
 constexpr std::array<KindRow, kNumActionKinds> kKinds = {{
-    {ActionKind::kForward, "F", true},
-    {ActionKind::kBackward, "B", true},
-    {ActionKind::kInputGrad, "I", true},
-    {ActionKind::kWeightGrad, "W", true},
-    {ActionKind::kSendForward, "SEND_F", true},
-    {ActionKind::kRecvForward, "RECV_F", true},
-    {ActionKind::kSendBackward, "SEND_B", true},
-    {ActionKind::kRecvBackward, "RECV_B", true},
-    {ActionKind::kUnshard, "UNSHARD", false},
-    {ActionKind::kReshard, "RESHARD", false},
-    {ActionKind::kReduceGrad, "REDUCE_GRAD", false},
-    {ActionKind::kOverlap, "OVERLAP_F_B", false},
+    {ActionKind::kForward, "F", true, true},
+    {ActionKind::kBackward, "B", true, true},
+    {ActionKind::kInputGrad, "I", true, true},
+    {ActionKind::kWeightGrad, "W", true, true},
+    {ActionKind::kSendForward, "SEND_F", true, false},
+    {ActionKind::kRecvForward, "RECV_F", true, false},
+    {ActionKind::kSendBackward, "SEND_B", true, false},
+    {ActionKind::kRecvBackward, "RECV_B", true, false},
+    {ActionKind::kUnshard, "UNSHARD", false, false},
+    {ActionKind::kReshard, "RESHARD", false, false},
+    {ActionKind::kReduceGrad, "REDUCE_GRAD", false, false},
+    {ActionKind::kOverlap, "OVERLAP_F_B", true, true},
+    {ActionKind::kRecompute, "R", true, true},
+    {ActionKind::kOffload, "OFFLOAD", true, false},
+    {ActionKind::kReload, "RELOAD", true, false},
+    {ActionKind::kUpdate, "UPDATE", false, true},
 }};
 
 const KindRow& row_of(ActionKind kind) { return kKinds[static_cast<std::size_t>(kind)]; }
@@ -54,15 +59,22 @@ class Reader {
   bool done() const { return rest_.empty(); }
   bool at_digit() const { return !rest_.empty() && is_digit(rest_.front()); }
 
-  std::int32_t number(std::string_view what) {
+  std::int32_t number(std::string_view what, std::int32_t most = kMaxIndex) {
     if (!at_digit()) fail(concat("expected ", what, ", a number"));
     std::int64_t value = 0;
     while (at_digit()) {
       value = value * 10 + (rest_.front() - '0');
-      if (value > kMaxIndex) fail(concat(what, " must be at most ", kMaxIndex));
+      if (value > most) fail(concat(what, " must be at most ", most));
       rest_.remove_prefix(1);
     }
     return static_cast<std::int32_t>(value);
+  }
+
+  // Whether the next letter was `letter`; then it is eaten.
+  bool skip(char letter) {
+    if (!rest_.starts_with(letter)) return false;
+    rest_.remove_prefix(1);
+    return true;
   }
 
   std::string_view word() {
@@ -88,6 +100,28 @@ class Reader {
   std::string_view rest_;
 };
 
+void read_slice(Reader& reader, Action& action) {
+  const Reader before = reader;
+  if (!reader.skip('s')) return;
+  if (!has_microbatch(action.kind)) before.fail(concat(kind_name(action.kind), " takes no slice"));
+  action.slice = static_cast<Slice>(reader.number("the slice", kMaxSlice));
+}
+
+void read_version(Reader& reader, Action& action) {
+  const Reader before = reader;
+  const bool is_update = action.kind == ActionKind::kUpdate;
+  if (!reader.skip('v')) {
+    if (is_update) before.fail("expected v and the version that is made");
+    return;
+  }
+  if (!has_version(action.kind))
+    before.fail(concat(kind_name(action.kind), " takes no weight version"));
+  const Reader before_number = reader;
+  action.version = reader.number("the weight version");
+  if (is_update && action.version == 0)
+    before_number.fail("an update makes version 1 or a later one");
+}
+
 Action read_single(Reader& reader) {
   Action action;
   action.stage = reader.number("the stage index");
@@ -95,12 +129,15 @@ Action read_single(Reader& reader) {
   const auto kind = find_kind(reader.word());
   if (!kind || *kind == ActionKind::kOverlap) {
     before_word.fail(
-        "expected F, B, I, W, SEND_F, RECV_F, SEND_B, RECV_B, UNSHARD, RESHARD or REDUCE_GRAD");
+        "expected F, B, I, W, R, SEND_F, RECV_F, SEND_B, RECV_B, OFFLOAD, RELOAD, UNSHARD, "
+        "RESHARD, REDUCE_GRAD or UPDATE");
   }
   action.kind = *kind;
-  const bool wanted = row_of(*kind).has_microbatch;
+  const bool wanted = has_microbatch(*kind);
   if (wanted) action.microbatch = reader.number("the microbatch index");
   if (!wanted && reader.at_digit()) reader.fail(concat(kind_name(*kind), " takes no microbatch"));
+  read_slice(reader, action);
+  read_version(reader, action);
   return action;
 }
 
@@ -116,16 +153,14 @@ Action read_overlap(Reader& reader) {
     before_backward.fail("expected a backward (B or I) second");
   }
   reader.expect(")OVERLAP_F_B");
-  action.kind = ActionKind::kOverlap;
-  action.paired_kind = paired.kind;
-  action.paired_stage = paired.stage;
-  action.paired_microbatch = paired.microbatch;
-  return action;
+  return overlap(action, paired);
 }
 
-void append_single(std::string& out, ActionKind kind, StageIndex stage, Microbatch microbatch) {
-  out.append(std::to_string(stage)).append(kind_name(kind));
-  if (microbatch != kNoMicrobatch) out.append(std::to_string(microbatch));
+void append_single(std::string& out, const Action& action) {
+  out.append(std::to_string(action.stage)).append(kind_name(action.kind));
+  if (action.microbatch != kNoMicrobatch) out.append(std::to_string(action.microbatch));
+  if (action.slice != kWholeSequence) out.append("s").append(std::to_string(action.slice));
+  if (action.version != 0) out.append("v").append(std::to_string(action.version));
 }
 
 }  // namespace
@@ -140,8 +175,16 @@ ActionKind parse_kind(std::string_view name) {
   throw ValueError(unknown_name("action kind", name, known));
 }
 
-bool has_microbatch(ActionKind kind) {
-  return row_of(kind).has_microbatch || kind == ActionKind::kOverlap;
+bool has_microbatch(ActionKind kind) { return row_of(kind).has_microbatch; }
+
+bool has_version(ActionKind kind) { return row_of(kind).has_version; }
+
+Action as_kind(const Action& action, ActionKind kind) {
+  return {.kind = kind,
+          .slice = action.slice,
+          .stage = action.stage,
+          .microbatch = action.microbatch,
+          .version = has_version(kind) ? action.version : 0};
 }
 
 bool is_compute(ActionKind kind) {
@@ -151,6 +194,7 @@ bool is_compute(ActionKind kind) {
     case ActionKind::kInputGrad:
     case ActionKind::kWeightGrad:
     case ActionKind::kOverlap:
+    case ActionKind::kRecompute:
       return true;
     case ActionKind::kSendForward:
     case ActionKind::kRecvForward:
@@ -159,21 +203,44 @@ bool is_compute(ActionKind kind) {
     case ActionKind::kUnshard:
     case ActionKind::kReshard:
     case ActionKind::kReduceGrad:
+    case ActionKind::kOffload:
+    case ActionKind::kReload:
+    case ActionKind::kUpdate:
       return false;
   }
   return false;
 }
 
+Action overlap(const Action& forward, const Action& backward) {
+  Action pair = as_kind(forward, ActionKind::kOverlap);
+  pair.paired_kind = backward.kind;
+  pair.paired_slice = backward.slice;
+  pair.paired_stage = backward.stage;
+  pair.paired_microbatch = backward.microbatch;
+  pair.paired_version = backward.version;
+  return pair;
+}
+
+Action overlapped_forward(const Action& pair) { return as_kind(pair, ActionKind::kForward); }
+
+Action overlapped_backward(const Action& pair) {
+  return {.kind = pair.paired_kind,
+          .slice = pair.paired_slice,
+          .stage = pair.paired_stage,
+          .microbatch = pair.paired_microbatch,
+          .version = pair.paired_version};
+}
+
 std::string to_string(const Action& action) {
   std::string out;
   if (action.kind != ActionKind::kOverlap) {
-    append_single(out, action.kind, action.stage, action.microbatch);
+    append_single(out, action);
     return out;
   }
   out.append("(");
-  append_single(out, ActionKind::kForward, action.stage, action.microbatch);
+  append_single(out, overlapped_forward(action));
   out.append(";");
-  append_single(out, action.paired_kind, action.paired_stage, action.paired_microbatch);
+  append_single(out, overlapped_backward(action));
   out.append(")").append(kind_name(action.kind));
   return out;
 }

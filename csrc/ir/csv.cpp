@@ -51,6 +51,7 @@ class CsvReader {
     Placement placement = read_off_placement();
     return {.name = std::move(name),
             .num_microbatches = count_microbatches(ranks_),
+            .num_slices = count_slices(ranks_),
             .placement = std::move(placement),
             .ranks = std::move(ranks_)};
   }

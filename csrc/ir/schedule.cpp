@@ -12,6 +12,7 @@ template <typename Keep>
 Schedule rewritten(const Schedule& schedule, Keep keep) {
   Schedule result{.name = schedule.name,
                   .num_microbatches = schedule.num_microbatches,
+                  .num_slices = schedule.num_slices,
                   .placement = schedule.placement,
                   .ranks = {}};
   result.ranks.resize(schedule.ranks.size());
@@ -25,13 +26,6 @@ Schedule rewritten(const Schedule& schedule, Keep keep) {
 
 }  // namespace
 
-Action overlapped_forward(const Action& pair) { return forward(pair.stage, pair.microbatch); }
-
-Action overlapped_backward(const Action& pair) {
-  return {
-      .kind = pair.paired_kind, .stage = pair.paired_stage, .microbatch = pair.paired_microbatch};
-}
-
 Schedule forward_only(const Schedule& schedule) {
   return rewritten(schedule, [](const Action& action, std::vector<Action>& out) {
     switch (action.kind) {
@@ -40,10 +34,9 @@ Schedule forward_only(const Schedule& schedule) {
       case ActionKind::kRecvForward:
       case ActionKind::kUnshard:
       case ActionKind::kReshard:
-        out.push_back(action);
-        break;
       case ActionKind::kOverlap:
-        out.push_back(overlapped_forward(action));
+        out.push_back(action.kind == ActionKind::kOverlap ? overlapped_forward(action) : action);
+        out.back().version = 0;
         break;
       case ActionKind::kBackward:
       case ActionKind::kInputGrad:
@@ -51,6 +44,10 @@ Schedule forward_only(const Schedule& schedule) {
       case ActionKind::kSendBackward:
       case ActionKind::kRecvBackward:
       case ActionKind::kReduceGrad:
+      case ActionKind::kRecompute:
+      case ActionKind::kOffload:
+      case ActionKind::kReload:
+      case ActionKind::kUpdate:
         break;
     }
   });
@@ -72,6 +69,16 @@ int count_microbatches(const std::vector<std::vector<Action>>& ranks) {
   for (const auto& actions : ranks) {
     for (const Action& action : actions) {
       last = std::max({last, action.microbatch, action.paired_microbatch});
+    }
+  }
+  return last + 1;
+}
+
+int count_slices(const std::vector<std::vector<Action>>& ranks) {
+  Slice last = 0;
+  for (const auto& actions : ranks) {
+    for (const Action& action : actions) {
+      last = std::max({last, action.slice, action.paired_slice});
     }
   }
   return last + 1;

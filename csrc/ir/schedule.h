@@ -1,5 +1,20 @@
 // Schedule: for each rank, an ordered list of actions. Pure data: it may be wrong until verify()
 // says otherwise.
+//
+// Note [Sequence slices]
+//
+// A microbatch's sequence may be cut into slices that pass the stages one after another, as models
+// with causal attention allow: the forward of a slice reads the keys and values of those before it,
+// so the backward of a slice comes after that of those behind it. Every action of such a schedule
+// for a microbatch is for one slice; num_slices says how many there are. Without slices num_slices
+// is 1, and actions are for the whole sequence.
+//
+// Note [Weight versions]
+//
+// A synchronous schedule uses version 0 of the weights throughout, and the optimizer makes the next
+// one after the step. An asynchronous schedule (PipeDream) spells its updates out: UPDATE makes a
+// version of a stage's weights from the gradients since the last one, and each compute action says
+// which version it uses, the backward of a microbatch that of its forward.
 #pragma once
 
 #include <string>
@@ -15,6 +30,7 @@ struct Schedule {
   std::string
       name;  // a label, for people: schedules that do the same are equal whatever they are called
   int num_microbatches = 0;
+  int num_slices = 1;  // of each microbatch's sequence
   Placement placement;
   std::vector<std::vector<Action>> ranks;  // ranks[r]: the actions of rank r, in order
 
@@ -22,24 +38,23 @@ struct Schedule {
   int num_stages() const { return placement.num_stages(); }
 
   friend bool operator==(const Schedule& a, const Schedule& b) {
-    return a.num_microbatches == b.num_microbatches && a.placement == b.placement &&
-           a.ranks == b.ranks;
+    return a.num_microbatches == b.num_microbatches && a.num_slices == b.num_slices &&
+           a.placement == b.placement && a.ranks == b.ranks;
   }
 };
 
 // The forward actions alone, in the same order, with the transfers and unshards that they need:
-// what evaluation runs.
+// what evaluation runs. All use the weights as they are (version 0).
 Schedule forward_only(const Schedule& schedule);
-
-// The two halves of an OVERLAP_F_B. REQUIRES pair.kind == kOverlap.
-Action overlapped_forward(const Action& pair);
-Action overlapped_backward(const Action& pair);
 
 // The same schedule with each OVERLAP_F_B taken apart: its forward, then its backward.
 Schedule split_overlaps(const Schedule& schedule);
 
 // One more than the largest microbatch of any action.
 int count_microbatches(const std::vector<std::vector<Action>>& ranks);
+
+// One more than the largest slice of any action, at least 1.
+int count_slices(const std::vector<std::vector<Action>>& ranks);
 
 // Whether every compute action is a forward.
 bool is_forward_only(const Schedule& schedule);
@@ -53,7 +68,8 @@ std::string to_string(const Schedule& schedule);
 std::string to_csv(const Schedule& schedule);
 
 // The placement is read off the compute actions; num_microbatches is one more than the largest
-// microbatch. Throws ValueError with row and column (from 1), the cell's text and the reason.
+// microbatch, and num_slices than the largest slice. Throws ValueError with row and column (from
+// 1), the cell's text and the reason.
 Schedule parse_csv(std::string_view text, std::string name = "csv");
 
 }  // namespace pipert

@@ -37,10 +37,8 @@ void Dataflow::collect_runs(const Schedule& schedule) {
           runs.push_back(action);
           break;
         case ActionKind::kOverlap:
-          runs.push_back(forward(action.stage, action.microbatch));
-          runs.push_back({.kind = action.paired_kind,
-                          .stage = action.paired_stage,
-                          .microbatch = action.paired_microbatch});
+          runs.push_back(overlapped_forward(action));
+          runs.push_back(overlapped_backward(action));
           break;
         case ActionKind::kSendForward:
         case ActionKind::kRecvForward:
@@ -50,9 +48,19 @@ void Dataflow::collect_runs(const Schedule& schedule) {
         case ActionKind::kUnshard:
         case ActionKind::kReshard:
         case ActionKind::kReduceGrad:
+        case ActionKind::kRecompute:
+        case ActionKind::kOffload:
+        case ActionKind::kReload:
+        case ActionKind::kUpdate:
           throw ValueError(
-              concat("a schedule to be run must hold compute and transfer actions only, got ",
+              concat("a schedule to be run must hold F, B, I, W and transfer actions only, got ",
                      to_string(action)));
+      }
+      if (action.slice != kWholeSequence || action.version != 0) {
+        throw ValueError(
+            concat("a schedule to be run must take whole sequences and use version 0 of the "
+                   "weights, got ",
+                   to_string(action)));
       }
     }
   }
@@ -64,10 +72,10 @@ void Dataflow::collect_flows(const Schedule& schedule) {
     for (int i = 0; i < static_cast<int>(runs(rank).size()); ++i)
       where[runs(rank)[as_index(i)]] = {rank, i};
   }
-  const std::vector<bool> splits = split_stages(schedule);
+  const BackwardForms forms(schedule);
   for (Rank rank = 0; rank < num_ranks(); ++rank) {
     for (int i = 0; i < static_cast<int>(runs(rank).size()); ++i) {
-      for (const Dependency& need : dependencies(runs(rank)[as_index(i)], schedule, splits)) {
+      for (const Dependency& need : dependencies(runs(rank)[as_index(i)], schedule, forms)) {
         if (!need.is_message) continue;
         flows_.push_back({result_of(need.producer), where.at(need.producer), {rank, i}});
       }

@@ -37,6 +37,10 @@ class Decoder {
       case ActionKind::kUnshard:
       case ActionKind::kReshard:
       case ActionKind::kReduceGrad:
+      case ActionKind::kRecompute:
+      case ActionKind::kOffload:
+      case ActionKind::kReload:
+      case ActionKind::kUpdate:
       case ActionKind::kOverlap:
         throw ValueError(
             concat("the stages of this pipeline run F and B actions, got ", to_string(run.action)));

@@ -4,18 +4,6 @@
 #include "schedule/halves.h"
 
 namespace pipert {
-namespace {
-
-Action overlap(const Action& forward, const Action& backward) {
-  return {.kind = ActionKind::kOverlap,
-          .stage = forward.stage,
-          .microbatch = forward.microbatch,
-          .paired_kind = backward.kind,
-          .paired_stage = backward.stage,
-          .paired_microbatch = backward.microbatch};
-}
-
-}  // namespace
 
 VRank::VRank(Rank rank, int num_ranks, int num_microbatches)
     : num_microbatches_(num_microbatches), stages_{rank, 2 * num_ranks - 1 - rank} {

@@ -24,9 +24,11 @@ int pick(std::mt19937& random, int low, int high) {
 Action random_action(std::mt19937& random, const Schedule& schedule) {
   const int num_stages = schedule.num_stages();
   return {.kind = static_cast<ActionKind>(pick(random, 0, static_cast<int>(kNumActionKinds) - 1)),
+          .paired_kind = static_cast<ActionKind>(pick(random, 0, 3)),
+          .slice = static_cast<Slice>(pick(random, -2, 1)),
           .stage = pick(random, -1, num_stages),
           .microbatch = pick(random, -1, schedule.num_microbatches),
-          .paired_kind = static_cast<ActionKind>(pick(random, 0, 3)),
+          .version = pick(random, -1, 1),
           .paired_stage = pick(random, -1, num_stages),
           .paired_microbatch = pick(random, -1, schedule.num_microbatches)};
 }
