@@ -6,20 +6,23 @@ import torch
 from torch import nn
 
 
-def plain_loop(model, x, target, num_microbatches, loss_fn=nn.functional.mse_loss):
+def plain_loop(
+    model, x, target, num_microbatches, loss_fn=nn.functional.mse_loss, *, backwards=False
+):
     """Forward and backward of the batch, microbatch by microbatch; returns their losses.
 
     The gradients are those of the mean of the losses, weighted by the microbatches' rows.
+    `backwards`: the last microbatch first.
     """
     losses = []
-    pieces = zip(
-        x.tensor_split(num_microbatches), target.tensor_split(num_microbatches), strict=True
+    pieces = list(
+        zip(x.tensor_split(num_microbatches), target.tensor_split(num_microbatches), strict=True)
     )
-    for inputs, targets in pieces:
+    for inputs, targets in reversed(pieces) if backwards else pieces:
         loss = loss_fn(model(inputs), targets)
         loss.backward(torch.full_like(loss, inputs.shape[0] / x.shape[0]))
         losses.append(loss.detach())
-    return torch.stack(losses)
+    return torch.stack(losses[::-1] if backwards else losses)
 
 
 def gradients(module):

@@ -20,7 +20,13 @@ from torch.nn import functional
 
 import pipert
 
-SCHEDULES = [("gpipe", 1), ("1f1b", 1), ("interleaved_1f1b", 2)]
+SCHEDULES = [
+    ("gpipe", 1),
+    ("1f1b", 1),
+    ("eager_1f1b", 1),
+    ("interleaved_1f1b", 2),
+    ("hanayo", 2),
+]
 
 
 def _make(model: nn.Module, schedule: str, per_rank: int, microbatches: int, **options: object):
