@@ -126,6 +126,7 @@ class Schedule:
         forward_only: bool = False,
         memory_limit: float | Sequence[float] | None = None,
         activation_size: float | Sequence[float] = 1.0,
+        tied_stages: Sequence[Sequence[int]] = ...,
     ) -> Verdict: ...
     def peak_weight_versions(self) -> list[int]: ...
     def simulate(self, costs: Costs = ...) -> Timeline: ...
@@ -142,27 +143,44 @@ class Schedule:
 
 # --- analysis ---------------------------------------------------------------------------------
 
+_Defect = Literal[
+    "malformed",
+    "misplaced",
+    "missing",
+    "doubled",
+    "unordered",
+    "version",
+    "collective",
+    "memory",
+    "deadlock",
+]
+
+class _InvolvedPlace(TypedDict):
+    rank: int
+    position: int
+    action: Action
+    role: Literal["culprit", "absent", "related"]
+    note: str
+
+class _PlaceWait(TypedDict):
+    source: int
+    target: int
+    reason: Literal["input", "message", "room", "receiver", "collective"]
+
+class _Counterexample(TypedDict):
+    places: list[_InvolvedPlace]
+    waits: list[_PlaceWait]
+
 class Verdict:
     @property
     def ok(self) -> bool: ...
     @property
-    def defect(
-        self,
-    ) -> (
-        Literal[
-            "malformed",
-            "misplaced",
-            "missing",
-            "doubled",
-            "unordered",
-            "version",
-            "memory",
-            "deadlock",
-        ]
-        | None
-    ): ...
+    def defect(self) -> _Defect | None: ...
     @property
     def message(self) -> str: ...
+    @property
+    def counterexample(self) -> _Counterexample | None: ...
+    def render(self, path: str | os.PathLike[str] | None = None) -> str: ...
     def __bool__(self) -> bool: ...
 
 class Costs:
@@ -285,6 +303,26 @@ def connect_processes(
 ) -> ExternalChannels: ...
 
 # --- runtime ----------------------------------------------------------------------------------
+
+class Rehearsal:
+    @property
+    def ending(self) -> Literal["completed", "stalled", "failed", "refused"]: ...
+    @property
+    def message(self) -> str: ...
+    @property
+    def actions(self) -> list[list[Action]]: ...
+    @property
+    def stalled_at(self) -> list[int | None]: ...
+
+def lower_blindly(schedule: Schedule) -> list[Program]: ...
+def rehearse(
+    programs: Sequence[Program],
+    placement: Placement,
+    *,
+    training: bool = True,
+    capacity: int | None = None,
+    limit_ms: int = 1000,
+) -> Rehearsal: ...
 
 class Runtime:
     def __init__(

@@ -12,7 +12,10 @@ namespace {
 
 Verdict missing(const Action& action, const Schedule& schedule, std::string_view reason = {}) {
   const Rank rank = schedule.placement.rank_of(action.stage);
-  return {Defect::kMissing, concat(to_string(action), " is missing on rank ", rank, reason)};
+  Verdict verdict{Defect::kMissing,
+                  concat(to_string(action), " is missing on rank ", rank, reason)};
+  verdict.counterexample.add({rank, -1}, action, Role::kAbsent, "missing");
+  return verdict;
 }
 
 class Completeness {
@@ -65,8 +68,8 @@ class Completeness {
       return {};
     }
     if (has(input) && has(weight)) return {};
-    if (has(weight)) return missing(input, schedule_, concat(", for its half ", to_string(weight)));
-    if (has(input)) return missing(weight, schedule_, concat(", for its half ", to_string(input)));
+    if (has(weight)) return missing_for(input, weight, ", for its half ");
+    if (has(input)) return missing_for(weight, input, ", for its half ");
     return missing(whole, schedule_,
                    concat(" (nor are ", to_string(input), " and ", to_string(weight), " there)"));
   }
@@ -89,19 +92,40 @@ class Completeness {
           ActionKind::kOffload, ActionKind::kReload}) {
       const Action action = as_kind(own_forward, kind);
       if (!has(action)) continue;
-      return {Defect::kDoubled,
-              concat(to_string(action), " on rank ", schedule_.placement.rank_of(stage),
-                     ": microbatch ", microbatch, " passes copy ", copies_[as_index(microbatch)],
-                     " of the model, stage ", stage, " is of copy ",
-                     stage / schedule_.placement.stages_per_copy())};
+      const int copy = copies_[as_index(microbatch)];
+      Verdict verdict{
+          Defect::kDoubled,
+          concat(to_string(action), " on rank ", schedule_.placement.rank_of(stage),
+                 ": microbatch ", microbatch, " passes copy ", copy, " of the model, stage ", stage,
+                 " is of copy ", stage / schedule_.placement.stages_per_copy())};
+      add(verdict, action, Role::kCulprit,
+          concat("microbatch ", microbatch, " passes copy ", copy));
+      const int per_copy = schedule_.placement.stages_per_copy();
+      add(verdict, of_kind(kind, stage % per_copy + copy * per_copy, microbatch), Role::kRelated,
+          "");
+      return verdict;
     }
     return {};
   }
 
+  void add(Verdict& verdict, const Action& action, Role role, std::string note) const {
+    const Place place = index_.find(action);
+    if (place.exists()) verdict.counterexample.add(place, action, role, std::move(note));
+  }
+
+  Verdict missing_for(const Action& action, const Action& other, std::string_view why) const {
+    Verdict verdict = missing(action, schedule_, concat(why, to_string(other)));
+    add(verdict, other, Role::kRelated, "");
+    return verdict;
+  }
+
   Verdict doubled_half(const Action& whole, const Action& half) const {
-    return {Defect::kDoubled,
-            concat(to_string(half), " on rank ", schedule_.placement.rank_of(half.stage),
-                   " does again what ", to_string(whole), " does")};
+    Verdict verdict{Defect::kDoubled,
+                    concat(to_string(half), " on rank ", schedule_.placement.rank_of(half.stage),
+                           " does again what ", to_string(whole), " does")};
+    add(verdict, half, Role::kCulprit, concat("does again what ", to_string(whole), " does"));
+    add(verdict, whole, Role::kRelated, "");
+    return verdict;
   }
 
   // Between (stage - 1, microbatch) and (stage, microbatch): the activation down and the gradient
@@ -122,10 +146,9 @@ class Completeness {
 
   Verdict check_transfer(const Action& send, const Action& receive) const {
     if (!has(send)) {
-      return missing(send, schedule_, has(receive) ? concat(", for ", to_string(receive)) : "");
+      return has(receive) ? missing_for(send, receive, ", for ") : missing(send, schedule_);
     }
-    if (!has(receive)) return missing(receive, schedule_, concat(", for ", to_string(send)));
-    return {};
+    return has(receive) ? Verdict() : missing_for(receive, send, ", for ");
   }
 
   const Schedule& schedule_;
@@ -180,9 +203,12 @@ Verdict check_doubled(const Schedule& schedule, ActionIndex& index) {
   for (Rank rank = 0; rank < schedule.num_ranks(); ++rank) {
     const auto& actions = schedule.ranks[as_index(rank)];
     for (int i = 0; i < static_cast<int>(actions.size()); ++i) {
-      if (index.insert(actions[as_index(i)], {rank, i})) continue;
-      return {Defect::kDoubled,
-              concat(to_string(actions[as_index(i)]), " is on rank ", rank, " twice")};
+      const Action& action = actions[as_index(i)];
+      if (index.insert(action, {rank, i})) continue;
+      Verdict verdict{Defect::kDoubled, concat(to_string(action), " is on rank ", rank, " twice")};
+      verdict.counterexample.add({rank, i}, action, Role::kCulprit, "again");
+      verdict.counterexample.add(index.find(action), action, Role::kRelated, "once");
+      return verdict;
     }
   }
   return {};

@@ -1,7 +1,10 @@
 #include "analysis/deadlock.h"
 
 #include <algorithm>
+#include <deque>
 #include <map>
+#include <optional>
+#include <set>
 #include <utility>
 
 #include "analysis/transfers.h"
@@ -17,29 +20,26 @@ namespace {
 int take_step(int position) { return 2 * position; }
 int send_step(int position) { return 2 * position + 1; }
 
-enum class Need : std::uint8_t {
-  kNothing,
-  kMessage,   // that the message was sent (rendezvous: that its sender has come to send it)
-  kRoom,      // that an earlier message of the edge was taken
-  kReceiver,  // rendezvous: that the receiver has come to take the message
-};
-
+// What holds a step back. A step of a collective waits for all its ranks; walk() knows waits for
+// one rank alone, so each collective is a rank of its own that waits for one part after the other.
 struct Hold {
-  Need need = Need::kNothing;
-  Place other;  // where the wait ends
+  std::optional<WaitReason> reason;
+  Place other;  // where the wait ends; of a collective: nothing
   Wait wait;
 };
 
 class Deadlock {
  public:
-  Deadlock(const Schedule& schedule, const ActionIndex& index, const VerifyOptions& options)
-      : schedule_(schedule), capacity_(options.capacity) {
+  Deadlock(const Schedule& schedule, const ActionIndex& index, std::vector<Collective> collectives,
+           const VerifyOptions& options)
+      : schedule_(schedule), capacity_(options.capacity), collectives_(std::move(collectives)) {
     if (options.send_mode == SendMode::kRendezvous) capacity_ = 0;
     for (const auto& actions : schedule.ranks) {
       holds_.emplace_back(2 * actions.size());
     }
     const auto transfers = transfers_of(schedule, index);
     for (const Transfer& transfer : transfers) hold_receiver(transfer);
+    for (const Collective& collective : collectives_) hold_parts(collective);
     if (!capacity_) return;
     if (*capacity_ == 0) {
       for (const Transfer& transfer : transfers) hold_sender_for_receiver(transfer);
@@ -55,11 +55,11 @@ class Deadlock {
         num_steps,
         [this](Rank rank, int step) -> std::optional<Wait> {
           const Hold& hold = holds_[as_index(rank)][as_index(step)];
-          return hold.need == Need::kNothing ? std::nullopt : std::optional(hold.wait);
+          return hold.reason ? std::optional(hold.wait) : std::nullopt;
         },
         [](Rank, int) {});
     if (done_ == num_steps) return {};
-    return {Defect::kDeadlock, describe(shortest_cycle())};
+    return describe(shortest_cycle());
   }
 
  private:
@@ -71,13 +71,24 @@ class Deadlock {
     const Place& sender = transfer.sender;
     const int steps = send_step(sender.position) + (rendezvous() ? 0 : 1);
     hold_at(transfer.receiver, take_step(transfer.receiver.position)) = {
-        Need::kMessage, sender, {sender.rank, steps}};
+        WaitReason::kMessage, sender, {sender.rank, steps}};
   }
 
   void hold_sender_for_receiver(const Transfer& transfer) {
     const Place& receiver = transfer.receiver;
     hold_at(transfer.sender, send_step(transfer.sender.position)) = {
-        Need::kReceiver, receiver, {receiver.rank, take_step(receiver.position)}};
+        WaitReason::kReceiver, receiver, {receiver.rank, take_step(receiver.position)}};
+  }
+
+  void hold_parts(const Collective& collective) {
+    const auto joint = static_cast<Rank>(holds_.size());
+    auto& holds = holds_.emplace_back();
+    for (const Place& part : collective.parts) {
+      const int come = take_step(part.position) + 1;
+      holds.push_back({WaitReason::kCollective, part, {part.rank, come}});
+      const int all = static_cast<int>(collective.parts.size());
+      hold_at(part, send_step(part.position)) = {WaitReason::kCollective, {}, {joint, all}};
+    }
   }
 
   // A message is taken in the receiver's own order, which is known, so the n-th send of an edge has
@@ -99,7 +110,7 @@ class Deadlock {
       for (std::size_t n = as_index(*capacity_); n < edge.sends.size(); ++n) {
         const Place& take = edge.takes[n - as_index(*capacity_)];
         hold_at(edge.sends[n], send_step(edge.sends[n].position)) = {
-            Need::kRoom, take, {take.rank, take_step(take.position) + 1}};
+            WaitReason::kRoom, take, {take.rank, take_step(take.position) + 1}};
       }
     }
   }
@@ -108,72 +119,157 @@ class Deadlock {
     return holds_[as_index(rank)][as_index(done_[as_index(rank)])];
   }
 
-  // Each stuck rank waits for exactly one other, itself stuck: following them must end in a cycle.
+  bool is_stuck(Rank rank) const {
+    return done_[as_index(rank)] < static_cast<int>(holds_[as_index(rank)].size());
+  }
+
+  // The collective that a stuck rank waits in; nothing if it waits for one rank alone.
+  std::optional<int> collective_of(Rank rank) const {
+    const Hold& hold = hold_of(rank);
+    if (hold.reason != WaitReason::kCollective) return std::nullopt;
+    return hold.wait.rank - schedule_.num_ranks();
+  }
+
+  // The parts that a collective waits for, all on stuck ranks.
+  std::vector<Place> absent_parts(int collective) const {
+    std::vector<Place> absent;
+    for (const Place& part : collectives_[as_index(collective)].parts) {
+      if (done_[as_index(part.rank)] <= take_step(part.position)) absent.push_back(part);
+    }
+    return absent;
+  }
+
+  // Each stuck rank waits for others that are stuck: following them must end in a cycle. The ranks
+  // of a cycle, each waiting for the next.
   std::vector<Rank> shortest_cycle() const {
-    std::vector<Rank> shortest;
-    std::vector<Rank> seen_from(holds_.size(), -1);
-    for (Rank first = 0; first < schedule_.num_ranks(); ++first) {
-      if (done_[as_index(first)] == static_cast<int>(holds_[as_index(first)].size())) continue;
-      Rank rank = first;
-      while (seen_from[as_index(rank)] < 0) {
-        seen_from[as_index(rank)] = first;
-        rank = hold_of(rank).wait.rank;
-      }
-      if (seen_from[as_index(rank)] != first) continue;  // ends in a cycle that is known
-      std::vector<Rank> cycle = {rank};
-      for (Rank next = hold_of(rank).wait.rank; next != rank; next = hold_of(next).wait.rank) {
-        cycle.push_back(next);
-      }
-      if (shortest.empty() || cycle.size() < shortest.size()) shortest = std::move(cycle);
+    std::vector<Rank> shortest = shortest_cycle_of_single_waits();
+    for (int i = 0; i < static_cast<int>(collectives_.size()); ++i) {
+      if (!is_stuck(schedule_.num_ranks() + i)) continue;
+      std::vector<Rank> cycle = shortest_cycle_through(i);
+      if (cycle.empty() || (!shortest.empty() && shortest.size() <= cycle.size())) continue;
+      shortest = std::move(cycle);
     }
     std::rotate(shortest.begin(), std::min_element(shortest.begin(), shortest.end()),
                 shortest.end());
     return shortest;
   }
 
+  // Without collectives a rank waits for exactly one other: cycles have no rank in common.
+  std::vector<Rank> shortest_cycle_of_single_waits() const {
+    std::vector<Rank> shortest;
+    std::vector<Rank> seen_from(schedule_.ranks.size(), -1);
+    for (Rank first = 0; first < schedule_.num_ranks(); ++first) {
+      if (!is_stuck(first)) continue;
+      Rank rank = first;
+      bool ends = false;
+      while (!ends && seen_from[as_index(rank)] < 0) {
+        seen_from[as_index(rank)] = first;
+        ends = collective_of(rank).has_value();
+        if (!ends) rank = hold_of(rank).wait.rank;
+      }
+      if (ends || seen_from[as_index(rank)] != first) continue;  // ends in a cycle that is known
+      std::vector<Rank> cycle = {rank};
+      for (Rank next = hold_of(rank).wait.rank; next != rank; next = hold_of(next).wait.rank) {
+        cycle.push_back(next);
+      }
+      if (shortest.empty() || cycle.size() < shortest.size()) shortest = std::move(cycle);
+    }
+    return shortest;
+  }
+
+  // Breadth first from the parts that it waits for, to a rank that waits in it; empty if none does.
+  std::vector<Rank> shortest_cycle_through(int collective) const {
+    std::map<Rank, Rank> waiter_of;  // each rank that was found: who waits for it
+    std::set<int> expanded = {collective};
+    std::deque<Rank> queue;
+    const auto find = [&](Rank rank, Rank waiter) {
+      if (waiter_of.try_emplace(rank, waiter).second) queue.push_back(rank);
+    };
+    for (const Place& part : absent_parts(collective)) find(part.rank, -1);
+    for (; !queue.empty(); queue.pop_front()) {
+      const Rank rank = queue.front();
+      const auto own = collective_of(rank);
+      if (own == collective) {
+        std::vector<Rank> cycle;
+        for (Rank at = rank; at >= 0; at = waiter_of.at(at)) cycle.push_back(at);
+        std::reverse(cycle.begin(), cycle.end());
+        return cycle;
+      }
+      if (!own) find(hold_of(rank).wait.rank, rank);
+      if (!own || !expanded.insert(*own).second) continue;
+      for (const Place& part : absent_parts(*own)) find(part.rank, rank);
+    }
+    return {};
+  }
+
   const Action& action_at(Place place) const {
     return schedule_.ranks[as_index(place.rank)][as_index(place.position)];
   }
 
-  std::string describe(const std::vector<Rank>& cycle) const {
-    std::string out = concat("deadlock: rank ", cycle.front());
-    for (std::size_t i = 0; i < cycle.size(); ++i) {
-      const Place here{cycle[i], done_[as_index(cycle[i])] / 2};
-      out += concat(i == 0 ? " at " : ", which at ", to_string(action_at(here)),
-                    describe(hold_of(here.rank)));
-    }
-    if (rendezvous()) out += " (a send waits for its receive)";
-    if (capacity_ && !rendezvous()) out += concat(" (capacity ", *capacity_, " on each edge)");
-    return out;
+  // Where the wait of `rank` for `next` ends.
+  Place target_of(Rank rank, Rank next) const {
+    const auto collective = collective_of(rank);
+    if (!collective) return hold_of(rank).other;
+    const auto& parts = collectives_[as_index(*collective)].parts;
+    return *std::find_if(parts.begin(), parts.end(),
+                         [next](const Place& part) { return part.rank == next; });
   }
 
-  std::string describe(const Hold& hold) const {
-    const std::string other = to_string(action_at(hold.other));
-    switch (hold.need) {
-      case Need::kMessage:
-        return concat(" waits for ", other, " on rank ", hold.other.rank);
-      case Need::kRoom:
-        return concat(" waits to send until ", other, " has taken its input on rank ",
-                      hold.other.rank);
-      case Need::kReceiver:
-        return concat(" waits to send until ", other, " is reached on rank ", hold.other.rank);
-      case Need::kNothing:
-        break;
+  Verdict describe(const std::vector<Rank>& cycle) const {
+    Verdict verdict{Defect::kDeadlock, concat("deadlock: rank ", cycle.front())};
+    Counterexample& counterexample = verdict.counterexample;
+    std::vector<Place> targets;
+    for (std::size_t i = 0; i < cycle.size(); ++i) {
+      const Place here{cycle[i], done_[as_index(cycle[i])] / 2};
+      const Place target = targets.emplace_back(target_of(cycle[i], cycle[(i + 1) % cycle.size()]));
+      const std::string reason = describe(*hold_of(here.rank).reason, to_string(action_at(target)));
+      verdict.message += concat(i == 0 ? " at " : ", which at ", to_string(action_at(here)), " ",
+                                reason, " on rank ", target.rank);
+      counterexample.add(here, action_at(here), Role::kCulprit, reason);
+    }
+    for (std::size_t i = 0; i < cycle.size(); ++i) {
+      const auto next = static_cast<int>((i + 1) % cycle.size());
+      const WaitReason reason = *hold_of(cycle[i]).reason;
+      int target = next;
+      if (targets[i] != counterexample.places[as_index(next)].place) {
+        target = static_cast<int>(counterexample.places.size());
+        counterexample.add(targets[i], action_at(targets[i]), Role::kRelated);
+      }
+      counterexample.waits.push_back({static_cast<int>(i), target, reason});
+    }
+    if (rendezvous()) verdict.message += " (a send waits for its receive)";
+    if (capacity_ && !rendezvous()) {
+      verdict.message += concat(" (capacity ", *capacity_, " on each edge)");
+    }
+    return verdict;
+  }
+
+  static std::string describe(WaitReason reason, const std::string& other) {
+    switch (reason) {
+      case WaitReason::kInput:
+      case WaitReason::kMessage:
+      case WaitReason::kCollective:
+        return concat("waits for ", other);
+      case WaitReason::kRoom:
+        return concat("waits to send until ", other, " has taken its input");
+      case WaitReason::kReceiver:
+        return concat("waits to send until ", other, " is reached");
     }
     throw InternalError("a rank is stuck and waits for nothing");
   }
 
   const Schedule& schedule_;
   std::optional<int> capacity_;
-  std::vector<std::vector<Hold>> holds_;  // by rank, then by step
+  std::vector<Collective> collectives_;
+  std::vector<std::vector<Hold>> holds_;  // by rank (behind them, the collectives), then by step
   std::vector<int> done_;                 // by rank: the steps done
 };
 
 }  // namespace
 
 Verdict check_deadlock(const Schedule& schedule, const ActionIndex& index,
-                       const VerifyOptions& options) {
-  return Deadlock(schedule, index, options).run();
+                       const Collectives& collectives, const VerifyOptions& options) {
+  return Deadlock(schedule, index, collectives.all(), options).run();
 }
 
 }  // namespace pipert

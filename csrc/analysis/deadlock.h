@@ -2,6 +2,7 @@
 #pragma once
 
 #include "analysis/action_index.h"
+#include "analysis/collective_order.h"
 #include "analysis/verify.h"
 
 namespace pipert {
@@ -9,6 +10,6 @@ namespace pipert {
 // kDeadlock with the shortest cycle of waiting ranks, or a good verdict. REQUIRES a complete
 // schedule that is in order on each rank, overlapped pairs taken apart.
 Verdict check_deadlock(const Schedule& schedule, const ActionIndex& index,
-                       const VerifyOptions& options);
+                       const Collectives& collectives, const VerifyOptions& options);
 
 }  // namespace pipert

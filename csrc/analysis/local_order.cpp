@@ -14,10 +14,14 @@ Action receive_for(const Action& reader) {
   return as_kind(reader, is_forward ? ActionKind::kRecvForward : ActionKind::kRecvBackward);
 }
 
-Verdict unordered(const Action& action, Rank rank, const Action& input) {
-  return {Defect::kUnordered,
-          concat(to_string(action), " on rank ", rank, " runs before its input ", to_string(input),
-                 " on the same rank")};
+Verdict unordered(const Action& action, Place place, const Action& input, Place later) {
+  Verdict verdict{Defect::kUnordered,
+                  concat(to_string(action), " on rank ", place.rank, " runs before its input ",
+                         to_string(input), " on the same rank")};
+  verdict.counterexample.add(place, action, Role::kCulprit, concat("needs ", to_string(input)));
+  verdict.counterexample.add(later, input, Role::kRelated, "comes later");
+  verdict.counterexample.waits.push_back({0, 1, WaitReason::kInput});
+  return verdict;
 }
 
 enum class Shards : std::uint8_t { kUntouched, kSharded, kUnsharded };
@@ -39,8 +43,9 @@ class ParameterCheck {
 
   Verdict run() {
     for (rank_ = 0; rank_ < schedule_.num_ranks(); ++rank_) {
-      for (const Action& action : schedule_.ranks[as_index(rank_)]) {
-        Verdict verdict = step(action);
+      const auto& actions = schedule_.ranks[as_index(rank_)];
+      for (position_ = 0; position_ < static_cast<int>(actions.size()); ++position_) {
+        Verdict verdict = step(actions[as_index(position_)]);
         if (!verdict.ok()) return verdict;
       }
     }
@@ -97,14 +102,18 @@ class ParameterCheck {
   }
 
   Verdict found(Defect defect, const Action& action, std::string_view state) const {
-    return {defect, concat(to_string(action), " on rank ", rank_, " runs when stage ", action.stage,
-                           " ", state)};
+    Verdict verdict{defect, concat(to_string(action), " on rank ", rank_, " runs when stage ",
+                                   action.stage, " ", state)};
+    verdict.counterexample.add({rank_, position_}, action, Role::kCulprit,
+                               concat("stage ", action.stage, " ", state));
+    return verdict;
   }
 
   const Schedule& schedule_;
   std::vector<Shards> shards_;  // by stage
   std::vector<bool> reduced_;   // by stage
   Rank rank_ = 0;
+  int position_ = 0;
 };
 
 }  // namespace
@@ -124,7 +133,7 @@ Verdict check_local_order(const Schedule& schedule, const ActionIndex& index) {
           input = receive_for(action);
           place = index.find(input);
         }
-        if (place.position > i) return unordered(action, rank, input);
+        if (place.position > i) return unordered(action, {rank, i}, input, place);
       }
     }
   }

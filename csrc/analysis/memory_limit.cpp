@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <string_view>
+#include <utility>
 
 #include "analysis/backward_forms.h"
 #include "base/error.h"
@@ -29,16 +30,22 @@ Verdict passed(const Schedule& schedule, const BackwardForms& forms, Rank rank, 
                double alive, double limit) {
   const auto& actions = schedule.ranks[as_index(rank)];
   const Action& action = actions[as_index(position)];
+  Counterexample counterexample;
+  counterexample.memory_limit = limit;
+  counterexample.add({rank, position}, action, Role::kCulprit,
+                     concat("holds ", alive, ", the limit is ", limit));
   std::string freed = "nothing frees one later";
   for (int i = position + 1; i < static_cast<int>(actions.size()); ++i) {
     const Action& later = actions[as_index(i)];
     if (forms.change(later).at_end >= 0) continue;
     freed = concat("the next to be freed is by ", to_string(later), " (position ", i, ")");
+    counterexample.add({rank, i}, later, Role::kRelated, "frees the next");
     break;
   }
   return {Defect::kMemory,
           concat("rank ", rank, " holds activations of ", alive, " at ", to_string(action),
-                 " (position ", position, "), its limit is ", limit, "; ", freed)};
+                 " (position ", position, "), its limit is ", limit, "; ", freed),
+          std::move(counterexample)};
 }
 
 }  // namespace
@@ -48,6 +55,19 @@ void require_memory_options(const Schedule& schedule, const VerifyOptions& optio
     require_values("memory_limit", options.memory_limit, schedule.num_ranks(), "num_ranks");
   }
   require_values("activation_size", options.activation_size, schedule.num_stages(), "num_stages");
+}
+
+std::vector<double> memory_on(const Schedule& schedule, Rank rank, const VerifyOptions& options) {
+  std::vector<double> memory;
+  double alive = 0.0;
+  for (const Action& action : schedule.ranks[as_index(rank)]) {
+    const double size = at(options.activation_size, action.stage);
+    if (action.kind == ActionKind::kForward) alive += size;
+    memory.push_back(alive);
+    const bool ends = options.forward_only && action.kind == ActionKind::kForward;
+    if (ends || frees_activation(action.kind)) alive -= size;
+  }
+  return memory;
 }
 
 Verdict check_memory(const Schedule& schedule, const VerifyOptions& options) {

@@ -9,6 +9,9 @@ namespace pipert {
 // its B, or to its W if B is split. REQUIRES a complete schedule, overlapped pairs taken apart.
 Verdict check_memory(const Schedule& schedule, const VerifyOptions& options);
 
+// By position: the activations alive during each action of the rank. REQUIRES as above.
+std::vector<double> memory_on(const Schedule& schedule, Rank rank, const VerifyOptions& options);
+
 // ValueError for limits or sizes that don't fit the schedule.
 void require_memory_options(const Schedule& schedule, const VerifyOptions& options);
 

@@ -119,8 +119,10 @@ class RangeCheck {
     if (const Verdict verdict = check_version(action); !verdict.ok()) return verdict;
     const Rank owner = schedule_.placement.rank_of(action.stage);
     if (owner != rank_) {
-      return {Defect::kMisplaced,
-              concat(place_of(action), ": stage ", action.stage, " belongs to rank ", owner)};
+      const std::string reason = concat("stage ", action.stage, " belongs to rank ", owner);
+      Verdict verdict = found(Defect::kMisplaced, action, reason);
+      verdict.counterexample.add({owner, -1}, action, Role::kAbsent, "belongs here");
+      return verdict;
     }
     return check_peer(action);
   }
@@ -167,7 +169,14 @@ class RangeCheck {
   }
 
   Verdict malformed(const Action& action, const std::string& reason) const {
-    return {Defect::kMalformed, concat(place_of(action), ": ", reason)};
+    return found(Defect::kMalformed, action, reason);
+  }
+
+  Verdict found(Defect defect, const Action& action, const std::string& reason) const {
+    Verdict verdict{defect, concat(place_of(action), ": ", reason)};
+    const Action& whole = schedule_.ranks[as_index(rank_)][position_];
+    verdict.counterexample.add({rank_, static_cast<int>(position_)}, whole, Role::kCulprit, reason);
+    return verdict;
   }
 
   const Schedule& schedule_;

@@ -1,6 +1,7 @@
 #include "analysis/verify.h"
 
 #include "analysis/action_index.h"
+#include "analysis/collective_order.h"
 #include "analysis/completeness.h"
 #include "analysis/deadlock.h"
 #include "analysis/local_order.h"
@@ -10,16 +11,11 @@
 #include "base/error.h"
 
 namespace pipert {
+namespace {
 
-Verdict verify(const Schedule& schedule, const VerifyOptions& options) {
-  if (options.capacity && *options.capacity < 0) {
-    throw ValueError(concat("capacity must be at least 0, got ", *options.capacity));
-  }
-  require_memory_options(schedule, options);
-  Verdict verdict = check_ranges(schedule, options);
-  if (!verdict.ok()) return verdict;
-  const Schedule apart = split_overlaps(schedule);
-  verdict = check_num_forwards(apart);
+// The checks that need all actions to be in range, first to last.
+Verdict check_all(const Schedule& apart, const VerifyOptions& options) {
+  Verdict verdict = check_num_forwards(apart);
   if (!verdict.ok()) return verdict;
   ActionIndex index(apart.num_stages(), apart.num_microbatches, apart.num_slices);
   verdict = check_doubled(apart, index);
@@ -27,8 +23,39 @@ Verdict verify(const Schedule& schedule, const VerifyOptions& options) {
   if (verdict.ok()) verdict = check_local_order(apart, index);
   if (verdict.ok()) verdict = check_parameters(apart);
   if (verdict.ok()) verdict = check_versions(apart);
+  if (!verdict.ok()) return verdict;
+  const Collectives collectives(apart, index, options);
+  verdict = collectives.check();
   if (verdict.ok()) verdict = check_memory(apart, options);
-  if (verdict.ok()) verdict = check_deadlock(apart, index, options);
+  if (verdict.ok()) verdict = check_deadlock(apart, index, collectives, options);
+  return verdict;
+}
+
+std::vector<double> memory_around(const Verdict& verdict, const Schedule& apart,
+                                  const VerifyOptions& options) {
+  if (verdict.defect != Defect::kMemory) return {};
+  return memory_on(apart, verdict.counterexample.places.front().place.rank, options);
+}
+
+}  // namespace
+
+Verdict verify(const Schedule& schedule, const VerifyOptions& options) {
+  if (options.capacity && *options.capacity < 0) {
+    throw ValueError(concat("capacity must be at least 0, got ", *options.capacity));
+  }
+  require_memory_options(schedule, options);
+  require_tied_stages(schedule, options);
+  Verdict verdict = check_ranges(schedule, options);
+  if (!verdict.ok()) {
+    complete_counterexample(verdict.counterexample, schedule, schedule, {});
+    return verdict;
+  }
+  const Schedule apart = split_overlaps(schedule);
+  verdict = check_all(apart, options);
+  if (!verdict.ok()) {
+    complete_counterexample(verdict.counterexample, apart, schedule,
+                            memory_around(verdict, apart, options));
+  }
   return verdict;
 }
 
@@ -55,6 +82,8 @@ std::string_view defect_name(Defect defect) {
       return "unordered";
     case Defect::kVersion:
       return "version";
+    case Defect::kCollective:
+      return "collective";
     case Defect::kMemory:
       return "memory";
     case Defect::kDeadlock:

@@ -9,12 +9,19 @@
 // one directed edge may be read in another order than they were sent. It counts against the edge's
 // capacity from its send until it is taken, and a send that finds its edge full holds up the rank.
 // An executor whose sends leave the compute lane free can only do better.
+//
+// Stages that hold the same weights (the copies of Note [Copies of the model], and tied stages)
+// reduce their gradients together: their REDUCE_GRADs are one collective of their ranks. It holds
+// up each rank at its part (a rank with several of the stages: at the last of them) until all have
+// come to theirs. Again, an executor that reduces beside its compute lane can only do better, save
+// that all ranks must begin their collectives in the same order, which is checked by itself.
 #pragma once
 
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "analysis/counterexample.h"
 #include "ir/schedule.h"
 
 namespace pipert {
@@ -35,23 +42,28 @@ struct VerifyOptions {
   std::vector<double> memory_limit = {};
   // Of one microbatch on each stage; one number for all stages.
   std::vector<double> activation_size = {1.0};
+  // Groups of stages that share weights, such as the embedding and the head, beyond the copies that
+  // the placement tells of. A stage is in one group at most.
+  std::vector<std::vector<StageIndex>> tied_stages = {};
 };
 
 enum class Defect : std::uint8_t {
   kNone,
-  kMalformed,  // an action whose stage, microbatch or kind is out of range
-  kMisplaced,  // an action on a rank that does not own its stage
-  kMissing,    // an action that must be there and is not
-  kDoubled,    // an action that is there twice
-  kUnordered,  // an action that runs before its input, on its own rank
-  kVersion,    // a weight version that is not there, or not the one of the forward
-  kMemory,     // more activations on a rank than its limit
-  kDeadlock,   // ranks that wait for each other
+  kMalformed,   // an action whose stage, microbatch or kind is out of range
+  kMisplaced,   // an action on a rank that does not own its stage
+  kMissing,     // an action that must be there and is not
+  kDoubled,     // an action that is there twice
+  kUnordered,   // an action that runs before its input, on its own rank
+  kVersion,     // a weight version that is not there, or not the one of the forward
+  kCollective,  // two ranks that come to their common collectives in different orders
+  kMemory,      // more activations on a rank than its limit
+  kDeadlock,    // ranks that wait for each other
 };
 
 struct Verdict {
   Defect defect = Defect::kNone;
-  std::string message;  // the counterexample in words; empty when there is none
+  std::string message;                 // the counterexample in words; empty when there is none
+  Counterexample counterexample = {};  // and as places; empty likewise
   bool ok() const { return defect == Defect::kNone; }
 };
 
@@ -60,7 +72,7 @@ struct Verdict {
 // for unsharded parameters around each compute action, and for a REDUCE_GRAD after the last
 // backward of its stage; updates for the weight versions that they make and those that compute
 // actions use. O(actions) in time and memory. Throws ValueError for a negative capacity,
-// and for limits or sizes that don't fit the schedule.
+// and for limits, sizes or tied stages that don't fit the schedule.
 Verdict verify(const Schedule& schedule, const VerifyOptions& options = {});
 
 // Throws ValueError with the verdict's message unless the schedule is good.

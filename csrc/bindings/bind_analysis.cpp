@@ -1,4 +1,4 @@
-// verify, simulate and render: methods of Schedule, with Verdict, Costs, Span and Timeline.
+// simulate and render: methods of Schedule, with Costs, Span and Timeline.
 
 #include <pybind11/operators.h>
 #include <pybind11/stl.h>
@@ -8,7 +8,6 @@
 
 #include "analysis/render.h"
 #include "analysis/simulate.h"
-#include "analysis/verify.h"
 #include "analysis/weight_versions.h"
 #include "base/error.h"
 #include "bindings/bind.h"
@@ -35,21 +34,6 @@ Costs make_costs(const OneOrMany& forward, const OneOrMany& input, const OneOrMa
           .latency = latency,
           .bandwidth = bandwidth,
           .bytes = to_vector(bytes)};
-}
-
-Verdict verify_schedule(const Schedule& schedule, std::optional<int> capacity, bool rendezvous,
-                        bool forward_only, const std::optional<OneOrMany>& memory_limit,
-                        const OneOrMany& activation_size) {
-  return verify(schedule,
-                {.forward_only = forward_only,
-                 .capacity = capacity,
-                 .send_mode = rendezvous ? SendMode::kRendezvous : SendMode::kBuffered,
-                 .memory_limit = memory_limit ? to_vector(*memory_limit) : std::vector<double>(),
-                 .activation_size = to_vector(activation_size)});
-}
-
-std::optional<std::string> defect_of(const Verdict& verdict) {
-  return verdict.ok() ? std::nullopt : std::optional(std::string(defect_name(verdict.defect)));
 }
 
 Timeline timeline_from_spans(const std::vector<std::vector<SpanTuple>>& ranks) {
@@ -93,21 +77,6 @@ std::string render_schedule(const Schedule& schedule, const py::object& path,
 
 std::string describe(const Timeline& timeline) {
   return concat("<Timeline: ", timeline.ranks.size(), " ranks, makespan ", timeline.makespan, ">");
-}
-
-void bind_verdict(py::module_& module) {
-  py::class_<Verdict>(module, "Verdict", "What verify() found. True if the schedule is good.")
-      .def_property_readonly("ok", &Verdict::ok)
-      .def_property_readonly(
-          "defect", &defect_of,
-          "None, malformed, misplaced, missing, doubled, unordered, version, memory or "
-          "deadlock.")
-      .def_readonly("message", &Verdict::message,
-                    "The counterexample in words; empty if there is none.")
-      .def("__bool__", &Verdict::ok)
-      .def("__repr__", [](const Verdict& self) {
-        return self.ok() ? "<Verdict: ok>" : concat("<Verdict: ", self.message, ">");
-      });
 }
 
 void bind_costs(py::module_& module) {
@@ -190,34 +159,10 @@ Raises:
 
 // REQUIRES bind_ir.
 void bind_analysis(py::module_& module) {
-  bind_verdict(module);
   bind_costs(module);
   bind_timeline(module);
   py::class_<Schedule> schedule(module.attr("Schedule"));
   schedule
-      .def("verify", &verify_schedule, py::kw_only(), py::arg("capacity") = py::none(),
-           py::arg("rendezvous") = false, py::arg("forward_only") = false,
-           py::arg("memory_limit") = py::none(), py::arg("activation_size") = 1.0,
-           py::call_guard<py::gil_scoped_release>(),
-           R"(Shows that the schedule is complete, ordered, free of deadlock and within memory.
-
-Or gives a counterexample.
-
-Args:
-    capacity: Messages that each directed pair of ranks may have in flight; None: no bound; 0: as
-        rendezvous.
-    rendezvous: A send waits for its receive.
-    forward_only: An inference schedule: F alone is complete.
-    memory_limit: What the activations of a rank may take at any time; one number, or one for each
-        rank; None: no limit. An activation lives from its F to its B, or to its W.
-    activation_size: Of one microbatch on a stage, in the same unit; one number, or one for each
-        stage.
-
-Returns:
-    A Verdict: true if the schedule is good, else with .defect and .message.
-
-Raises:
-    ValueError: A negative capacity; limits or sizes that don't fit the schedule.)")
       .def("peak_weight_versions", &weight_versions_of, py::call_guard<py::gil_scoped_release>(),
            R"(By rank: the most versions of a stage's weights that it keeps at once.
 

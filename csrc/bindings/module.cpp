@@ -4,9 +4,11 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "pipert's native core.";
   pipert::bind_errors(module);
   pipert::bind_ir(module);
+  pipert::bind_verify(module);
   pipert::bind_analysis(module);
   pipert::bind_schedule(module);
   pipert::bind_plan(module);
   pipert::bind_transport(module);
   pipert::bind_runtime(module);
+  pipert::bind_rehearsal(module);
 }

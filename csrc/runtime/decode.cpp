@@ -45,7 +45,7 @@ class Decoder {
         throw ValueError(
             concat("the stages of this pipeline run F and B actions, got ", to_string(run.action)));
     }
-    op.stage = resources_.stages.at(run.action.stage).get();
+    op.stage = stage_of(run.action);
     op.microbatch = run.action.microbatch;
     if (run.reads.size() > 1 || run.writes.size() > 1) {
       throw InternalError(concat(to_string(run.action), " has more than one input or output"));
@@ -83,6 +83,13 @@ class Decoder {
 
  private:
   const Slot& slot(SlotId id) const { return program_.slots[as_index(id)]; }
+
+  Stage* stage_of(const Action& action) const {
+    const auto found = resources_.stages.find(action.stage);
+    if (found != resources_.stages.end()) return found->second.get();
+    throw ValueError(concat("rank ", program_.rank, " has no stage ", action.stage, ", but ",
+                            to_string(action), " to run"));
+  }
 
   Input input(SlotId id) const {
     if (slot(id).kind == SlotKind::kReceive) return arriving_.at(id);

@@ -56,8 +56,9 @@ struct DecodedProgram {
   std::map<Edge, int> num_incoming;
 };
 
-// REQUIRES that `resources` and `lanes` have what the program names and outlive the result.
-// ValueError for an action that no stage of this build can run.
+// REQUIRES that `resources` and `lanes` have the channels and lanes that the program names, and
+// outlive the result. ValueError for an action that no stage of this build can run, or of a stage
+// that is not there.
 DecodedProgram decode(Program program, const RankResources& resources, const LaneTable& lanes);
 
 }  // namespace pipert

@@ -51,6 +51,17 @@ def numbers(text: str) -> list[float]:
         ) from None
 
 
+def indices(text: str) -> list[int]:
+    """Reads integers of at least 0 with commas between them."""
+    read = integer(0)
+    try:
+        return [read(part) for part in text.split(",")]
+    except ArgumentTypeError:
+        raise ArgumentTypeError(
+            f"expected integers of at least 0 as 0,3, got {text!r}"
+        ) from None
+
+
 def option(text: str) -> tuple[str, int]:
     """Reads NAME=INTEGER."""
     name, _, value = text.partition("=")

@@ -1,8 +1,10 @@
-"""`pipert schedule verify`: whether a schedule is complete, ordered and free of deadlock."""
+"""`pipert schedule verify`: whether a schedule is complete, ordered, free of deadlock, and fits."""
 
 import argparse
 
+from pipert import Schedule, Verdict
 from pipert.cli import values
+from pipert.cli.failures import UsageError
 from pipert.cli.output import print_json
 from pipert.cli.source import add_source, describe, describe_json, load
 
@@ -11,7 +13,7 @@ SUMMARY = "check a schedule; exit with 1 and a counterexample if it is no good"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the schedule and what it has to run under."""
+    """Declares the schedule, what it has to run under, and the pictures."""
     add_source(parser)
     sends = parser.add_mutually_exclusive_group()
     sends.add_argument(
@@ -24,19 +26,69 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--forward-only", action="store_true", help="for inference: forwards alone are complete"
     )
+    parser.add_argument(
+        "--memory",
+        type=values.numbers,
+        metavar="N[,N...]",
+        help="activations (of a stage for a microbatch) that a rank may hold, or one for each rank",
+    )
+    parser.add_argument(
+        "--tied-stages",
+        type=values.indices,
+        action="append",
+        default=[],
+        metavar="I,I...",
+        help="stages that share weights, and reduce their gradients together; may be repeated",
+    )
+    pictures = parser.add_argument_group("a picture of the counterexample, if there is one")
+    pictures.add_argument("--svg", type=values.file_ending_in(".svg"), metavar="FILE")
+    pictures.add_argument(
+        "--png",
+        type=values.file_ending_in(".png"),
+        metavar="FILE",
+        help="needs the extra pipert[png]",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the verdict. Returns 0 if it is good, else 1."""
     schedule = load(args)
-    verdict = schedule.verify(
-        capacity=args.capacity, rendezvous=args.rendezvous, forward_only=args.forward_only
-    )
+    verdict = _verify(schedule, args)
+    if not verdict.ok:
+        for path in filter(None, (args.svg, args.png)):
+            _draw(verdict, path)
     if args.json:
-        answer = {"ok": verdict.ok, "defect": verdict.defect, "message": verdict.message}
+        answer = {
+            "ok": verdict.ok,
+            "defect": verdict.defect,
+            "message": verdict.message,
+            "counterexample": verdict.counterexample,
+        }
         print_json({**describe_json(schedule), **answer})
     elif verdict.ok:
         print(f"ok: {describe(schedule)}")
     else:
-        print(f"not ok: {verdict.message}")
+        print(f"not ok: {verdict.render().rstrip()}")
     return 0 if verdict.ok else 1
+
+
+def _verify(schedule: Schedule, args: argparse.Namespace) -> Verdict:
+    memory = args.memory[0] if args.memory and len(args.memory) == 1 else args.memory
+    try:
+        return schedule.verify(
+            capacity=args.capacity,
+            rendezvous=args.rendezvous,
+            forward_only=args.forward_only,
+            memory_limit=memory,
+            tied_stages=args.tied_stages,
+        )
+    except ValueError as error:  # a list that doesn't fit the schedule
+        text = str(error).replace("memory_limit", "--memory").replace("tied_stages", "--tied-stages")
+        raise UsageError(text) from None
+
+
+def _draw(verdict: Verdict, path: str) -> None:
+    try:
+        verdict.render(path)
+    except (ImportError, ValueError) as error:
+        raise UsageError(str(error)) from None

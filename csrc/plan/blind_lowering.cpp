@@ -1,0 +1,191 @@
+#include "plan/blind_lowering.h"
+
+#include <map>
+#include <optional>
+#include <set>
+#include <utility>
+
+#include "base/error.h"
+#include "base/index.h"
+
+namespace pipert {
+namespace {
+
+// Where each message leaves, by edge: its places among all that the edge carries.
+using Departures = std::map<std::pair<Edge, MessageKey>, std::vector<int>>;
+
+class Wiring {
+ public:
+  explicit Wiring(const Schedule& schedule) : placement_(schedule.placement) {}
+
+  // What the action reads from another stage, if it reads anything. An action away from its stage's
+  // rank reads and makes nothing: no Executor takes it.
+  std::optional<MessageKey> input(const Action& action, Rank rank) const {
+    if (!is_at_home(action, rank)) return std::nullopt;
+    if (action.kind == ActionKind::kForward && !placement_.is_first(action.stage)) {
+      return MessageKey{MessageKind::kActivation, action.stage - 1, action.microbatch};
+    }
+    if (makes_gradient(action) && !placement_.is_last(action.stage)) {
+      return MessageKey{MessageKind::kGradient, action.stage + 1, action.microbatch};
+    }
+    return std::nullopt;
+  }
+
+  // What it makes that another stage reads.
+  std::optional<MessageKey> result(const Action& action, Rank rank) const {
+    if (!is_at_home(action, rank)) return std::nullopt;
+    if (action.kind == ActionKind::kForward && !placement_.is_last(action.stage)) {
+      return MessageKey{MessageKind::kActivation, action.stage, action.microbatch};
+    }
+    if (makes_gradient(action) && !placement_.is_first(action.stage)) {
+      return MessageKey{MessageKind::kGradient, action.stage, action.microbatch};
+    }
+    return std::nullopt;
+  }
+
+  Rank maker_of(const MessageKey& message) const { return placement_.rank_of(message.stage); }
+  Rank reader_of(const MessageKey& message) const {
+    const bool down = message.kind == MessageKind::kActivation;
+    return placement_.rank_of(message.stage + (down ? 1 : -1));
+  }
+
+  // All that the placement asks for, whether the schedule uses them or not.
+  std::set<Edge> edges() const {
+    std::set<Edge> edges;
+    for (StageIndex stage = 0; stage < placement_.num_stages(); ++stage) {
+      if (placement_.is_last(stage)) continue;
+      const Rank here = placement_.rank_of(stage);
+      const Rank next = placement_.rank_of(stage + 1);
+      if (here != next) edges.insert({{here, next}, {next, here}});
+    }
+    return edges;
+  }
+
+ private:
+  bool is_at_home(const Action& action, Rank rank) const {
+    const StageIndex stage = action.stage;
+    return stage >= 0 && stage < placement_.num_stages() && placement_.rank_of(stage) == rank;
+  }
+  static bool makes_gradient(const Action& action) {
+    return action.kind == ActionKind::kBackward || action.kind == ActionKind::kInputGrad;
+  }
+
+  const Placement& placement_;
+};
+
+Departures departures_of(const Schedule& schedule, const Wiring& wiring) {
+  Departures departures;
+  std::map<Edge, int> counts;
+  for (Rank rank = 0; rank < schedule.num_ranks(); ++rank) {
+    for (const Action& action : schedule.ranks[as_index(rank)]) {
+      const auto message = wiring.result(action, rank);
+      if (!message || wiring.reader_of(*message) == rank) continue;
+      const Edge edge{rank, wiring.reader_of(*message)};
+      departures[{edge, *message}].push_back(counts[edge]++);
+    }
+  }
+  return departures;
+}
+
+class BlindRank {
+ public:
+  BlindRank(const Schedule& schedule, const Wiring& wiring, const Departures& departures, Rank rank)
+      : wiring_(wiring), departures_(departures), rank_(rank) {
+    program_.rank = rank;
+    program_.num_ranks = schedule.num_ranks();
+    program_.num_stages = schedule.num_stages();
+    program_.num_microbatches = schedule.num_microbatches;
+    program_.lanes.push_back({LaneKind::kCompute, {rank, rank}});
+    for (const Edge& edge : wiring.edges()) {
+      if (edge.destination == rank) add_edge(edge, SlotKind::kReceive, LaneKind::kReceive);
+      if (edge.source == rank) add_edge(edge, SlotKind::kSend, LaneKind::kSend);
+    }
+  }
+
+  void add(const Action& action) {
+    Run run{.action = action, .reads = {}, .writes = {}};
+    if (const auto input = wiring_.input(action, rank_)) run.reads = {receive(*input)};
+    const auto result = wiring_.result(action, rank_);
+    if (!result) return emit(std::move(run), kComputeLane);
+    const Edge edge{rank_, wiring_.reader_of(*result)};
+    if (edge.destination == rank_) {
+      run.writes = {local_slot(*result)};
+      return emit(std::move(run), kComputeLane);
+    }
+    const SlotId slot = slots_.at(edge);
+    run.writes = {slot};
+    emit(std::move(run), kComputeLane);
+    emit(Send{*result, num_sent_[edge]++, slot}, lanes_.at(edge));
+  }
+
+  Program take() { return std::move(program_); }
+
+ private:
+  void add_edge(const Edge& edge, SlotKind slot, LaneKind lane) {
+    slots_[edge] = static_cast<SlotId>(program_.slots.size());
+    program_.slots.push_back({slot, edge, 0});
+    lanes_[edge] = static_cast<LaneId>(program_.lanes.size());
+    program_.lanes.push_back({lane, edge});
+  }
+
+  SlotId local_slot(const MessageKey& message) {
+    const auto [entry, is_new] =
+        local_.try_emplace(message, static_cast<SlotId>(program_.slots.size()));
+    const int index = static_cast<int>(local_.size()) - 1;
+    if (is_new) program_.slots.push_back({SlotKind::kLocal, {rank_, rank_}, index});
+    return entry->second;
+  }
+
+  SlotId receive(const MessageKey& message) {
+    const Edge edge{wiring_.maker_of(message), rank_};
+    if (edge.source == rank_) return local_slot(message);
+    const auto found = departures_.find({edge, message});
+    const std::size_t nth = num_read_[message]++;
+    int sequence = kMaxIndex;  // never comes
+    if (found != departures_.end() && nth < found->second.size()) sequence = found->second[nth];
+    const SlotId slot = slots_.at(edge);
+    emit(Recv{message, sequence, slot}, lanes_.at(edge));
+    return slot;
+  }
+
+  template <typename Typed>
+  void emit(Typed op, LaneId lane) {
+    program_.instructions.push_back({.op = std::move(op), .lane = lane, .waits = {}});
+  }
+
+  const Wiring& wiring_;
+  const Departures& departures_;
+  Rank rank_;
+  Program program_;
+  std::map<Edge, SlotId> slots_;
+  std::map<Edge, LaneId> lanes_;
+  std::map<MessageKey, SlotId> local_;
+  std::map<MessageKey, std::size_t> num_read_;
+  std::map<Edge, int> num_sent_;
+};
+
+}  // namespace
+
+std::vector<Program> lower_blindly(const Schedule& schedule) {
+  if (schedule.num_ranks() != schedule.placement.num_ranks()) {
+    throw ValueError(concat("the placement is for ", schedule.placement.num_ranks(),
+                            " ranks, the schedule has ", schedule.num_ranks()));
+  }
+  const Schedule apart = split_overlaps(schedule);
+  const Wiring wiring(apart);
+  const Departures departures = departures_of(apart, wiring);
+  std::vector<Program> programs;
+  for (Rank rank = 0; rank < apart.num_ranks(); ++rank) {
+    BlindRank blind(apart, wiring, departures, rank);
+    for (const Action& action : apart.ranks[as_index(rank)]) {
+      if (!is_compute(action.kind)) {
+        throw ValueError(concat("expected compute actions alone, got ", to_string(action)));
+      }
+      blind.add(action);
+    }
+    programs.push_back(blind.take());
+  }
+  return programs;
+}
+
+}  // namespace pipert

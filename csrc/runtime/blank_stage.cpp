@@ -1,0 +1,73 @@
+#include "runtime/blank_stage.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "base/index.h"
+
+namespace pipert {
+namespace {
+
+void require_input(const Action& action, const Message& input, const MessageKey& wanted) {
+  if (input.key == wanted && input.weight > 0.0) return;
+  const std::string got = input.weight > 0.0 ? concat("the ", to_string(input.key)) : "nothing";
+  throw ValueError(
+      concat(to_string(action), " needs the ", to_string(wanted), " as its input, got ", got));
+}
+
+}  // namespace
+
+BlankStage::BlankStage(StageIndex stage, bool is_first, bool is_last, int num_microbatches,
+                       std::vector<Action>& log)
+    : stage_(stage),
+      is_first_(is_first),
+      is_last_(is_last),
+      states_(as_index(num_microbatches), State::kNew),
+      log_(log) {}
+
+Message BlankStage::forward(const RunContext& context, Message input) {
+  const Action action = pipert::forward(stage_, context.microbatch);
+  State& state = state_of(action);
+  if (state != State::kNew) throw ValueError(concat(to_string(action), " ran already"));
+  if (!is_first_) {
+    require_input(action, input, {MessageKind::kActivation, stage_ - 1, context.microbatch});
+  }
+  state = State::kInFlight;
+  return finish(action, MessageKind::kActivation);
+}
+
+Message BlankStage::backward(const RunContext& context, Message gradients) {
+  const Action action = pipert::backward(stage_, context.microbatch);
+  State& state = state_of(action);
+  if (state == State::kNew) throw ValueError(concat(to_string(action), " runs before its forward"));
+  if (state == State::kDone) throw ValueError(concat(to_string(action), " ran already"));
+  if (!is_last_) {
+    require_input(action, gradients, {MessageKind::kGradient, stage_ + 1, context.microbatch});
+  }
+  state = State::kDone;
+  return finish(action, MessageKind::kGradient);
+}
+
+void BlankStage::reset() noexcept { std::fill(states_.begin(), states_.end(), State::kNew); }
+
+int BlankStage::num_in_flight() const {
+  return static_cast<int>(std::count(states_.begin(), states_.end(), State::kInFlight));
+}
+
+BlankStage::State& BlankStage::state_of(const Action& action) {
+  if (action.microbatch < 0 || as_index(action.microbatch) >= states_.size()) {
+    throw ValueError(concat(to_string(action), ": microbatch must be in [0, ", states_.size(),
+                            "), got ", action.microbatch));
+  }
+  return states_[as_index(action.microbatch)];
+}
+
+Message BlankStage::finish(const Action& action, MessageKind made) {
+  log_.push_back(action);
+  Message result;
+  result.key = {made, action.stage, action.microbatch};  // also where it stays on the rank
+  result.weight = 1.0;                                   // tells it from no message at all
+  return result;
+}
+
+}  // namespace pipert

@@ -1,0 +1,44 @@
+// BlankStage: a stage that computes nothing, and watches that the Executor asks for what a Stage
+// promises to do (stage/stage.h), in the order that it REQUIRES.
+#pragma once
+
+#include <vector>
+
+#include "ir/action.h"
+#include "stage/stage.h"
+
+namespace pipert {
+
+class BlankStage final : public Stage {
+ public:
+  // `log`: of the rank, shared by its stages; each action is written there once it is done.
+  // Outlives the stage. A backward of the last stage (of its copy) has no input, a forward of the
+  // first none.
+  BlankStage(StageIndex stage, bool is_first, bool is_last, int num_microbatches,
+             std::vector<Action>& log);
+
+  void begin(std::vector<double> /*weights*/, std::int64_t /*batch_size*/) override {}
+  // Both throw ValueError for a microbatch that is out of range, that ran already or whose forward
+  // didn't, and for an input that isn't the one that this stage needs.
+  Message forward(const RunContext& context, Message input) override;
+  Message backward(const RunContext& context, Message gradients) override;
+  void reset() noexcept override;
+  const std::vector<at::Tensor>& losses() const override { return losses_; }
+  const std::vector<double>& loss_weights() const override { return loss_weights_; }
+  int num_in_flight() const override;
+
+ private:
+  enum class State : std::uint8_t { kNew, kInFlight, kDone };
+  State& state_of(const Action& action);
+  Message finish(const Action& action, MessageKind made);
+
+  StageIndex stage_;
+  bool is_first_;
+  bool is_last_;
+  std::vector<State> states_;  // by microbatch
+  std::vector<Action>& log_;
+  std::vector<at::Tensor> losses_;  // none
+  std::vector<double> loss_weights_;
+};
+
+}  // namespace pipert

@@ -1,0 +1,146 @@
+#include "runtime/rehearsal.h"
+
+#include <utility>
+
+#include "base/error.h"
+#include "base/index.h"
+#include "runtime/blank_stage.h"
+#include "runtime/pipeline_runtime.h"
+#include "transport/bounded_channel.h"
+
+namespace pipert {
+namespace {
+
+// How long the caller sleeps between two looks at whether anything moves.
+constexpr std::chrono::milliseconds kWatchEvery{1};
+
+using Logs = std::vector<std::vector<Action>>;
+
+std::vector<RankSpec> make_specs(const std::vector<Program>& programs, const Placement& placement,
+                                 Logs& logs) {
+  std::vector<RankSpec> specs(programs.size());
+  for (std::size_t rank = 0; rank < programs.size(); ++rank) {
+    specs[rank].training = programs[rank];
+    specs[rank].evaluation = programs[rank];
+    for (const StageIndex stage : placement.stages_of(static_cast<Rank>(rank))) {
+      specs[rank].resources.stages[stage] =
+          std::make_unique<BlankStage>(stage, placement.is_first(stage), placement.is_last(stage),
+                                       programs[rank].num_microbatches, logs[rank]);
+    }
+  }
+  return specs;
+}
+
+void bound_channels(std::vector<RankSpec>& specs, int capacity) {
+  for (RankSpec& source : specs) {
+    for (auto& [edge, sender] : source.resources.senders) {
+      auto& receiver = specs[as_index(edge.destination)].resources.receivers.at(edge);
+      BoundedChannel bounded = bound_channel(std::move(sender), std::move(receiver), capacity);
+      sender = std::move(bounded.sender);
+      receiver = std::move(bounded.receiver);
+    }
+  }
+}
+
+std::int64_t num_moves(const PipelineRuntime& runtime) {
+  std::int64_t moves = 0;
+  for (const auto& executor : runtime.executors()) moves += executor->progress().instruction.load();
+  return moves;
+}
+
+// Ends the pass if nothing moves for `limit`.
+void watch(PipelineRuntime& runtime, std::chrono::milliseconds limit) {
+  auto since = std::chrono::steady_clock::now();
+  std::int64_t moves = num_moves(runtime);
+  while (!runtime.watch(kWatchEvery)) {
+    const auto now = std::chrono::steady_clock::now();
+    if (const std::int64_t current = num_moves(runtime); current != moves) {
+      moves = current;
+      since = now;
+    } else if (now - since >= limit) {
+      runtime.interrupt({.kind = FailureKind::kTimeout,
+                         .rank = runtime.executors().front()->rank(),
+                         .action = {},
+                         .message = concat("nothing moved for ", limit.count(), " ms"),
+                         .cause = nullptr});
+    }
+  }
+}
+
+// Which of its Runs the rank was at; nothing if it came to the end.
+std::optional<int> stalled_at(const Executor& executor, const std::vector<Action>& log) {
+  const auto& instructions = executor.program(true).instructions;
+  int num_runs = 0;
+  for (const Instruction& instruction : instructions) {
+    num_runs += std::holds_alternative<Run>(instruction.op) ? 1 : 0;
+  }
+  const int num_done = static_cast<int>(log.size());
+  const bool at_end = executor.trace().events.size() == instructions.size();
+  if (at_end && num_done == num_runs) return std::nullopt;
+  const auto at = as_index(std::max(0, executor.progress().instruction.load()));
+  const bool sends = std::holds_alternative<Send>(instructions[at].op);
+  return sends ? num_done - 1 : num_done;
+}
+
+std::string message_of(const Failure& failure) {
+  try {
+    if (failure.cause != nullptr) std::rethrow_exception(failure.cause);
+  } catch (const std::exception& error) {
+    return concat("rank ", failure.rank, ": ", error.what());
+  }
+  return failure.message;
+}
+
+}  // namespace
+
+Rehearsal rehearse(const std::vector<Program>& programs, const Placement& placement,
+                   const RehearsalOptions& options) {
+  if (as_index(placement.num_ranks()) != programs.size() || programs.empty()) {
+    throw ValueError(concat("expected one program for each of the ", placement.num_ranks(),
+                            " ranks of the placement, got ", programs.size()));
+  }
+  Rehearsal result;
+  result.actions.resize(programs.size());
+  result.stalled_at.resize(programs.size());
+  auto specs = make_specs(programs, placement, result.actions);
+  ExternalChannels none;
+  connect(specs, none, /*spin_us=*/0);
+  if (options.capacity.has_value()) bound_channels(specs, *options.capacity);
+  std::optional<PipelineRuntime> runtime;
+  try {
+    runtime.emplace(std::move(specs), nullptr, nullptr, RuntimeOptions());
+  } catch (const ValueError& error) {
+    result.ending = Ending::kRefused;
+    result.message = error.what();
+    return result;
+  }
+  runtime->start({.epoch = 0, .training = options.training});
+  watch(*runtime, options.limit);
+  // Before finish(), which makes all ready for another pass.
+  std::vector<std::optional<int>> places;
+  for (std::size_t rank = 0; rank < programs.size(); ++rank) {
+    places.push_back(stalled_at(*runtime->executors()[rank], result.actions[rank]));
+  }
+  const auto failure = runtime->finish();
+  if (!failure.has_value()) return result;
+  result.message = message_of(*failure);
+  result.ending = failure->kind == FailureKind::kTimeout ? Ending::kStalled : Ending::kFailed;
+  if (result.ending == Ending::kStalled) result.stalled_at = std::move(places);
+  return result;
+}
+
+std::string_view ending_name(Ending ending) {
+  switch (ending) {
+    case Ending::kCompleted:
+      return "completed";
+    case Ending::kStalled:
+      return "stalled";
+    case Ending::kFailed:
+      return "failed";
+    case Ending::kRefused:
+      return "refused";
+  }
+  return "completed";
+}
+
+}  // namespace pipert

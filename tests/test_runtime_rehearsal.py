@@ -1,0 +1,182 @@
+"""verify() agrees with what becomes of a schedule in the real Executor, legal or not."""
+
+from collections import Counter
+
+import pytest
+import schedule_mutations
+from schedule_mutations import apart
+
+import pipert
+from pipert import Action, Placement, Schedule
+from pipert._C import lower_blindly, rehearse
+
+# When nothing moves for so long, a pass counts as stalled. A loaded machine may take longer to wake
+# a thread, so a stall that verify() contests is given a second and much longer chance.
+SHORT_MS, LONG_MS = 4, 10_000
+
+# What may become of a schedule with each defect.
+ENDINGS = {
+    None: {"completed"},
+    "malformed": {"refused", "failed", "stalled"},
+    "misplaced": {"refused"},
+    "missing": {"completed", "failed", "stalled"},
+    "doubled": {"completed", "failed", "stalled"},
+    "unordered": {"failed", "stalled"},
+    "deadlock": {"stalled"},
+}
+
+
+def all_done_once(schedule, actions, forward_only):
+    """Each microbatch passed each stage of one copy of the model once, there and back."""
+    per_copy = schedule.num_stages // schedule.placement.num_copies
+    done = Counter(action for rank in actions for action in rank)
+    copies = {(a.microbatch, a.stage // per_copy) for a in done}
+    expected = {
+        Action(kind, copy * per_copy + stage, m)
+        for m, copy in copies
+        for stage in range(per_copy)
+        for kind in ("F" if forward_only else "FB")
+    }
+    return (
+        set(done) == expected
+        and set(done.values()) == {1}
+        and sorted(m for m, _ in copies) == list(range(schedule.num_microbatches))
+    )
+
+
+def run(schedule, limit_ms, *, forward_only, capacity):
+    programs = lower_blindly(schedule)
+    return rehearse(
+        programs,
+        schedule.placement,
+        training=not forward_only,
+        capacity=capacity,
+        limit_ms=limit_ms,
+    )
+
+
+def compare(schedule, *, forward_only, capacity):
+    """Asserts that verdict and outcome agree. Returns both."""
+    verdict = schedule.verify(forward_only=forward_only, capacity=capacity)
+    options = {"forward_only": forward_only, "capacity": capacity}
+    rehearsal = run(schedule, SHORT_MS, **options)
+    if rehearsal.ending == "stalled" and verdict.ok:
+        rehearsal = run(schedule, LONG_MS, **options)
+    told = f"{verdict.defect}: {verdict.message}\n{rehearsal.ending}: {rehearsal.message}"
+    told += "\n" + "\n".join(" ".join(map(str, actions)) for actions in schedule.actions)
+    told += f"\nplacement {schedule.placement.ranks}, capacity {capacity}"
+    good = rehearsal.ending == "completed" and all_done_once(
+        schedule, rehearsal.actions, forward_only
+    )
+    assert verdict.ok == good, told
+    assert rehearsal.ending in ENDINGS[verdict.defect], told
+    return verdict, rehearsal
+
+
+@pytest.mark.parametrize("capacity", [None, 0, 1, 2])
+@pytest.mark.parametrize("forward_only", [False, True])
+def test_the_verdict_is_what_becomes_of_a_thousand_schedules(forward_only, capacity):
+    defects = Counter()
+    seed = f"{forward_only} {capacity}"
+    for _, schedule in schedule_mutations.batch(seed, 1000, forward_only=forward_only):
+        verdict, _ = compare(schedule, forward_only=forward_only, capacity=capacity)
+        defects[verdict.defect] += 1
+    wanted = {None, "malformed", "misplaced", "missing", "doubled"}
+    if not forward_only:
+        wanted |= {"unordered", "deadlock"}
+    assert set(defects) >= wanted
+    assert all(defects[defect] >= 10 for defect in wanted), defects
+
+
+@pytest.mark.parametrize("capacity", [None, 0, 1, 3])
+def test_the_ranks_of_a_cycle_stand_where_the_counterexample_says(capacity):
+    num_cycles = 0
+    for _, schedule in schedule_mutations.batch(f"cycle {capacity}", 600, most_mutations=2):
+        verdict = schedule.verify(capacity=capacity)
+        if verdict.defect != "deadlock":
+            continue
+        num_cycles += 1
+        rehearsal = run(schedule, 20, forward_only=False, capacity=capacity)
+        for wait in verdict.counterexample["waits"]:
+            place = verdict.counterexample["places"][wait["source"]]
+            assert rehearsal.stalled_at[place["rank"]] == place["position"], verdict.message
+    assert num_cycles > 50
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"receive_slots": 1},
+        {"receive_slots": 4, "send_slots": 1},
+    ],
+)
+def test_what_verify_accepts_completes_as_lower_makes_it(options):
+    for _, schedule in schedule_mutations.batch(str(options), 300, most_mutations=1):
+        if not schedule.verify():
+            continue
+        programs = pipert.lower(schedule, **options)
+        rehearsal = rehearse(programs, schedule.placement, limit_ms=LONG_MS)
+        assert rehearsal.ending == "completed", rehearsal.message
+        assert rehearsal.actions == [list(apart(actions)) for actions in schedule.actions]
+
+
+# --- each ending --------------------------------------------------------------------------------
+
+
+def ending_of(*ranks, num_microbatches=1):
+    schedule = Schedule(
+        [rank.split() for rank in ranks],
+        placement=Placement.loop(2, 2),
+        num_microbatches=num_microbatches,
+    )
+    rehearsal = run(schedule, 50, forward_only=False, capacity=None)
+    return rehearsal.ending, rehearsal.message
+
+
+@pytest.mark.parametrize(
+    ("ranks", "ending", "message"),
+    [
+        (("0F0 0B0", "1F0 1B0"), "completed", ""),
+        (("0B0 0F0", "1F0 1B0"), "stalled", "nothing moved for 50 ms"),
+        (("0F0 0B0", "1B0 1F0"), "failed", "rank 1: 1B0 runs before its forward"),
+        (("0F0 0F0 0B0", "1F0 1B0"), "failed", "rank 0: 0F0 ran already"),
+        (("0F0 0B0 0B0", "1F0 1B0"), "stalled", "nothing moved for 50 ms"),
+        (("0B0", "1F0 1B0"), "stalled", "nothing moved for 50 ms"),
+        (("0F0 1F0 0B0", "1B0"), "refused", "rank 0 has no stage 1, but 1F0 to run"),
+        (
+            ("0F0 0B0 0F1", "1F0 1B0"),
+            "failed",
+            "rank 0: 0F1: microbatch must be in [0, 1), got 1",
+        ),
+        (
+            ("0F0 0I0 0W0", "1F0 1B0"),
+            "refused",
+            "the stages of this pipeline run F and B actions, got 0I0",
+        ),
+    ],
+)
+def test_each_ending_says_why(ranks, ending, message):
+    assert ending_of(*ranks) == (ending, message)
+
+
+def test_an_input_that_the_rank_makes_later_is_told():
+    schedule = Schedule([["1F0", "0F0", "1B0", "0B0"]])
+    rehearsal = run(schedule, 50, forward_only=False, capacity=None)
+    assert rehearsal.message == (
+        "rank 0: 1F0 needs the activation of stage 0, microbatch 0 as its input, got nothing"
+    )
+
+
+def test_a_rehearsal_wants_a_program_for_each_rank():
+    schedule = Schedule.build("1f1b", num_ranks=2, num_microbatches=2)
+    programs = pipert.lower(schedule)
+    with pytest.raises(ValueError, match="one program for each of the 2 ranks .* got 1"):
+        rehearse(programs[:1], schedule.placement)
+    with pytest.raises(ValueError, match="capacity must be at least 0, got -1"):
+        rehearse(programs, schedule.placement, capacity=-1)
+
+
+def test_blind_programs_hold_compute_actions_alone():
+    with pytest.raises(ValueError, match="expected compute actions alone, got 0REDUCE_GRAD"):
+        lower_blindly(Schedule([["0F0", "0B0", "0REDUCE_GRAD"]]))
