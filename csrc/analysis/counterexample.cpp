@@ -21,6 +21,7 @@ int position_for(const Action& action, const std::vector<Action>& actions) {
   for (int i = 0; i < static_cast<int>(actions.size()); ++i) {
     const Action& other = actions[as_index(i)];
     if (other.stage != action.stage) continue;
+    if (!has_microbatch(action.kind)) behind_own = i;
     if (other.microbatch == action.microbatch && other.kind < action.kind) behind_own = i;
     if (other.microbatch < action.microbatch && other.kind == action.kind) behind_kind = i;
   }

@@ -80,13 +80,17 @@ void check_verdict(const Schedule& schedule, const Verdict& verdict) {
 // --- schedules ----------------------------------------------------------------------------------
 
 Action random_action(std::mt19937& random, const Schedule& schedule) {
-  const int num_stages = schedule.num_stages();
-  return {.kind = static_cast<ActionKind>(pick(random, 0, static_cast<int>(kNumActionKinds) - 1)),
-          .stage = pick(random, -1, num_stages),
-          .microbatch = pick(random, -1, schedule.num_microbatches),
-          .paired_kind = static_cast<ActionKind>(pick(random, 0, 3)),
-          .paired_stage = pick(random, -1, num_stages),
-          .paired_microbatch = pick(random, -1, schedule.num_microbatches)};
+  const auto stage = [&] { return pick(random, -1, schedule.num_stages()); };
+  const auto microbatch = [&] { return pick(random, -1, schedule.num_microbatches); };
+  Action action{
+      .kind = static_cast<ActionKind>(pick(random, 0, static_cast<int>(kNumActionKinds) - 1)),
+      .stage = stage(),
+      .microbatch = microbatch()};
+  if (action.kind != ActionKind::kOverlap) return action;
+  action.paired_kind = static_cast<ActionKind>(pick(random, 0, 3));
+  action.paired_stage = stage();
+  action.paired_microbatch = microbatch();
+  return action;
 }
 
 void mutate(std::mt19937& random, Schedule& schedule) {
@@ -128,8 +132,8 @@ void add_reductions(std::mt19937& random, Schedule& schedule) {
   for (StageIndex stage = 0; stage < schedule.num_stages(); ++stage) {
     if (pick(random, 0, 9) == 0) continue;
     auto& actions = schedule.ranks[as_index(schedule.placement.rank_of(stage))];
-    const int late = pick(random, 0, 3);
-    const auto place = actions.end() - std::min(late, static_cast<int>(actions.size()));
+    const bool is_early = pick(random, 0, 19) == 0;
+    const auto place = actions.end() - (is_early && !actions.empty() ? 1 : 0);
     actions.insert(place, {.kind = ActionKind::kReduceGrad, .stage = stage});
   }
 }
