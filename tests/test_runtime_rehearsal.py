@@ -177,6 +177,6 @@ def test_a_rehearsal_wants_a_program_for_each_rank():
         rehearse(programs, schedule.placement, capacity=-1)
 
 
-def test_blind_programs_hold_compute_actions_alone():
-    with pytest.raises(ValueError, match="expected compute actions alone, got 0REDUCE_GRAD"):
+def test_blind_programs_hold_what_a_stage_could_run():
+    with pytest.raises(ValueError, match="expected F, B, I and W of .*, got 0REDUCE_GRAD"):
         lower_blindly(Schedule([["0F0", "0B0", "0REDUCE_GRAD"]]))

@@ -57,9 +57,19 @@ Action reduce_of(StageIndex stage) { return {.kind = ActionKind::kReduceGrad, .s
 
 }  // namespace
 
-Collectives::Collectives(const Schedule& schedule, const ActionIndex& index,
-                         const VerifyOptions& options)
-    : schedule_(schedule), index_(index), groups_(groups_of(schedule.placement, options)) {}
+Collectives::Collectives(const Schedule& schedule, const VerifyOptions& options)
+    : schedule_(schedule), groups_(groups_of(schedule.placement, options)) {
+  if (groups_.empty()) return;
+  reductions_.resize(as_index(schedule.num_stages()));
+  for (Rank rank = 0; rank < schedule.num_ranks(); ++rank) {
+    const auto& actions = schedule.ranks[as_index(rank)];
+    for (int i = 0; i < static_cast<int>(actions.size()); ++i) {
+      const Action& action = actions[as_index(i)];
+      if (action.kind != ActionKind::kReduceGrad) continue;
+      reductions_[as_index(action.stage)].push_back({rank, i});
+    }
+  }
+}
 
 Verdict Collectives::check() const {
   const Verdict verdict = check_members();
@@ -67,23 +77,22 @@ Verdict Collectives::check() const {
 }
 
 Verdict Collectives::check_members() const {
+  const auto less_often = [this](StageIndex a, StageIndex b) {
+    return reductions_[as_index(a)].size() < reductions_[as_index(b)].size();
+  };
   for (const auto& group : groups_) {
-    const auto reduces = [this](StageIndex stage) {
-      return index_.find(reduce_of(stage)).exists();
-    };
-    const auto present = std::find_if(group.begin(), group.end(), reduces);
-    if (present == group.end()) continue;
-    const auto absent = std::find_if_not(group.begin(), group.end(), reduces);
-    if (absent == group.end()) continue;
-    const Rank rank = schedule_.placement.rank_of(*absent);
-    Verdict verdict{
-        Defect::kMissing,
-        concat(to_string(reduce_of(*absent)), " is missing on rank ", rank, ": stages ", *absent,
-               " and ", *present, " share weights, and ", to_string(reduce_of(*present)),
-               " is on rank ", schedule_.placement.rank_of(*present))};
-    verdict.counterexample.add({rank, -1}, reduce_of(*absent), Role::kAbsent, "missing");
-    verdict.counterexample.add(index_.find(reduce_of(*present)), reduce_of(*present),
-                               Role::kRelated, "shares its weights");
+    const auto [least, most] = std::minmax_element(group.begin(), group.end(), less_often);
+    const std::size_t num_there = reductions_[as_index(*least)].size();
+    if (num_there == reductions_[as_index(*most)].size()) continue;
+    const Rank rank = schedule_.placement.rank_of(*least);
+    const Place there = reductions_[as_index(*most)][num_there];
+    const Action absent = reduce_of(*least);
+    Verdict verdict{Defect::kMissing,
+                    concat(to_string(absent), " is missing on rank ", rank, ": stages ", *least,
+                           " and ", *most, " share weights, and ", to_string(action_at(there)),
+                           " is on rank ", there.rank, " (position ", there.position, ")")};
+    verdict.counterexample.add({rank, -1}, absent, Role::kAbsent, "missing");
+    verdict.counterexample.add(there, action_at(there), Role::kRelated, "shares its weights");
     return verdict;
   }
   return {};
@@ -92,16 +101,18 @@ Verdict Collectives::check_members() const {
 std::vector<Collective> Collectives::all() const {
   std::vector<Collective> collectives;
   for (const auto& group : groups_) {
-    std::map<Rank, Place> last;  // of each rank's parts: there it waits for the others
-    for (const StageIndex stage : group) {
-      const Place place = index_.find(reduce_of(stage));
-      if (!place.exists()) continue;
-      Place& known = last.try_emplace(place.rank, place).first->second;
-      if (place.position > known.position) known = place;
+    const std::size_t num_times = reductions_[as_index(group.front())].size();
+    for (std::size_t n = 0; n < num_times; ++n) {
+      std::map<Rank, Place> last;  // of each rank's parts: there it waits for the others
+      for (const StageIndex stage : group) {
+        const Place place = reductions_[as_index(stage)][n];
+        Place& known = last.try_emplace(place.rank, place).first->second;
+        if (place.position > known.position) known = place;
+      }
+      if (last.size() < 2) continue;
+      Collective& collective = collectives.emplace_back();
+      for (const auto& [rank, place] : last) collective.parts.push_back(place);
     }
-    if (last.size() < 2) continue;
-    Collective& collective = collectives.emplace_back();
-    for (const auto& [rank, place] : last) collective.parts.push_back(place);
   }
   return collectives;
 }

@@ -9,18 +9,17 @@
 
 namespace pipert {
 
-// The gradients of stages that share weights, reduced together.
+// The gradients of stages that share weights, reduced together: the n-th REDUCE_GRAD of each.
 struct Collective {
   std::vector<Place> parts;  // one for each of its ranks, ascending; several ranks
 };
 
 class Collectives {
  public:
-  // REQUIRES a schedule in which nothing is doubled, overlapped pairs taken apart, its index, and
-  // tied stages that fit; all outlive this.
-  Collectives(const Schedule& schedule, const ActionIndex& index, const VerifyOptions& options);
+  // REQUIRES actions in range and tied stages that fit; `schedule` outlives this.
+  Collectives(const Schedule& schedule, const VerifyOptions& options);
 
-  // kMissing if some stages that share weights reduce their gradients and one of them doesn't;
+  // kMissing if one of the stages that share weights reduces its gradients less often than another;
   // kCollective if two ranks come to two of their collectives in different orders.
   Verdict check() const;
 
@@ -35,8 +34,8 @@ class Collectives {
   const Action& action_at(Place place) const;
 
   const Schedule& schedule_;
-  const ActionIndex& index_;
   std::vector<std::vector<StageIndex>> groups_;  // of stages that share weights; each ascending
+  std::vector<std::vector<Place>> reductions_;   // by stage, if there are groups: its REDUCE_GRADs
 };
 
 // ValueError for a stage out of range or in two groups.

@@ -78,8 +78,8 @@ class Completeness {
     const Action offload = as_kind(own_forward, ActionKind::kOffload);
     const Action reload = as_kind(own_forward, ActionKind::kReload);
     if (has(offload) == has(reload)) return {};
-    return has(offload) ? missing(reload, schedule_, concat(", for ", to_string(offload)))
-                        : missing(offload, schedule_, concat(", for ", to_string(reload)));
+    return has(offload) ? missing_for(reload, offload, ", for ")
+                        : missing_for(offload, reload, ", for ");
   }
 
   Verdict check_other_copy(const Action& own_forward) const {
@@ -101,8 +101,9 @@ class Completeness {
       add(verdict, action, Role::kCulprit,
           concat("microbatch ", microbatch, " passes copy ", copy));
       const int per_copy = schedule_.placement.stages_per_copy();
-      add(verdict, of_kind(kind, stage % per_copy + copy * per_copy, microbatch), Role::kRelated,
-          "");
+      Action in_its_copy = action;
+      in_its_copy.stage = stage % per_copy + copy * per_copy;
+      add(verdict, in_its_copy, Role::kRelated, "");
       return verdict;
     }
     return {};

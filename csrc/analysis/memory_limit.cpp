@@ -58,14 +58,15 @@ void require_memory_options(const Schedule& schedule, const VerifyOptions& optio
 }
 
 std::vector<double> memory_on(const Schedule& schedule, Rank rank, const VerifyOptions& options) {
+  const BackwardForms forms(schedule);
   std::vector<double> memory;
   double alive = 0.0;
   for (const Action& action : schedule.ranks[as_index(rank)]) {
     const double size = at(options.activation_size, action.stage);
-    if (action.kind == ActionKind::kForward) alive += size;
+    const ActivationChange change = forms.change(action);
+    alive += change.at_start * size;
     memory.push_back(alive);
-    const bool ends = options.forward_only && action.kind == ActionKind::kForward;
-    if (ends || frees_activation(action.kind)) alive -= size;
+    alive += change.at_end * size;
   }
   return memory;
 }

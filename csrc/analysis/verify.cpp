@@ -24,7 +24,7 @@ Verdict check_all(const Schedule& apart, const VerifyOptions& options) {
   if (verdict.ok()) verdict = check_parameters(apart);
   if (verdict.ok()) verdict = check_versions(apart);
   if (!verdict.ok()) return verdict;
-  const Collectives collectives(apart, index, options);
+  const Collectives collectives(apart, options);
   verdict = collectives.check();
   if (verdict.ok()) verdict = check_memory(apart, options);
   if (verdict.ok()) verdict = check_deadlock(apart, index, collectives, options);

@@ -32,8 +32,9 @@ class VersionCheck {
 
   Verdict run() {
     for (rank_ = 0; rank_ < schedule_.num_ranks(); ++rank_) {
-      for (const Action& action : schedule_.ranks[as_index(rank_)]) {
-        Verdict verdict = step(action);
+      const auto& actions = schedule_.ranks[as_index(rank_)];
+      for (position_ = 0; position_ < static_cast<int>(actions.size()); ++position_) {
+        Verdict verdict = step(actions[as_index(position_)]);
         if (!verdict.ok()) return verdict;
       }
     }
@@ -82,19 +83,23 @@ class VersionCheck {
       const Action* unapplied = stages_[as_index(stage)].unapplied;
       if (unapplied == nullptr) continue;
       rank_ = schedule_.placement.rank_of(stage);
+      position_ = static_cast<int>(unapplied - schedule_.ranks[as_index(rank_)].data());
       return found(*unapplied, "no update after it applies its gradient");
     }
     return {};
   }
 
   Verdict found(const Action& action, std::string_view reason) const {
-    return {Defect::kVersion, concat(to_string(action), " on rank ", rank_, ": ", reason)};
+    Verdict verdict{Defect::kVersion, concat(to_string(action), " on rank ", rank_, ": ", reason)};
+    verdict.counterexample.add({rank_, position_}, action, Role::kCulprit, std::string(reason));
+    return verdict;
   }
 
   const Schedule& schedule_;
   std::vector<Stage> stages_;
   std::vector<WeightVersion> used_;  // shape (num_stages, num_microbatches), by the forward
   Rank rank_ = 0;
+  int position_ = 0;
 };
 
 // The most versions of a rank's stages at once, in one pass over its actions.

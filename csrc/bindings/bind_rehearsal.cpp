@@ -41,7 +41,8 @@ void bind_rehearsal(py::module_& module) {
              R"(Programs of a schedule that may be wrong, for `rehearse` alone.
 
 Raises:
-    ValueError: Actions other than F, B, I and W, or a placement of another number of ranks.)");
+    ValueError: Actions other than F, B, I and W of whole sequences and of version 0, or a placement
+        of another number of ranks.)");
   module.def("rehearse", &rehearse_programs, py::arg("programs"), py::arg("placement"),
              py::kw_only(), py::arg("training") = true, py::arg("capacity") = py::none(),
              py::arg("limit_ms") = 1000, py::call_guard<py::gil_scoped_release>(),

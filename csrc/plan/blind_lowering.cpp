@@ -87,6 +87,13 @@ Departures departures_of(const Schedule& schedule, const Wiring& wiring) {
   return departures;
 }
 
+bool can_run(const Action& action) {
+  const ActionKind kind = action.kind;
+  const bool known = kind == ActionKind::kForward || kind == ActionKind::kBackward ||
+                     kind == ActionKind::kInputGrad || kind == ActionKind::kWeightGrad;
+  return known && action.slice == kWholeSequence && action.version == 0;
+}
+
 class BlindRank {
  public:
   BlindRank(const Schedule& schedule, const Wiring& wiring, const Departures& departures, Rank rank)
@@ -178,8 +185,9 @@ std::vector<Program> lower_blindly(const Schedule& schedule) {
   for (Rank rank = 0; rank < apart.num_ranks(); ++rank) {
     BlindRank blind(apart, wiring, departures, rank);
     for (const Action& action : apart.ranks[as_index(rank)]) {
-      if (!is_compute(action.kind)) {
-        throw ValueError(concat("expected compute actions alone, got ", to_string(action)));
+      if (!can_run(action)) {
+        throw ValueError(concat("expected F, B, I and W of whole sequences and of version 0, got ",
+                                to_string(action)));
       }
       blind.add(action);
     }
