@@ -87,9 +87,14 @@ class Positions {
 void complete_counterexample(Counterexample& counterexample, const Schedule& schedule,
                              const Schedule& original, const std::vector<double>& memory) {
   for (InvolvedPlace& involved : counterexample.places) {
-    const Rank rank = involved.place.rank;
-    if (involved.role != Role::kAbsent || rank < 0 || rank >= schedule.num_ranks()) continue;
-    involved.place.position = position_for(involved.action, schedule.ranks[as_index(rank)]);
+    auto& [rank, position] = involved.place;
+    if (rank < 0 || rank >= schedule.num_ranks()) continue;
+    const auto& actions = schedule.ranks[as_index(rank)];
+    if (involved.role == Role::kAbsent) {
+      position = position_for(involved.action, actions);
+    } else {
+      involved.action = actions[as_index(position)];  // it may have been found by less than it says
+    }
   }
   Positions original_position(schedule, original);
   for (auto& [rank, positions] : positions_shown(counterexample, schedule)) {

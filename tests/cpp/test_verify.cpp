@@ -1,7 +1,7 @@
 // verify and the drawings of its counterexamples take any schedule that can be parsed, or built.
 
 #include <algorithm>
-#include <array>
+#include <map>
 #include <random>
 #include <set>
 #include <string>
@@ -86,6 +86,9 @@ Action random_action(std::mt19937& random, const Schedule& schedule) {
       .kind = static_cast<ActionKind>(pick(random, 0, static_cast<int>(kNumActionKinds) - 1)),
       .stage = stage(),
       .microbatch = microbatch()};
+  if (has_version(action.kind)) action.version = std::max(0, pick(random, -5, 2));
+  if (has_microbatch(action.kind))
+    action.slice = static_cast<Slice>(std::max(-1, pick(random, -9, 1)));
   if (action.kind != ActionKind::kOverlap) return action;
   action.paired_kind = static_cast<ActionKind>(pick(random, 0, 3));
   action.paired_stage = stage();
@@ -100,7 +103,7 @@ void mutate(std::mt19937& random, Schedule& schedule) {
     return actions.begin() + pick(random, 0, static_cast<int>(actions.size()) - 1);
   };
   const Action moved = *at();
-  switch (pick(random, 0, 6)) {
+  switch (pick(random, 0, 7)) {
     case 0:
       actions.erase(at());
       break;
@@ -117,6 +120,11 @@ void mutate(std::mt19937& random, Schedule& schedule) {
       actions.erase(std::find(actions.begin(), actions.end(), moved));
       auto& other = any_of(random, schedule.ranks);
       other.insert(other.begin() + pick(random, 0, static_cast<int>(other.size())), moved);
+      break;
+    }
+    case 5: {
+      Action& action = *at();
+      if (has_version(action.kind)) action.version = 1;
       break;
     }
     default: {
@@ -164,30 +172,35 @@ VerifyOptions random_options(std::mt19937& random, const Schedule& schedule) {
 
 void mutated_schedules_get_a_counterexample_that_fits() {
   std::mt19937 random(5);
-  std::array<int, 9> num_found{};
+  std::map<Defect, int> num_found;
   for (int round = 0; round < kRounds; ++round) {
     Schedule schedule = base_schedule(random);
     for (int i = pick(random, 0, 3); i > 0; --i) mutate(random, schedule);
     const Verdict verdict = verify(schedule, random_options(random, schedule));
     check_verdict(schedule, verdict);
-    ++num_found[static_cast<std::size_t>(verdict.defect)];
+    ++num_found[verdict.defect];
   }
-  for (const int count : num_found) CHECK(count > 20);  // every defect, and none
+  CHECK(num_found.size() == 10);  // every defect, and none
+  for (const auto& [defect, count] : num_found) CHECK(count > 10);
 }
 
 std::string random_cell(std::mt19937& random) {
-  constexpr std::string_view kinds[] = {"F",       "B",       "I",          "W",
-                                        "SEND_F",  "RECV_F",  "SEND_B",     "RECV_B",
-                                        "UNSHARD", "RESHARD", "REDUCE_GRAD"};
+  constexpr std::string_view kinds[] = {"F",      "B",      "I",       "W",       "SEND_F",
+                                        "RECV_F", "SEND_B", "RECV_B",  "R",       "OFFLOAD",
+                                        "RELOAD", "UPDATE", "UNSHARD", "RESHARD", "REDUCE_GRAD"};
   const auto number = [&] {
     return pick(random, 0, 19) == 0 ? std::string("999999999") : std::to_string(pick(random, 0, 3));
   };
-  const int which = pick(random, 0, 12);
-  if (which == 12) return {};
-  if (which == 11)
+  const int which = pick(random, 0, 16);
+  if (which == 16) return {};
+  if (which == 15) {
     return concat("(", number(), "F", number(), ";", number(), "B", number(), ")OVERLAP_F_B");
+  }
   std::string cell = concat(number(), kinds[which]);
-  if (which < 8) cell += number();
+  if (which < 11) cell += number();
+  if (which < 11 && pick(random, 0, 5) == 0) cell += concat("s", pick(random, 0, 2));
+  if (which == 11 || (which < 4 && pick(random, 0, 5) == 0))
+    cell += concat("v", pick(random, 0, 2));
   return cell;
 }
 
