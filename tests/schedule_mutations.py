@@ -19,6 +19,8 @@ WHOLE_BACKWARDS = [
     "hanayo",
     "chimera",
 ]
+# What a schedule is made of here; asynchronous ones have updates too.
+PLAIN = {"F", "B", "I", "W", "OVERLAP_F_B"}
 MUTATIONS = ["drop", "double", "swap", "swap", "neighbours", "neighbours", "move", "shift", "replace"]
 
 
@@ -31,7 +33,9 @@ def named_schedule(dice: random.Random, names: list[str]) -> Schedule:
         if name == "interleaved_1f1b" or name == "looped_bfs":
             sizes["num_stages"] = num_ranks * dice.randint(1, 3)
         with suppress(ValueError):  # sizes that the generator refuses
-            return Schedule.build(name, **sizes)
+            schedule = Schedule.build(name, **sizes)
+            if all(action.kind in PLAIN for actions in schedule.actions for action in actions):
+                return schedule
 
 
 def random_schedule(dice: random.Random, kinds: str) -> Schedule:

@@ -31,6 +31,24 @@ FILES = {
 }
 DEADLOCK = "deadlock: rank 0 at 0B0 waits for 1B0 on rank 1, which at 1F1 waits for 0F1 on rank 0"
 SIZES_JSON = {"num_ranks": 2, "num_stages": 2, "num_microbatches": 2}
+DEADLOCK_PLACES = {
+    "places": [
+        {"rank": 0, "position": 1, "action": "0B0", "role": "culprit", "note": "waits for 1B0"},
+        {"rank": 1, "position": 1, "action": "1F1", "role": "culprit", "note": "waits for 0F1"},
+        {"rank": 1, "position": 2, "action": "1B0", "role": "related", "note": ""},
+        {"rank": 0, "position": 2, "action": "0F1", "role": "related", "note": ""},
+    ],
+    "waits": [
+        {"source": 0, "target": 2, "reason": "message"},
+        {"source": 1, "target": 3, "reason": "message"},
+    ],
+}
+NOT_OK = f"""not ok: {DEADLOCK}
+rank 0 | 0F0 [0B0] <0F1> 0B1
+             waits for 1B0
+rank 1 | 1F0 [1F1] <1B0> 1B1
+             waits for 0F1
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -111,15 +129,45 @@ def test_show_writes_a_png_or_names_the_extra(call, monkeypatch):
 
 def test_verify_says_ok_and_ends_with_0(call, ask):
     assert call("verify", "good.csv") == (0, "ok: good: 2 ranks, 2 stages, 2 microbatches\n", "")
-    good = {"name": "good", **SIZES_JSON, "ok": True, "defect": None, "message": ""}
-    assert ask("verify", "good.csv") == (0, good)
+    good = {"ok": True, "defect": None, "message": "", "counterexample": None}
+    assert ask("verify", "good.csv") == (0, {"name": "good", **SIZES_JSON, **good})
     assert call("verify", "1f1b", *SIZES)[0] == 0
 
 
 def test_verify_prints_the_counterexample_and_ends_with_1(call, ask):
-    assert call("verify", "swapped.csv") == (1, f"not ok: {DEADLOCK}\n", "")
-    bad = {"name": "swapped", **SIZES_JSON, "ok": False, "defect": "deadlock", "message": DEADLOCK}
-    assert ask("verify", "swapped.csv") == (1, bad)
+    assert call("verify", "swapped.csv") == (1, NOT_OK, "")
+    bad = {
+        "ok": False,
+        "defect": "deadlock",
+        "message": DEADLOCK,
+        "counterexample": DEADLOCK_PLACES,
+    }
+    assert ask("verify", "swapped.csv") == (1, {"name": "swapped", **SIZES_JSON, **bad})
+
+
+def test_verify_draws_a_counterexample_and_nothing_else(call):
+    assert call("verify", "swapped.csv", "--svg", "wrong.svg") == (1, NOT_OK, "")
+    assert Path("wrong.svg").read_text().startswith("<svg")
+    assert call("verify", "good.csv", "--svg", "right.svg")[0] == 0
+    assert not Path("right.svg").exists()
+
+
+def test_verify_writes_a_png_or_names_the_extra(call, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cairosvg", None)
+    code, _, error = call("verify", "swapped.csv", "--png", "wrong.png")
+    assert (code, "pipert[png]" in error) == (2, True)
+
+
+def test_verify_holds_a_schedule_to_memory_and_tied_stages(call):
+    gpipe = ["gpipe", *SIZES]
+    assert call("verify", *gpipe, "--memory", "4")[0] == 0
+    code, printed, _ = call("verify", *gpipe, "--memory", "4,3")
+    assert (code, "rank 1 holds activations of 4" in printed) == (1, True)
+    assert call("verify", *gpipe, "--tied-stages", "0,1")[0] == 0
+    Path("half.csv").write_text("0F0,0B0,0REDUCE_GRAD\n1F0,1B0\n")
+    assert call("verify", "half.csv")[0] == 0
+    code, printed, _ = call("verify", "half.csv", "--tied-stages", "0,1")
+    assert (code, "1REDUCE_GRAD is missing on rank 1" in printed) == (1, True)
 
 
 def test_verify_takes_into_account_how_messages_are_sent(call):
@@ -138,7 +186,7 @@ def test_verify_takes_forwards_alone_only_if_asked_to(call):
 def test_a_schedule_is_read_from_stdin(call, monkeypatch):
     bad = io.TextIOWrapper(io.BytesIO(FILES["swapped.csv"].encode()))
     monkeypatch.setattr(sys, "stdin", bad)
-    assert call("verify", "-") == (1, f"not ok: {DEADLOCK}\n", "")
+    assert call("verify", "-") == (1, NOT_OK, "")
 
 
 def test_simulate_prints_what_the_timeline_says(call, ask):
@@ -262,6 +310,10 @@ def test_compare_ends_with_1_if_no_schedule_fits(call):
         ("verify plain.txt", "expected a file that ends in .csv, got 'plain.txt'"),
         ("verify good.csv --capacity -1", "--capacity: expected an integer from 0.*got '-1'"),
         ("verify good.csv --capacity 1 --rendezvous", "--rendezvous: not allowed with"),
+        ("verify good.csv --memory 1,2,3", r"--memory must be one number or 2 .*, got 3"),
+        ("verify good.csv --tied-stages 0,x", "--tied-stages: expected integers of .*, got '0,x'"),
+        ("verify good.csv --tied-stages 0,5", r"--tied-stages: stage must be in \[0, 2\), got 5"),
+        ("verify good.csv --svg a.png", "--svg: expected a file that ends in .svg, got 'a.png'"),
         ("simulate good.csv --forward nan", "--forward: expected a number of at least 0.*'nan'"),
         ("simulate good.csv --forward=", "--forward: expected a number of at least 0.*got ''"),
         ("simulate good.csv --input -1,2", "--input: expected a number of at least 0.*'-1,2'"),
@@ -318,7 +370,7 @@ def test_the_module_runs_as_a_command_with_its_exit_code():
     done = subprocess.run(
         [*PIPERT, "verify", "swapped.csv"], capture_output=True, text=True, timeout=30, check=False
     )
-    assert (done.returncode, done.stdout, done.stderr) == (1, f"not ok: {DEADLOCK}\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (1, NOT_OK, "")
 
 
 def test_the_installed_command_is_the_same_function():

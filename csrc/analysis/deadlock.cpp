@@ -1,13 +1,12 @@
 #include "analysis/deadlock.h"
 
 #include <algorithm>
-#include <deque>
 #include <map>
 #include <optional>
-#include <set>
 #include <utility>
 
 #include "analysis/transfers.h"
+#include "analysis/wait_cycle.h"
 #include "analysis/walk.h"
 #include "base/error.h"
 #include "base/index.h"
@@ -59,7 +58,7 @@ class Deadlock {
         },
         [](Rank, int) {});
     if (done_ == num_steps) return {};
-    return describe(shortest_cycle());
+    return describe(shortest_cycle(stuck_ranks()));
   }
 
  private:
@@ -130,76 +129,22 @@ class Deadlock {
     return hold.wait.rank - schedule_.num_ranks();
   }
 
-  // The parts that a collective waits for, all on stuck ranks.
-  std::vector<Place> absent_parts(int collective) const {
-    std::vector<Place> absent;
-    for (const Place& part : collectives_[as_index(collective)].parts) {
-      if (done_[as_index(part.rank)] <= take_step(part.position)) absent.push_back(part);
+  StuckRanks stuck_ranks() const {
+    StuckRanks stuck;
+    for (Rank rank = 0; rank < schedule_.num_ranks(); ++rank) {
+      const auto collective = is_stuck(rank) ? collective_of(rank) : std::nullopt;
+      const bool waits_for_one = is_stuck(rank) && !collective;
+      stuck.awaited.push_back(waits_for_one ? hold_of(rank).wait.rank : StuckRanks::kNone);
+      stuck.collective.push_back(collective.value_or(StuckRanks::kNone));
     }
-    return absent;
-  }
-
-  // Each stuck rank waits for others that are stuck: following them must end in a cycle. The ranks
-  // of a cycle, each waiting for the next.
-  std::vector<Rank> shortest_cycle() const {
-    std::vector<Rank> shortest = shortest_cycle_of_single_waits();
-    for (int i = 0; i < static_cast<int>(collectives_.size()); ++i) {
-      if (!is_stuck(schedule_.num_ranks() + i)) continue;
-      std::vector<Rank> cycle = shortest_cycle_through(i);
-      if (cycle.empty() || (!shortest.empty() && shortest.size() <= cycle.size())) continue;
-      shortest = std::move(cycle);
-    }
-    std::rotate(shortest.begin(), std::min_element(shortest.begin(), shortest.end()),
-                shortest.end());
-    return shortest;
-  }
-
-  // Without collectives a rank waits for exactly one other: cycles have no rank in common.
-  std::vector<Rank> shortest_cycle_of_single_waits() const {
-    std::vector<Rank> shortest;
-    std::vector<Rank> seen_from(schedule_.ranks.size(), -1);
-    for (Rank first = 0; first < schedule_.num_ranks(); ++first) {
-      if (!is_stuck(first)) continue;
-      Rank rank = first;
-      bool ends = false;
-      while (!ends && seen_from[as_index(rank)] < 0) {
-        seen_from[as_index(rank)] = first;
-        ends = collective_of(rank).has_value();
-        if (!ends) rank = hold_of(rank).wait.rank;
+    for (const Collective& collective : collectives_) {
+      auto& absent = stuck.absent.emplace_back();
+      for (const Place& part : collective.parts) {
+        const bool has_come = done_[as_index(part.rank)] > take_step(part.position);
+        if (!has_come) absent.push_back(part.rank);
       }
-      if (ends || seen_from[as_index(rank)] != first) continue;  // ends in a cycle that is known
-      std::vector<Rank> cycle = {rank};
-      for (Rank next = hold_of(rank).wait.rank; next != rank; next = hold_of(next).wait.rank) {
-        cycle.push_back(next);
-      }
-      if (shortest.empty() || cycle.size() < shortest.size()) shortest = std::move(cycle);
     }
-    return shortest;
-  }
-
-  // Breadth first from the parts that it waits for, to a rank that waits in it; empty if none does.
-  std::vector<Rank> shortest_cycle_through(int collective) const {
-    std::map<Rank, Rank> waiter_of;  // each rank that was found: who waits for it
-    std::set<int> expanded = {collective};
-    std::deque<Rank> queue;
-    const auto find = [&](Rank rank, Rank waiter) {
-      if (waiter_of.try_emplace(rank, waiter).second) queue.push_back(rank);
-    };
-    for (const Place& part : absent_parts(collective)) find(part.rank, -1);
-    for (; !queue.empty(); queue.pop_front()) {
-      const Rank rank = queue.front();
-      const auto own = collective_of(rank);
-      if (own == collective) {
-        std::vector<Rank> cycle;
-        for (Rank at = rank; at >= 0; at = waiter_of.at(at)) cycle.push_back(at);
-        std::reverse(cycle.begin(), cycle.end());
-        return cycle;
-      }
-      if (!own) find(hold_of(rank).wait.rank, rank);
-      if (!own || !expanded.insert(*own).second) continue;
-      for (const Place& part : absent_parts(*own)) find(part.rank, rank);
-    }
-    return {};
+    return stuck;
   }
 
   const Action& action_at(Place place) const {

@@ -107,18 +107,17 @@ class Picture {
         std::find_if(kPalette.begin(), kPalette.end(),
                      [&](const KindColours& candidate) { return candidate.kind == action.kind; });
     const bool absent = box.cell->is_absent();
-    std::string_view look = "box dark";
-    if (absent) look = "box";
     const bool has_colour = colours != kPalette.end() && !absent;
+    std::string_view look = "box dark";
+    if (absent || !reached) look = "box";  // on the page's colour, or nearly
     if (has_colour && reached && colours->white_number) look = "box white";
-    out_ += reached ? "<g>" : "<g opacity=\"0.4\">";
     if (!absent) {
-      out_ +=
-          svg_rect(rect, has_colour ? concat("fill=\"", to_hex(shade_of(action.kind, 0, 2)), "\"")
-                                    : "class=\"plain\"");
+      const std::string fill = has_colour
+                                   ? concat("fill=\"", to_hex(shade_of(action.kind, 0, 2)), "\"")
+                                   : "class=\"plain\"";
+      out_ += svg_rect(rect, fill + (reached ? "" : " opacity=\"0.4\""));
     }
     out_ += svg_text({box.middle(), top + kBoxHeight / 2.0 + 4.0}, look, to_string(action));
-    out_ += "</g>\n";
     if (box.cell->involved == nullptr) return;
     const std::string outline = concat("class=\"", role_name(box.cell->involved->role), "\"");
     out_ += svg_rect({rect.x + 1.0, rect.y + 1.0, rect.width - 2.0, rect.height - 2.0}, outline);
