@@ -9,6 +9,8 @@ check_torch()
 from pipert._C import (  # noqa: E402
     Action,
     Costs,
+    Gap,
+    MessageSpan,
     Placement,
     Program,
     Schedule,
@@ -32,6 +34,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Action",
     "Costs",
+    "Gap",
+    "MessageSpan",
     "Pipeline",
     "PipelineError",
     "Placement",

@@ -19,19 +19,6 @@ inline std::vector<StageIndex> stages_seen(const std::vector<Span>& spans) {
   return stages;
 }
 
-// The first start on any rank; 0 for an empty timeline.
-inline double first_start(const Timeline& timeline) {
-  bool found = false;
-  double first = 0.0;
-  for (const auto& spans : timeline.ranks) {
-    for (const Span& span : spans) {
-      first = found ? std::min(first, span.start) : span.start;
-      found = true;
-    }
-  }
-  return first;
-}
-
 // Two finite times may be farther apart than a number can say.
 inline void require_drawable(const Timeline& timeline) {
   if (std::isfinite(timeline.makespan)) return;

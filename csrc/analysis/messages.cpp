@@ -1,7 +1,9 @@
 #include "analysis/messages.h"
 
 #include <algorithm>
-#include <tuple>
+#include <optional>
+
+#include "base/index.h"
 
 namespace pipert {
 namespace {
@@ -18,56 +20,81 @@ struct Result {
 
 struct Made {
   Result result;
-  Rank rank = 0;
-  double end = 0.0;
+  Place place;
 };
 
-bool is_gradient(ActionKind kind) { return kind != ActionKind::kForward; }
+enum class Flow : std::uint8_t { kActivation, kGradient, kNone };
 
-// W and R work with what is on their own rank.
-bool is_local(ActionKind kind) {
-  return kind == ActionKind::kWeightGrad || kind == ActionKind::kRecompute;
+Flow flow_of(ActionKind kind) {
+  switch (kind) {
+    case ActionKind::kForward:
+      return Flow::kActivation;
+    case ActionKind::kBackward:
+    case ActionKind::kInputGrad:
+      return Flow::kGradient;
+    case ActionKind::kWeightGrad:
+    case ActionKind::kSendForward:
+    case ActionKind::kRecvForward:
+    case ActionKind::kSendBackward:
+    case ActionKind::kRecvBackward:
+    case ActionKind::kUnshard:
+    case ActionKind::kReshard:
+    case ActionKind::kReduceGrad:
+    case ActionKind::kRecompute:
+    case ActionKind::kOffload:
+    case ActionKind::kReload:
+    case ActionKind::kUpdate:
+    case ActionKind::kOverlap:
+      return Flow::kNone;
+  }
+  return Flow::kNone;
+}
+
+// visit(span, its place, whether it deals in gradients), for each that makes or reads a message.
+template <typename Visit>
+void for_each_flow(const Timeline& timeline, Visit visit) {
+  for (Rank rank = 0; rank < static_cast<Rank>(timeline.ranks.size()); ++rank) {
+    int position = 0;
+    for (const Span& span : timeline.ranks[as_index(rank)]) {
+      const Flow flow = flow_of(span.action.kind);
+      const Place place{rank, position++};
+      if (flow != Flow::kNone) visit(span, place, flow == Flow::kGradient);
+    }
+  }
 }
 
 std::vector<Made> results_of(const Timeline& timeline) {
   std::vector<Made> made;
-  for (const auto& spans : timeline.ranks) {
-    for (const Span& span : spans) {
-      const Action& action = span.action;
-      if (is_local(action.kind)) continue;
-      made.push_back({{is_gradient(action.kind), action.stage, action.microbatch, action.slice},
-                      span.rank,
-                      span.end});
-    }
-  }
+  for_each_flow(timeline, [&](const Span& span, Place place, bool is_gradient) {
+    const Action& action = span.action;
+    made.push_back({{is_gradient, action.stage, action.microbatch, action.slice}, place});
+  });
   std::stable_sort(made.begin(), made.end(),
                    [](const Made& a, const Made& b) { return a.result < b.result; });
   return made;
 }
 
-Result read_by(const Action& action) {
-  const bool gradient = is_gradient(action.kind);
-  return {gradient, gradient ? action.stage + 1 : action.stage - 1, action.microbatch,
-          action.slice};
-}
-
 }  // namespace
 
 std::vector<MessageSpan> messages_of(const Timeline& timeline) {
+  if (!timeline.messages.empty()) return timeline.messages;
   const std::vector<Made> made = results_of(timeline);
   std::vector<MessageSpan> messages;
-  for (const auto& spans : timeline.ranks) {
-    for (const Span& span : spans) {
-      if (is_local(span.action.kind)) continue;
-      const Result wanted = read_by(span.action);
-      const auto found =
-          std::lower_bound(made.begin(), made.end(), wanted,
-                           [](const Made& each, const Result& key) { return each.result < key; });
-      if (found == made.end() || found->result != wanted || found->rank == span.rank) continue;
-      messages.push_back({wanted.is_gradient, found->rank, found->end, span.rank, span.start});
-    }
-  }
+  for_each_flow(timeline, [&](const Span& span, Place place, bool is_gradient) {
+    const StageIndex stage = span.action.stage + (is_gradient ? 1 : -1);
+    const Result wanted{is_gradient, stage, span.action.microbatch, span.action.slice};
+    const auto found =
+        std::lower_bound(made.begin(), made.end(), wanted,
+                         [](const Made& each, const Result& key) { return each.result < key; });
+    if (found == made.end() || found->result != wanted || found->place.rank == place.rank) return;
+    const double sent = span_at(timeline, found->place).end;
+    messages.push_back({found->place, place, sent, sent, span.start, {}});
+  });
   return messages;
+}
+
+bool is_gradient(const MessageSpan& message, const Timeline& timeline) {
+  return span_at(timeline, message.sender).action.kind != ActionKind::kForward;
 }
 
 }  // namespace pipert

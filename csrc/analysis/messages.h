@@ -1,4 +1,4 @@
-// messages: what went from rank to rank in a timeline, as far as its spans tell.
+// messages: what went from rank to rank in a timeline.
 #pragma once
 
 #include <vector>
@@ -7,15 +7,12 @@
 
 namespace pipert {
 
-struct MessageSpan {
-  bool is_gradient = false;  // or an activation
-  Rank source = 0;
-  double sent = 0.0;  // the end of the action that made it
-  Rank destination = 0;
-  double read = 0.0;  // the start of the action that reads it
-};
-
-// In the order of the actions that read them: by rank, then by position. O(n log n).
+// Those that the timeline keeps; else what its spans tell: a message was sent at the end of the
+// action that made it, and arrived no later than the start of the one that reads it, which then
+// stands for its arrival. By reader's rank, then by position. O(n log n).
 std::vector<MessageSpan> messages_of(const Timeline& timeline);
+
+// Whether it carries a gradient, or else an activation.
+bool is_gradient(const MessageSpan& message, const Timeline& timeline);
 
 }  // namespace pipert

@@ -1,198 +1,183 @@
 #include "analysis/simulate.h"
 
 #include <algorithm>
-#include <cmath>
-#include <string_view>
+#include <optional>
+#include <utility>
 
 #include "analysis/action_index.h"
+#include "analysis/memory.h"
+#include "analysis/steps.h"
 #include "analysis/transfers.h"
 #include "analysis/verify.h"
-#include "analysis/walk.h"
-#include "base/error.h"
 #include "base/index.h"
 
 namespace pipert {
 namespace {
 
-void require_cost(std::string_view name, double value) {
-  if (std::isfinite(value) && value >= 0.0) return;
-  throw ValueError(concat(name, " must be finite and at least 0, got ", value));
+bool has(const Schedule& schedule, ActionKind kind) {
+  return std::any_of(schedule.ranks.begin(), schedule.ranks.end(), [kind](const auto& actions) {
+    return std::any_of(actions.begin(), actions.end(),
+                       [kind](const Action& action) { return action.kind == kind; });
+  });
 }
 
-void require_costs(std::string_view name, const std::vector<double>& values, int num_stages) {
-  for (const double value : values) require_cost(name, value);
-  if (values.size() == 1 || values.size() == as_index(num_stages)) return;
-  throw ValueError(
-      concat(name, " must be one number or ", num_stages, " (num_stages), got ", values.size()));
+bool costs_something(const std::vector<double>& values) {
+  return std::any_of(values.begin(), values.end(), [](double value) { return value > 0.0; });
 }
 
-double of_stage(const std::vector<double>& values, StageIndex stage) {
-  return values.size() == 1 ? values.front() : values[as_index(stage)];
+void append_for_each_stage(Schedule& schedule, Action action) {
+  for (Rank rank = 0; rank < schedule.num_ranks(); ++rank) {
+    for (const StageIndex stage : schedule.placement.stages_of(rank)) {
+      action.stage = stage;
+      schedule.ranks[as_index(rank)].push_back(action);
+    }
+  }
 }
 
-class Simulation {
+// The schedule with its pairs taken apart and its end spelled out (Note [The end of a step]), if
+// that changes anything: a copy of a large one is large.
+std::optional<Schedule> spelled_out(const Schedule& schedule, const Costs& costs) {
+  const bool trains = !is_forward_only(schedule);
+  const bool reduces =
+      trains && costs_something(costs.reduce) && !has(schedule, ActionKind::kReduceGrad);
+  const bool updates =
+      trains && costs_something(costs.update) && !has(schedule, ActionKind::kUpdate);
+  if (!reduces && !updates && !has(schedule, ActionKind::kOverlap)) return std::nullopt;
+  Schedule result = split_overlaps(schedule);
+  if (reduces) append_for_each_stage(result, {.kind = ActionKind::kReduceGrad});
+  if (updates) append_for_each_stage(result, {.kind = ActionKind::kUpdate, .version = 1});
+  return result;
+}
+
+// What is seen of a step in a timeline: compute, and whatever else takes time.
+bool has_span(const Steps& steps, Place place) {
+  const Step& step = steps.at(place);
+  return is_compute(steps.action_at(place).kind) || step.end > step.start;
+}
+
+// From places of steps to those of spans. They differ only where some steps have no span.
+class SpanPlaces {
  public:
-  // `schedule`: overlapped pairs taken apart, verified.
-  Simulation(const Schedule& schedule, const Costs& costs)
-      : schedule_(schedule), costs_(costs), clocks_(as_index(schedule.num_ranks()), 0.0) {
-    for (const auto& actions : schedule.ranks) steps_.emplace_back(actions.size());
-    find_senders();
+  explicit SpanPlaces(const Steps& steps) : steps_(steps) {
+    bool differ = false;
+    for (Rank rank = 0; rank < steps.schedule.num_ranks(); ++rank) {
+      for (int i = 0; i < steps.num_steps(rank) && !differ; ++i) {
+        differ = !has_span(steps, {rank, i});
+      }
+    }
+    if (differ) count_spans();
   }
 
-  Timeline run() {
-    std::vector<int> num_steps;
-    for (const auto& steps : steps_) num_steps.push_back(static_cast<int>(steps.size()));
-    const auto done = walk(
-        num_steps,
-        [this](Rank rank, int position) -> std::optional<Wait> {
-          const Place sender = step_at({rank, position}).sender;
-          return sender.exists() ? std::optional(Wait{sender.rank, sender.position + 1})
-                                 : std::nullopt;
-        },
-        [this](Rank rank, int position) { run_step({rank, position}); });
-    if (done != num_steps) throw InternalError("a schedule that verify() accepted can't finish");
-    Timeline timeline = make_timeline(compute_spans());
-    timeline.critical_path = critical_path();
-    return timeline;
+  Place of(Place step) const {
+    if (!step.exists() || !index_) return step;
+    const Action& action = steps_.action_at(step);
+    const Place seen = is_transfer(action) ? compute_of(action, *index_) : step;
+    return {seen.rank, spans_before_[as_index(seen.rank)][as_index(seen.position)]};
   }
 
  private:
-  struct Step {
-    double start = 0.0;
-    double end = 0.0;
-    Place sender;  // whose message it reads from another rank, if any
-    Place before;  // what it had to wait for, if anything: the step before it or the sender
-  };
-
-  Step& step_at(Place place) { return steps_[as_index(place.rank)][as_index(place.position)]; }
-  const Step& step_at(Place place) const {
-    return steps_[as_index(place.rank)][as_index(place.position)];
-  }
-  const Action& action_at(Place place) const {
-    return schedule_.ranks[as_index(place.rank)][as_index(place.position)];
-  }
-
-  void find_senders() {
-    const ActionIndex index(schedule_);
-    for (const Transfer& transfer : transfers_of(schedule_, index)) {
-      const Action& reader = action_at(transfer.receiver);
-      step_at(consumer_of(reader, transfer.receiver, index)).sender = transfer.sender;
-    }
-  }
-
-  // A RECV only posts a buffer: what waits for the message is the action that reads it.
-  Place consumer_of(const Action& reader, Place place, const ActionIndex& index) const {
-    if (is_compute(reader.kind)) return place;
-    if (reader.kind == ActionKind::kRecvForward) {
-      return index.find(as_kind(reader, ActionKind::kForward));
-    }
-    const Place whole = index.find(as_kind(reader, ActionKind::kBackward));
-    return whole.exists() ? whole : index.find(as_kind(reader, ActionKind::kInputGrad));
-  }
-
-  void run_step(Place place) {
-    Step& step = step_at(place);
-    double& clock = clocks_[as_index(place.rank)];
-    step.start = clock;
-    if (place.position > 0) step.before = {place.rank, place.position - 1};
-    if (step.sender.exists()) {
-      const double arrival = step_at(step.sender).end + transfer_time(action_at(place));
-      if (arrival > step.start || place.position == 0) step.before = step.sender;
-      step.start = std::max(step.start, arrival);
-    }
-    step.end = step.start + duration(action_at(place));
-    clock = step.end;
-  }
-
-  double duration(const Action& action) const {
-    switch (action.kind) {
-      case ActionKind::kForward:
-      case ActionKind::kRecompute:
-        return of_stage(costs_.forward, action.stage);
-      case ActionKind::kBackward:
-        return of_stage(costs_.input, action.stage) + of_stage(costs_.weight, action.stage);
-      case ActionKind::kInputGrad:
-        return of_stage(costs_.input, action.stage);
-      case ActionKind::kWeightGrad:
-        return of_stage(costs_.weight, action.stage);
-      case ActionKind::kSendForward:
-      case ActionKind::kRecvForward:
-      case ActionKind::kSendBackward:
-      case ActionKind::kRecvBackward:
-      case ActionKind::kUnshard:
-      case ActionKind::kReshard:
-      case ActionKind::kReduceGrad:
-      case ActionKind::kOffload:
-      case ActionKind::kReload:
-      case ActionKind::kUpdate:
-      case ActionKind::kOverlap:
-        return 0.0;
-    }
-    return 0.0;
-  }
-
-  // Of the message that `reader` reads: a forward reads what comes out of the stage before it, a
-  // backward the gradient of what comes out of its own.
-  double transfer_time(const Action& reader) const {
-    const bool is_forward = reader.kind == ActionKind::kForward;
-    const double bytes = of_stage(costs_.bytes, is_forward ? reader.stage - 1 : reader.stage);
-    return costs_.latency + (costs_.bandwidth > 0.0 ? bytes / costs_.bandwidth : 0.0);
-  }
-
-  Span span_at(Place place) const {
-    const Step& step = step_at(place);
-    return {.rank = place.rank, .action = action_at(place), .start = step.start, .end = step.end};
-  }
-
-  std::vector<std::vector<Span>> compute_spans() const {
-    std::vector<std::vector<Span>> spans(steps_.size());
-    for (Rank rank = 0; rank < schedule_.num_ranks(); ++rank) {
-      const int size = static_cast<int>(steps_[as_index(rank)].size());
-      spans[as_index(rank)].reserve(as_index(size));
-      for (int i = 0; i < size; ++i) {
-        if (is_compute(action_at({rank, i}).kind))
-          spans[as_index(rank)].push_back(span_at({rank, i}));
+  void count_spans() {
+    index_.emplace(steps_.schedule);
+    for (Rank rank = 0; rank < steps_.schedule.num_ranks(); ++rank) {
+      auto& before = spans_before_.emplace_back();
+      int num_spans = 0;
+      for (int i = 0; i < steps_.num_steps(rank); ++i) {
+        before.push_back(num_spans);
+        if (has_span(steps_, {rank, i})) ++num_spans;
       }
     }
-    return spans;
   }
 
-  // Back from the last end through what each step had to wait for.
-  std::vector<Span> critical_path() const {
-    Place last;
-    for (Rank rank = 0; rank < schedule_.num_ranks(); ++rank) {
-      const Place end{rank, static_cast<int>(steps_[as_index(rank)].size()) - 1};
-      if (end.position < 0) continue;
-      if (!last.exists() || step_at(end).end > step_at(last).end) last = end;
-    }
-    std::vector<Span> path;
-    for (Place place = last; place.exists(); place = step_at(place).before) {
-      if (is_compute(action_at(place).kind)) path.push_back(span_at(place));
-    }
-    std::reverse(path.begin(), path.end());
-    return path;
-  }
-
-  const Schedule& schedule_;
-  const Costs& costs_;
-  std::vector<std::vector<Step>> steps_;  // by rank, then by position
-  std::vector<double> clocks_;            // by rank: when it is free
+  const Steps& steps_;
+  std::optional<ActionIndex> index_;
+  std::vector<std::vector<int>> spans_before_;  // by rank, each step
 };
+
+// Back from the last end through what each step had to wait for.
+std::vector<Place> critical_path(const Steps& steps, const SpanPlaces& places) {
+  Place last;
+  for (Rank rank = 0; rank < steps.schedule.num_ranks(); ++rank) {
+    const Place end{rank, steps.num_steps(rank) - 1};
+    if (end.position < 0) continue;
+    if (!last.exists() || steps.at(end).end > steps.at(last).end) last = end;
+  }
+  std::vector<Place> path;
+  for (Place place = last; place.exists(); place = steps.at(place).before) {
+    if (has_span(steps, place)) path.push_back(places.of(place));
+  }
+  std::reverse(path.begin(), path.end());
+  return path;
+}
+
+std::vector<MessageSpan> messages(Steps& steps, const SpanPlaces& places) {
+  std::vector<MessageSpan> result;
+  for (auto& of_reader : steps.messages) {
+    std::sort(of_reader.begin(), of_reader.end(), [](const MessageSpan& a, const MessageSpan& b) {
+      return a.reader.position < b.reader.position;
+    });
+    for (MessageSpan message : of_reader) {
+      for (Place* place : {&message.sender, &message.reader, &message.ahead}) {
+        *place = places.of(*place);
+      }
+      result.push_back(message);
+    }
+    of_reader = {};
+  }
+  return result;
+}
+
+// Empties the steps, rank by rank, so that both are never there as a whole.
+std::vector<std::vector<Span>> spans(Steps& steps) {
+  std::vector<std::vector<Span>> result(steps.ranks.size());
+  for (Rank rank = 0; rank < steps.schedule.num_ranks(); ++rank) {
+    auto& out = result[as_index(rank)];
+    out.reserve(steps.ranks[as_index(rank)].size());
+    for (int i = 0; i < steps.num_steps(rank); ++i) {
+      if (!has_span(steps, {rank, i})) continue;
+      const Step& step = steps.at({rank, i});
+      out.push_back({steps.action_at({rank, i}), step.start, step.end});
+    }
+    steps.ranks[as_index(rank)] = {};
+  }
+  return result;
+}
+
+// Actions without a span count too: an OFFLOAD that takes no time.
+void fill_memory(Timeline& timeline, const Schedule& schedule, const Costs& costs) {
+  timeline.peak_bytes = peak_bytes(schedule, costs);
+  if (!has(schedule, ActionKind::kOffload)) return;
+  timeline.peak_memory.clear();
+  for (const auto& actions : schedule.ranks) {
+    timeline.peak_memory.push_back(peak_activations(actions));
+  }
+}
 
 }  // namespace
 
-Timeline simulate(const Schedule& schedule, const Costs& costs) {
-  const int num_stages = schedule.num_stages();
-  require_costs("forward", costs.forward, num_stages);
-  require_costs("input", costs.input, num_stages);
-  require_costs("weight", costs.weight, num_stages);
-  require_costs("bytes", costs.bytes, num_stages);
-  require_cost("latency", costs.latency);
-  require_cost("bandwidth", costs.bandwidth);
+Timeline simulate(const Schedule& schedule, const Costs& costs, Detail detail) {
+  require_costs(costs, schedule);
   VerifyOptions options;
   options.forward_only = is_forward_only(schedule);
+  if (costs.blocking) options.send_mode = SendMode::kRendezvous;
   require_valid(schedule, options);
-  return Simulation(split_overlaps(schedule), costs).run();
+  const std::optional<Schedule> other = spelled_out(schedule, costs);
+  const Schedule& whole = other ? *other : schedule;
+  Steps steps = make_steps(whole, costs, detail == Detail::kMessages);
+  if (costs.blocking) {
+    run_blocking(steps);
+  } else {
+    run_asynchronous(steps);
+  }
+  const SpanPlaces places(steps);
+  std::vector<Place> path = critical_path(steps, places);
+  std::vector<MessageSpan> kept = messages(steps, places);
+  Timeline timeline = make_timeline(spans(steps));
+  fill_memory(timeline, whole, costs);
+  timeline.critical_path = std::move(path);
+  timeline.messages = std::move(kept);
+  timeline.is_simulated = true;
+  timeline.is_blocking = costs.blocking;
+  return timeline;
 }
 
 }  // namespace pipert

@@ -1,33 +1,38 @@
-// simulate: runs a schedule under given costs, on paper. Deterministic; O(actions).
+// simulate: runs a schedule under given costs, on paper. Deterministic; O(actions), and a logarithm
+// of the ranks more where they share links or transfers block.
 //
 // A rank does its actions one after another, each as soon as its inputs are there. A message
-// between two ranks leaves when its sender is done and arrives latency + bytes / bandwidth later;
-// neither rank is held up meanwhile, and messages don't share the bandwidth. Inside a rank it is
-// there at once. In a lowered schedule a message leaves at its SEND; UNSHARD, RESHARD and
-// REDUCE_GRAD take no time. An overlapped pair is its forward, then its backward.
+// between two ranks leaves when its sender is done (in a lowered schedule, at its SEND), waits for
+// its link and travels over it (Note [Messages on a link]). Neither rank is held up meanwhile.
+// Inside a rank it is there at once. An overlapped pair is its forward, then its backward.
+//
+// With `blocking` transfers ranks run as verify() takes them to under rendezvous: a rank that has
+// done an action stands there until its reader has come to take the message, and both of them until
+// it has arrived.
+//
+// Note [The end of a step]
+//
+// Reductions of gradients and optimizer updates are actions of a schedule like others. Most
+// schedules have none, and leave them to whoever calls the step. If they cost something and the
+// schedule has none of their kind, each rank does those of its stages after its last action: all
+// reductions, then all updates. Ranks don't wait for each other between the two. A schedule of
+// forwards alone ends as it is.
 #pragma once
 
-#include <vector>
-
+#include "analysis/costs.h"
 #include "analysis/timeline.h"
 #include "ir/schedule.h"
 
 namespace pipert {
 
-// Times in any one unit (the Python face uses seconds). Each vector has one entry, or one for each
-// stage.
-struct Costs {
-  std::vector<double> forward = {1.0};
-  std::vector<double> input = {1.0};   // the I half of backward; B costs input + weight
-  std::vector<double> weight = {1.0};  // the W half
-  double latency = 0.0;                // of one message between ranks, asynchronous
-  double bandwidth = 0.0;              // bytes for each unit of time; 0: infinite
-  std::vector<double> bytes = {
-      0.0};  // of one activation out of each stage; its gradient takes as many
+enum class Detail : std::uint8_t {
+  kSpans,
+  kMessages,  // Timeline::messages too: 48 bytes for each
 };
 
 // A schedule of forwards alone is taken as an inference schedule. Throws ValueError for costs that
-// don't fit the schedule, and for a schedule that verify() rejects.
-Timeline simulate(const Schedule& schedule, const Costs& costs);
+// don't fit the schedule, and for a schedule that verify() rejects: under rendezvous if transfers
+// are blocking.
+Timeline simulate(const Schedule& schedule, const Costs& costs, Detail detail = Detail::kSpans);
 
 }  // namespace pipert

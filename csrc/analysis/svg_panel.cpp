@@ -81,15 +81,15 @@ class PanelDrawing {
       const auto chunk = std::lower_bound(stages.begin(), stages.end(), span.action.stage);
       const double foot = foot_height(static_cast<int>(chunk - stages.begin()),
                                       static_cast<int>(stages.size()), style_.rows.box);
-      draw_box(span, foot, stages.size() > 1);
+      draw_box(span, y_of(rank), foot, stages.size() > 1);
     }
   }
 
-  void draw_box(const Span& span, double foot, bool with_feet) {
+  void draw_box(const Span& span, double top, double foot, bool with_feet) {
     const double whole = length_of(span.end - span.start);
     // A hair keeps neighbours apart, as long as there is something to take it from.
     const double width = whole > 3.0 ? whole - 1.0 : whole;
-    const Rect box{x_of(span.start), y_of(span.rank), width, style_.rows.box};
+    const Rect box{x_of(span.start), top, width, style_.rows.box};
     const Colour shade = shade_of(span.action.kind, span.action.microbatch, num_microbatches_);
     out_ += concat("<g><title>", to_string(span.action), "</title>");
     out_ += svg_rect(box, concat("fill=\"", to_hex(shade), "\""));
@@ -129,12 +129,15 @@ class PanelDrawing {
 
   void draw_arrows() {
     for (const MessageSpan& message : messages_of(timeline_)) {
-      const bool down = message.source < message.destination;
-      const double from = y_of(message.source) + (down ? style_.rows.box : 0.0);
-      const double to = y_of(message.destination) + (down ? 0.0 : style_.rows.box);
-      out_ += svg_line({x_of(message.sent), from}, {x_of(message.read), to},
-                       concat("class=\"", message.is_gradient ? "gradient" : "activation",
-                              "\" marker-end=\"url(#tip)\""));
+      const Rank source = message.sender.rank;
+      const Rank destination = message.reader.rank;
+      const bool down = source < destination;
+      const double from = y_of(source) + (down ? style_.rows.box : 0.0);
+      const double to = y_of(destination) + (down ? 0.0 : style_.rows.box);
+      out_ +=
+          svg_line({x_of(message.begun), from}, {x_of(message.arrived), to},
+                   concat("class=\"", is_gradient(message, timeline_) ? "gradient" : "activation",
+                          "\" marker-end=\"url(#tip)\""));
     }
   }
 

@@ -4,54 +4,37 @@
 #include <cmath>
 #include <utility>
 
+#include "analysis/memory.h"
 #include "base/error.h"
 
 namespace pipert {
 namespace {
 
-bool frees_activation(ActionKind kind) {
-  return kind == ActionKind::kBackward || kind == ActionKind::kWeightGrad;
-}
-
-int peak_of(const std::vector<Span>& spans) {
-  const bool kept = std::any_of(spans.begin(), spans.end(), [](const Span& span) {
-    return span.action.kind != ActionKind::kForward;
-  });
-  if (!kept) return spans.empty() ? 0 : 1;
-  int alive = 0;
-  int peak = 0;
-  for (const Span& span : spans) {
-    if (span.action.kind == ActionKind::kForward) peak = std::max(peak, ++alive);
-    if (frees_activation(span.action.kind)) --alive;
-  }
-  return peak;
-}
-
-void require_sound(const Span& span) {
+void require_sound(const Span& span, std::size_t rank) {
   switch (span.action.kind) {
     case ActionKind::kForward:
     case ActionKind::kBackward:
     case ActionKind::kInputGrad:
     case ActionKind::kWeightGrad:
     case ActionKind::kRecompute:
+    case ActionKind::kOffload:
+    case ActionKind::kReload:
+    case ActionKind::kUnshard:
+    case ActionKind::kReshard:
+    case ActionKind::kReduceGrad:
+    case ActionKind::kUpdate:
       break;
     case ActionKind::kSendForward:
     case ActionKind::kRecvForward:
     case ActionKind::kSendBackward:
     case ActionKind::kRecvBackward:
-    case ActionKind::kUnshard:
-    case ActionKind::kReshard:
-    case ActionKind::kReduceGrad:
-    case ActionKind::kOffload:
-    case ActionKind::kReload:
-    case ActionKind::kUpdate:
     case ActionKind::kOverlap:
-      throw ValueError(
-          concat("a timeline holds F, B, I, W and R only, got ", to_string(span.action)));
+      throw ValueError(concat("a timeline holds no transfers and no overlapped pairs, got ",
+                              to_string(span.action)));
   }
   if (std::isfinite(span.start) && std::isfinite(span.end) && span.start <= span.end) return;
   throw ValueError(concat("a span must start, then end, at finite times, ", to_string(span.action),
-                          " on rank ", span.rank, " has [", span.start, ", ", span.end, "]"));
+                          " on rank ", rank, " has [", span.start, ", ", span.end, "]"));
 }
 
 struct Extent {
@@ -68,6 +51,8 @@ Extent extent_of(const std::vector<Span>& spans) {
   return extent;
 }
 
+double idle_share(double busy, double time) { return time > 0.0 ? 1.0 - busy / time : 0.0; }
+
 }  // namespace
 
 Timeline make_timeline(std::vector<std::vector<Span>> ranks) {
@@ -75,11 +60,13 @@ Timeline make_timeline(std::vector<std::vector<Span>> ranks) {
   timeline.ranks = std::move(ranks);
   std::vector<Extent> extents;
   for (const auto& spans : timeline.ranks) {
-    std::for_each(spans.begin(), spans.end(), require_sound);
     double busy = 0.0;
-    for (const Span& span : spans) busy += span.end - span.start;
+    for (const Span& span : spans) {
+      require_sound(span, timeline.busy.size());
+      busy += span.end - span.start;
+    }
     timeline.busy.push_back(busy);
-    timeline.peak_memory.push_back(peak_of(spans));
+    timeline.peak_memory.push_back(peak_activations(spans));
     if (!spans.empty()) extents.push_back(extent_of(spans));
     timeline.spans.push_back(spans.empty() ? 0.0 : extents.back().end - extents.back().start);
   }
@@ -90,10 +77,24 @@ Timeline make_timeline(std::vector<std::vector<Span>> ranks) {
     }
     timeline.makespan = whole.end - whole.start;
   }
-  for (const double busy : timeline.busy) {
-    timeline.bubble.push_back(timeline.makespan > 0.0 ? 1.0 - busy / timeline.makespan : 0.0);
+  for (std::size_t rank = 0; rank < timeline.ranks.size(); ++rank) {
+    const double busy = timeline.busy[rank];
+    timeline.bubble.push_back(idle_share(busy, timeline.makespan));
+    timeline.span_bubble.push_back(idle_share(busy, timeline.spans[rank]));
   }
   return timeline;
+}
+
+double first_start(const Timeline& timeline) {
+  bool found = false;
+  double first = 0.0;
+  for (const auto& spans : timeline.ranks) {
+    for (const Span& span : spans) {
+      first = found ? std::min(first, span.start) : span.start;
+      found = true;
+    }
+  }
+  return first;
 }
 
 }  // namespace pipert

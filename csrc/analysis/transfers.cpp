@@ -6,7 +6,6 @@
 #include "base/index.h"
 
 namespace pipert {
-namespace {
 
 bool is_transfer(const Action& action) {
   switch (action.kind) {
@@ -31,8 +30,6 @@ bool is_transfer(const Action& action) {
   }
   return false;
 }
-
-}  // namespace
 
 bool is_lowered(const Schedule& schedule) {
   return std::any_of(schedule.ranks.begin(), schedule.ranks.end(), [](const auto& actions) {

@@ -15,6 +15,9 @@ struct Transfer {
   Place receiver;
 };
 
+// Whether it is a SEND or a RECV.
+bool is_transfer(const Action& action);
+
 // Whether the schedule has any SEND or RECV.
 bool is_lowered(const Schedule& schedule);
 

@@ -1,4 +1,4 @@
-// One bind_<floor> for each floor: each adds its floor's names to the module `_C`.
+// One bind_<floor> for each floor, and more for a large one: each adds names to the module `_C`.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -9,7 +9,9 @@ void bind_errors(pybind11::module_& module);
 void bind_ir(pybind11::module_& module);
 void bind_schedule(pybind11::module_& module);
 void bind_verify(pybind11::module_& module);
-void bind_analysis(pybind11::module_& module);
+void bind_costs(pybind11::module_& module);
+void bind_timeline(pybind11::module_& module);
+void bind_drawings(pybind11::module_& module);
 void bind_plan(pybind11::module_& module);
 void bind_transport(pybind11::module_& module);
 void bind_runtime(pybind11::module_& module);

@@ -1,4 +1,4 @@
-// verify: a method of Schedule, with Verdict.
+// Schedule.verify with its Verdict, and Schedule.peak_weight_versions.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -7,6 +7,7 @@
 
 #include "analysis/render_counterexample.h"
 #include "analysis/verify.h"
+#include "analysis/weight_versions.h"
 #include "base/error.h"
 #include "bindings/bind.h"
 #include "bindings/picture_file.h"
@@ -21,6 +22,11 @@ using OneOrMany = std::variant<double, std::vector<double>>;
 std::vector<double> to_vector(const OneOrMany& values) {
   if (const auto* one = std::get_if<double>(&values)) return {*one};
   return std::get<std::vector<double>>(values);
+}
+
+std::vector<int> weight_versions_of(const Schedule& schedule) {
+  require_valid(schedule);
+  return peak_weight_versions(split_overlaps(schedule));
 }
 
 Verdict verify_schedule(const Schedule& schedule, std::optional<int> capacity, bool rendezvous,
@@ -135,6 +141,14 @@ Returns:
 
 Raises:
     ValueError: A negative capacity; limits, sizes or tied stages that don't fit the schedule.)");
+  schedule.def("peak_weight_versions", &weight_versions_of,
+               py::call_guard<py::gil_scoped_release>(),
+               R"(By rank: the most versions of a stage's weights that it keeps at once.
+
+1 on each rank of a synchronous schedule.
+
+Raises:
+    ValueError: A schedule that verify() rejects.)");
 }
 
 }  // namespace pipert

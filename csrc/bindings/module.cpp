@@ -5,7 +5,9 @@ PYBIND11_MODULE(_C, module) {
   pipert::bind_errors(module);
   pipert::bind_ir(module);
   pipert::bind_verify(module);
-  pipert::bind_analysis(module);
+  pipert::bind_costs(module);
+  pipert::bind_timeline(module);
+  pipert::bind_drawings(module);
   pipert::bind_schedule(module);
   pipert::bind_plan(module);
   pipert::bind_transport(module);

@@ -1,0 +1,64 @@
+// Costs: what the actions and messages of a schedule take, for simulate(). A plain value.
+#pragma once
+
+#include <map>
+#include <vector>
+
+#include "base/ids.h"
+#include "ir/schedule.h"
+
+namespace pipert {
+
+// One number for all edges but those that have their own.
+struct EdgeCost {
+  double standard = 0.0;
+  std::map<Edge, double> own = {};
+
+  EdgeCost(double value = 0.0) : standard(value) {}  // NOLINT: a number is the usual case
+  EdgeCost(double value, std::map<Edge, double> of_edges)
+      : standard(value), own(std::move(of_edges)) {}
+  double at(Edge edge) const;
+};
+
+// Times in any one unit (the Python face uses seconds), of a whole microbatch. Each vector has one
+// entry, or one for each stage; it may be empty where that is said.
+struct Costs {
+  std::vector<double> forward = {1.0};
+  std::vector<double> input = {1.0};   // the I half of backward; B costs input + weight
+  std::vector<double> weight = {1.0};  // the W half
+  std::vector<double> recompute = {};  // of a forward that is run again; empty: as `forward`
+  std::vector<double> update = {0.0};  // the optimizer's, of a stage
+  std::vector<double> reduce = {0.0};  // of a stage's gradients over its replicas
+  std::vector<double> unshard = {0.0};
+  std::vector<double> reshard = {0.0};
+  std::vector<double> offload = {0.0};  // of one activation, as long as the rank is held up by it
+  std::vector<double> reload = {0.0};
+
+  EdgeCost latency = {};              // of one message between ranks
+  EdgeCost bandwidth = {};            // bytes for each unit of time; 0: infinite
+  std::vector<double> bytes = {0.0};  // of the message that carries an activation out of a stage
+  std::vector<double> gradient_bytes = {};  // of the one that brings its gradient; empty: as bytes
+  // Edges whose messages share one link; an edge that is in none has a link of its own.
+  std::vector<std::vector<Edge>> links = {};
+  bool blocking = false;  // a transfer holds up both of its ranks
+
+  // What one activation takes on its rank; empty: not known.
+  std::vector<double> activation_bytes = {};
+  // What of it stays from I to W, from 0 to 1.
+  std::vector<double> weight_share = {1.0};
+};
+
+// Throws ValueError for costs that don't fit the schedule.
+void require_costs(const Costs& costs, const Schedule& schedule);
+
+// `values[stage]`, or the one value of all stages. REQUIRES values that fit the schedule.
+double of_stage(const std::vector<double>& values, StageIndex stage);
+
+// How long an action holds up its rank, transfers apart; 0 for an overlapped pair, a SEND, a RECV.
+// Of a microbatch that is cut into `num_slices` each slice takes as much of it as the others.
+double duration_of(const Action& action, const Costs& costs, int num_slices);
+
+// Of the message that an F, B or I, or their SEND, puts out.
+double message_bytes(const Action& sender, const Costs& costs, int num_slices);
+
+}  // namespace pipert

@@ -1,0 +1,64 @@
+// Steps: a schedule as it is run on paper: for each rank its actions, with what is known of their
+// times so far. Filled by asynchronous_run or blocking_run.
+#pragma once
+
+#include <vector>
+
+#include "analysis/costs.h"
+#include "analysis/network.h"
+#include "analysis/timeline.h"
+#include "base/index.h"
+
+namespace pipert {
+
+struct Step {
+  // No earlier than this as far as messages go; kNotSent: until its message arrives. Once the step
+  // has run: when it began.
+  double start = 0.0;
+  double end = 0.0;
+  Place reader;  // the step that takes its message, on another rank; none: it sends none
+  Place before;  // the step that it had to wait for
+};
+
+inline constexpr double kNotSent = -1.0;
+
+struct Steps {
+  const Schedule& schedule;
+  const Costs& costs;
+  std::vector<std::vector<Step>> ranks;  // by rank, then by position
+  bool keeps_messages = false;
+  std::vector<std::vector<MessageSpan>> messages;  // by reader's rank, places are those of steps
+
+  Step& at(Place place) { return ranks[as_index(place.rank)][as_index(place.position)]; }
+  const Step& at(Place place) const {
+    return ranks[as_index(place.rank)][as_index(place.position)];
+  }
+  const Action& action_at(Place place) const {
+    return schedule.ranks[as_index(place.rank)][as_index(place.position)];
+  }
+  double duration_at(Place place) const {
+    return duration_of(action_at(place), costs, schedule.num_slices);
+  }
+  int num_steps(Rank rank) const { return static_cast<int>(ranks[as_index(rank)].size()); }
+
+  // Puts a step's message onto the network at `ready`, and tells its reader.
+  Transmission send(Network& network, Place sender, double ready, Place cause);
+};
+
+// The action that makes what a SEND sends, or that reads what a RECV takes.
+Place compute_of(const Action& transfer, const ActionIndex& index);
+
+// Nothing run yet. In a lowered schedule a message's sender is its SEND; its reader is the RECV if
+// transfers are blocking, else the action that needs it. The schedule and the costs must outlive
+// the steps. REQUIRES overlapped pairs taken apart, a schedule that verify() accepts.
+Steps make_steps(const Schedule& schedule, const Costs& costs, bool keeps_messages);
+
+// Runs all steps, each as soon as its rank is free and its message has arrived. O(steps), or
+// O(steps log ranks) if ranks share a link.
+void run_asynchronous(Steps& steps);
+
+// Runs all steps; a message goes when both of its ranks have come to it, and holds up both until it
+// has arrived. O(steps log ranks).
+void run_blocking(Steps& steps);
+
+}  // namespace pipert
