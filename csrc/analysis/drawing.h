@@ -3,10 +3,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string>
 #include <vector>
 
+#include "analysis/byte_size.h"
 #include "analysis/timeline.h"
 #include "base/error.h"
+#include "base/index.h"
 
 namespace pipert {
 
@@ -17,6 +20,12 @@ inline std::vector<StageIndex> stages_seen(const std::vector<Span>& spans) {
   std::sort(stages.begin(), stages.end());
   stages.erase(std::unique(stages.begin(), stages.end()), stages.end());
   return stages;
+}
+
+// "8", or "1.5 GB": the most that a rank's activations take.
+inline std::string peak_label(const Timeline& timeline, Rank rank, bool in_bytes) {
+  return in_bytes ? byte_size(timeline.peak_bytes[as_index(rank)])
+                  : concat(timeline.peak_memory[as_index(rank)]);
 }
 
 // Two finite times may be farther apart than a number can say.

@@ -5,9 +5,39 @@
 
 namespace pipert {
 
+namespace {
+
+// The kind whose colours this one has.
+ActionKind coloured_as(ActionKind kind) {
+  switch (kind) {
+    case ActionKind::kForward:
+    case ActionKind::kBackward:
+    case ActionKind::kInputGrad:
+    case ActionKind::kWeightGrad:
+    case ActionKind::kRecompute:
+    case ActionKind::kUpdate:
+      return kind;
+    case ActionKind::kReduceGrad:
+    case ActionKind::kUnshard:
+    case ActionKind::kReshard:
+    case ActionKind::kOffload:
+    case ActionKind::kReload:
+    case ActionKind::kSendForward:
+    case ActionKind::kRecvForward:
+    case ActionKind::kSendBackward:
+    case ActionKind::kRecvBackward:
+    case ActionKind::kOverlap:
+      return ActionKind::kReduceGrad;
+  }
+  return kind;
+}
+
+}  // namespace
+
 const KindColours& colours_of(ActionKind kind) {
-  return *std::find_if(kPalette.begin(), kPalette.end() - 1,
-                       [kind](const KindColours& colours) { return colours.kind == kind; });
+  return *std::find_if(
+      kPalette.begin(), kPalette.end() - 1,
+      [look = coloured_as(kind)](const KindColours& colours) { return colours.kind == look; });
 }
 
 Colour shade_of(ActionKind kind, Microbatch microbatch, int num_microbatches) {

@@ -26,11 +26,14 @@ struct Extent {
   std::size_t boxes = 0;
   std::size_t boxes_of_rank = 0;  // of the one with most
   std::size_t chunks = 1;         // likewise
+  bool with_bytes = false;        // of each panel is known how many
 };
 
 Extent measure(const std::vector<Panel>& panels) {
   Extent extent;
+  extent.with_bytes = !panels.empty();
   for (const Panel& panel : panels) {
+    extent.with_bytes = extent.with_bytes && !panel.timeline.peak_bytes.empty();
     require_drawable(panel.timeline);
     extent.ranks += panel.timeline.ranks.size();
     for (const auto& spans : panel.timeline.ranks) {
@@ -98,12 +101,17 @@ std::string render_svg(const std::vector<Panel>& panels, const SvgOptions& optio
   const bool in_columns = extent.boxes > kMostBoxes || extent.boxes_of_rank > kMostBoxesOfRank;
   if (options.transfers) require_few_arrows(panels, in_columns);
   PanelStyle style{.rows = layout_rows(static_cast<int>(extent.ranks), options.transfers),
-                   .with_arrows = options.transfers};
+                   .with_arrows = options.transfers,
+                   .with_bytes = extent.with_bytes};
   if (in_columns) {
     style.num_columns =
         std::min(static_cast<int>(kPlotWidth), kMostRuns / static_cast<int>(extent.ranks));
   }
-  double height = kLegendHeight;
+  const DrawnLegend legend = svg_legend(panels, {.num_chunks = static_cast<int>(extent.chunks),
+                                                 .with_arrows = options.transfers,
+                                                 .in_columns = in_columns,
+                                                 .with_bytes = extent.with_bytes});
+  double height = legend.height;
   for (const Panel& panel : panels) height += panel_height(panel, style.rows) + kPanelGap;
   const std::string size =
       concat("width=\"", svg_number(kWidth), "\" height=\"", svg_number(height), "\"");
@@ -111,10 +119,8 @@ std::string render_svg(const std::vector<Panel>& panels, const SvgOptions& optio
       concat("<svg xmlns=\"http://www.w3.org/2000/svg\" ", size, " viewBox=\"0 0 ",
              svg_number(kWidth), " ", svg_number(height), "\">\n", kStyle, kDefinitions);
   out += svg_rect({0.0, 0.0, kWidth, height}, "class=\"page\"");
-  out += svg_legend(panels, {.num_chunks = static_cast<int>(extent.chunks),
-                             .with_arrows = options.transfers,
-                             .in_columns = in_columns});
-  double top = kLegendHeight;
+  out += legend.svg;
+  double top = legend.height;
   for (const Panel& panel : panels) {
     out += svg_panel(panel, style, top);
     top += panel_height(panel, style.rows) + kPanelGap;

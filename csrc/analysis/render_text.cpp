@@ -14,6 +14,7 @@ namespace {
 constexpr int kNarrowest = 40;
 constexpr int kBubbleWidth = 7;  // " bubble", "   100%"
 constexpr int kPeakWidth = 6;    // "  peak"
+constexpr int kBytesWidth = 9;   // "  1.25 GB"
 constexpr int kTickWidth = 10;   // at least, from tick to tick
 
 std::string padded(std::string text, int width, bool right) {
@@ -75,10 +76,13 @@ class Drawing {
   Drawing(const Timeline& timeline, int width)
       : timeline_(timeline),
         label_width_(static_cast<int>(concat("rank ", timeline.ranks.size()).size())),
-        columns_(std::max(8, width - label_width_ - 3 - kBubbleWidth - kPeakWidth)) {}
+        with_bytes_(!timeline.peak_bytes.empty()),
+        peak_width_(with_bytes_ ? kBytesWidth : kPeakWidth),
+        columns_(std::max(8, width - label_width_ - 3 - kBubbleWidth - peak_width_)) {}
 
   std::string draw() {
-    out_ = padded("", label_width_ + columns_ + 3, false) + " bubble  peak\n";
+    out_ = padded("", label_width_ + columns_ + 3, false) + padded("bubble", kBubbleWidth, true) +
+           padded("peak", peak_width_, true) + "\n";
     for (Rank rank = 0; rank < static_cast<Rank>(timeline_.ranks.size()); ++rank) draw_rank(rank);
     Line axis(timeline_, columns_, ' ');
     axis.draw_ticks();
@@ -97,7 +101,7 @@ class Drawing {
     for (const Span& span : spans) line.draw(span, with_stage);
     out_ += padded(concat("rank ", rank), label_width_, false) + " |" + line.text() + "|" +
             padded(percent(timeline_.bubble[as_index(rank)]), kBubbleWidth, true) +
-            padded(concat(timeline_.peak_memory[as_index(rank)]), kPeakWidth, true) + "\n";
+            padded(peak_label(timeline_, rank, with_bytes_), peak_width_, true) + "\n";
   }
 
   std::string legend() const {
@@ -106,6 +110,8 @@ class Drawing {
 
   const Timeline& timeline_;
   int label_width_;
+  bool with_bytes_;
+  int peak_width_;
   int columns_;
   bool any_stage_ = false;
   std::string out_;

@@ -19,6 +19,14 @@ namespace {
 constexpr double kMostTicks = 12.0;
 constexpr int kLongestTitle = 110;
 
+// "3", of a slice "3s1"; the kind where there is no microbatch.
+std::string box_label(const Action& action) {
+  if (!has_microbatch(action.kind)) return std::string(kind_name(action.kind));
+  std::string number = std::to_string(action.microbatch);
+  if (action.slice != kWholeSequence) number += concat("s", action.slice);
+  return number;
+}
+
 class PanelDrawing {
  public:
   PanelDrawing(const Panel& panel, const PanelStyle& style, double top)
@@ -71,7 +79,8 @@ class PanelDrawing {
     const auto percent = std::lround(100.0 * timeline_.bubble[as_index(rank)]);
     out_ += svg_text({kLeft - 8.0, baseline}, "rank", concat("rank ", rank));
     out_ += svg_text({kBubbleRight, baseline}, "rank", concat(percent, "%"));
-    out_ += svg_text({kPeakRight, baseline}, "rank", concat(timeline_.peak_memory[as_index(rank)]));
+    out_ +=
+        svg_text({kPeakRight, baseline}, "rank", peak_label(timeline_, rank, style_.with_bytes));
   }
 
   void draw_boxes(Rank rank) {
@@ -98,7 +107,7 @@ class PanelDrawing {
       out_ += svg_rect({box.x, box.y + box.height - foot, width, foot},
                        white ? "class=\"pale foot\"" : "class=\"foot\"");
     }
-    const std::string number = std::to_string(span.action.microbatch);
+    const std::string number = box_label(span.action);
     const bool fits = static_cast<double>(number.size()) * kDigitWidth + 2.4 <= whole;
     if (fits && box.height >= kLabelHeight) {
       const double baseline = box.y + box.height / 2.0 + (with_feet ? 2.0 : 4.0);

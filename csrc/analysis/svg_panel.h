@@ -11,7 +11,8 @@ namespace pipert {
 struct PanelStyle {
   RowLayout rows;
   bool with_arrows = false;
-  int num_columns = 0;  // so many in place of boxes; 0: boxes
+  bool with_bytes = false;  // peaks are in bytes
+  int num_columns = 0;      // so many in place of boxes; 0: boxes
 };
 
 double panel_height(const Panel& panel, const RowLayout& rows);
