@@ -1,8 +1,8 @@
 """What simulate() does, slowly and in another way: by fixed point.
 
-Times are guessed to be 0. From the arrivals so far follows when each rank does what; from that, when
-each message is ready to leave; and from all these, in the order of time, when each arrives. That is
-repeated until nothing changes: each round settles at least the next moment.
+Times are guessed to be 0. From the arrivals so far follows when each rank does what; from that,
+when each message is ready to leave; and from all these, in the order of time, when each arrives.
+That is repeated until nothing changes: each round settles at least the next moment.
 """
 
 from dataclasses import dataclass, field

@@ -44,7 +44,9 @@ class Result:
     makespan: float
     bubble_max: float
     bubble_mean: float
+    span_bubble_max: float
     peak_memory: float  # the most of any rank
+    peak_bytes: float | None  # likewise
     over_memory: bool
 
     def rank_among_others(self) -> tuple[float, float, str]:
@@ -103,7 +105,9 @@ def _result_of(name: str, schedule: Schedule, args: argparse.Namespace) -> Resul
         makespan=timeline.makespan,
         bubble_max=max(timeline.bubble),
         bubble_mean=sum(timeline.bubble) / len(timeline.bubble),
+        span_bubble_max=max(timeline.span_bubble),
         peak_memory=peak,
+        peak_bytes=None if timeline.peak_bytes is None else max(timeline.peak_bytes),
         over_memory=args.memory is not None and peak > args.memory,
     )
 

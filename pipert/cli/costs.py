@@ -6,37 +6,71 @@ from pipert import Costs, Schedule, Timeline
 from pipert.cli import values
 from pipert.cli.failures import BadScheduleError, UsageError
 
-_TIMES = ("forward", "input", "weight")
+_TIMES = {
+    "forward": "time of F; default 1",
+    "input": "time of I, the input half of backward; B takes I and W; default 1",
+    "weight": "time of W, the weight half of backward; default 1",
+    "recompute": "time of R, the forward again; default as F",
+    "update": "time of the optimizer's update of a stage; at the end if the schedule has none",
+    "reduce": "time of the reduction of a stage's gradients; likewise, before the updates",
+    "unshard": "time of UNSHARD",
+    "reshard": "time of RESHARD",
+    "offload": "time that OFFLOAD holds up its rank",
+    "reload": "time that RELOAD holds up its rank",
+}
+_BYTES = {
+    "bytes": "of the message with the activation out of a stage",
+    "gradient_bytes": "of the message with its gradient; default as --bytes",
+}
+_MEMORY = {
+    "activation_bytes": "of one activation of a stage on its rank: peaks in bytes",
+    "weight_share": "of it from I to W, 0 to 1; default 1",
+}
+_OF_STAGES = (*_TIMES, *_BYTES, *_MEMORY)
 
 
 def add_costs(parser: argparse.ArgumentParser) -> None:
-    """Declares the costs, with the defaults of pipert.Costs."""
+    """Declares the costs; what isn't given has the default of pipert.Costs."""
     group = parser.add_argument_group(
         "costs", "in any one unit of time; one number, or T for each stage with commas between"
     )
-    defaults = Costs()
-    for name, text in (
-        ("forward", "time of F"),
-        ("input", "time of I, the input half of backward; B takes I and W"),
-        ("weight", "time of W, the weight half of backward"),
-        ("bytes", "of one activation out of a stage"),
-    ):
-        default = getattr(defaults, name)
-        group.add_argument(
-            f"--{name}",
-            type=values.numbers,
-            default=default,
-            metavar="T[,T...]" if name in _TIMES else "N[,N...]",
-            help=f"{text}; default {default[0]:g}",
-        )
+    _add_of_stages(group, _TIMES, "T[,T...]")
+    group = parser.add_argument_group("messages between ranks")
     for name, metavar, text in (
-        ("latency", "T", "time of one message between ranks; default 0"),
+        ("latency", "T", "time of one message; default 0"),
         ("bandwidth", "N", "bytes for each unit of time; default 0: no limit"),
     ):
-        default = getattr(defaults, name)
+        group.add_argument(f"--{name}", type=values.number, default=0.0, metavar=metavar, help=text)
         group.add_argument(
-            f"--{name}", type=values.number, default=default, metavar=metavar, help=text
+            f"--{name}-of",
+            type=values.edge_number,
+            action="append",
+            default=[],
+            metavar=f"A-B={metavar}",
+            help=f"{name} from rank A to rank B; may be repeated",
         )
+    _add_of_stages(group, _BYTES, "N[,N...]")
+    group.add_argument(
+        "--link",
+        type=values.edges,
+        action="append",
+        default=[],
+        metavar="A-B[,C-D...]",
+        help="edges that share one link; may be repeated; other edges have one each",
+    )
+    group.add_argument(
+        "--blocking", action="store_true", help="a transfer holds up both of its ranks"
+    )
+    _add_of_stages(parser.add_argument_group("memory"), _MEMORY, "N[,N...]")
+
+
+def _add_of_stages(group: argparse._ArgumentGroup, texts: dict[str, str], metavar: str) -> None:
+    for name, text in texts.items():
+        group.add_argument(_option(name), type=values.numbers, metavar=metavar, help=text)
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def costs_of(args: argparse.Namespace, num_stages: int, *, share: float = 1.0) -> Costs:
@@ -45,26 +79,33 @@ def costs_of(args: argparse.Namespace, num_stages: int, *, share: float = 1.0) -
     Args:
         args: with them.
         num_stages: of the schedule that they are for.
-        share: what a stage takes of each time.
+        share: what a stage takes of each time, and of an activation's bytes.
     """
     check_lengths(args, num_stages)
+    unscaled = (*_BYTES, "weight_share")
+    given = {
+        name: [value * (1.0 if name in unscaled else share) for value in getattr(args, name)]
+        for name in _OF_STAGES
+        if getattr(args, name) is not None
+    }
+    for name in ("forward", "input", "weight"):
+        given.setdefault(name, [share])
     return Costs(
-        forward=[time * share for time in args.forward],
-        input=[time * share for time in args.input],
-        weight=[time * share for time in args.weight],
-        latency=args.latency,
-        bandwidth=args.bandwidth,
-        bytes=args.bytes,
+        **given,
+        latency={None: args.latency, **dict(args.latency_of)},
+        bandwidth={None: args.bandwidth, **dict(args.bandwidth_of)},
+        links=args.link,
+        blocking=args.blocking,
     )
 
 
 def check_lengths(args: argparse.Namespace, num_stages: int | None) -> None:
     """Checks that each cost is one number, or one for each stage if their number is known."""
-    for name in (*_TIMES, "bytes"):
-        given = len(getattr(args, name))
-        if given not in (1, num_stages):
+    for name in _OF_STAGES:
+        given = getattr(args, name)
+        if given is not None and len(given) not in (1, num_stages):
             several = "--stages with it" if num_stages is None else f"{num_stages} (--stages)"
-            raise UsageError(f"--{name}: expected 1 number or {several}, got {given}")
+            raise UsageError(f"{_option(name)}: expected 1 number or {several}, got {len(given)}")
 
 
 def simulate(schedule: Schedule, costs: Costs) -> Timeline:
@@ -74,7 +115,7 @@ def simulate(schedule: Schedule, costs: Costs) -> Timeline:
     except ValueError as error:
         reason = str(error)
     try:
-        schedule.simulate()
+        schedule.simulate(Costs(blocking=costs.blocking))
     except ValueError as error:
         raise BadScheduleError(str(error)) from None
     raise UsageError(f"costs: {reason}")

@@ -62,6 +62,34 @@ def indices(text: str) -> list[int]:
         ) from None
 
 
+def _edge(text: str) -> tuple[int, int]:
+    source, dash, destination = text.partition("-")
+    if not (dash and source.isdecimal() and destination.isdecimal()):
+        raise ValueError(text)
+    return integer(0)(source), integer(0)(destination)
+
+
+def edge_number(text: str) -> tuple[tuple[int, int], float]:
+    """Reads A-B=NUMBER: a number of at least 0 for the edge from rank A to rank B."""
+    edge, _, value = text.partition("=")
+    try:
+        return _edge(edge), _number(value)
+    except ValueError:
+        raise ArgumentTypeError(
+            f"expected A-B=NUMBER, a number of at least 0 from rank A to rank B, got {text!r}"
+        ) from None
+
+
+def edges(text: str) -> list[tuple[int, int]]:
+    """Reads one edge A-B, or several with commas between them."""
+    try:
+        return [_edge(part) for part in text.split(",")]
+    except ValueError:
+        raise ArgumentTypeError(
+            f"expected edges from rank A to rank B as A-B,C-D, got {text!r}"
+        ) from None
+
+
 def option(text: str) -> tuple[str, int]:
     """Reads NAME=INTEGER."""
     name, _, value = text.partition("=")
