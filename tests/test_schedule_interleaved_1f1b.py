@@ -1,3 +1,4 @@
+import published_table
 import pytest
 import torch_schedules
 from schedule_tables import drawn, in_comment
@@ -44,6 +45,29 @@ def test_bubble_formula(p, v, rounds):
     m = p * rounds
     timeline = build(p, m, v).simulate(Costs(forward=2.0 / v, input=1.0 / v, weight=3.0 / v))
     assert timeline.makespan == pytest.approx(m * 6.0 + (p - 1) * 6.0 / v)
+
+
+@pytest.mark.parametrize("p", [2, 3, 4, 8])
+@pytest.mark.parametrize("v", [1, 2, 3])
+@pytest.mark.parametrize("rounds", [1, 2, 5])
+def test_latency_formula_where_ranks_divide_microbatches(p, v, rounds):
+    m, latency = p * rounds, 0.125
+    costs = Costs(forward=3 / v, input=2 / v, weight=4 / v, latency=latency)
+    idle = max(build(p, m, v).simulate(costs).spans) - m * 9
+    assert idle == pytest.approx((p - 1) * 9 / v + (2 * p * v - 2) * latency)
+
+
+@pytest.mark.parametrize("row", published_table.rows(), ids=published_table.name)
+def test_on_the_published_profiles_it_idles_p_latencies_longer_than_was_published(row):
+    p, m = published_table.sizes(row)
+    f, i, w, c = published_table.times(row)
+    v = (int(row["layers"]) + 2) // p
+    published = (p - 1) * (f + i + w) / v + (2 * p * v - p - 2) * c
+    rate = published / (m * (f + i + w) + published)
+    assert f"{rate:.4f}" == row["bubble_1f1b_interleaved"]
+    costs = Costs(forward=f / v, input=i / v, weight=w / v, latency=c)
+    idle = max(build(p, m, v).simulate(costs).spans) - m * (f + i + w)
+    assert idle == pytest.approx(published + p * c)
 
 
 @pytest.mark.parametrize(
