@@ -5,20 +5,20 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 
-from pipert import Schedule, render_svg
+from pipert import Action, Costs, Schedule, render_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def fills(schedule):
-    """The colours of each kind's boxes, by microbatch."""
+def fills(schedule, costs=None):
+    """The colours of each kind's boxes, by microbatch (-1: none)."""
     found = defaultdict(dict)
-    for group in ElementTree.fromstring(render_svg([("", schedule.simulate())])).iter(f"{SVG}g"):
-        text, fill = group.find(f"{SVG}title").text, group.find(f"{SVG}rect").get("fill")
-        kind = next(letter for letter in text if letter.isalpha())
-        found[kind][int(text.partition(kind)[2])] = tuple(
-            int(fill[i : i + 2], 16) / 255 for i in (1, 3, 5)
-        )
+    timeline = schedule.simulate(costs or Costs())
+    for group in ElementTree.fromstring(render_svg([("", timeline)])).iter(f"{SVG}g"):
+        action = Action.parse(group.find(f"{SVG}title").text)
+        fill = group.find(f"{SVG}rect").get("fill")
+        microbatch = -1 if action.microbatch is None else action.microbatch
+        found[action.kind][microbatch] = tuple(int(fill[i : i + 2], 16) / 255 for i in (1, 3, 5))
     return found
 
 
@@ -65,13 +65,23 @@ SIGHTS = {
 
 
 def every_kind():
-    return fills(Schedule.build("dualpipe_v", num_ranks=4, num_microbatches=8))
+    """The colours of all kinds; those of UPDATE and of what moves data have no shades."""
+    found = fills(Schedule.build("dualpipe_v", num_ranks=4, num_microbatches=8))
+    again = [f"0{kind}{m}" for m in range(8) for kind in "FRB"]
+    schedule = Schedule([["0UNSHARD", "0F8", "0OFFLOAD8", "0RELOAD8", "0B8", *again]])
+    costs = Costs(unshard=1, offload=1, reload=1, update=1, reduce=1)
+    found["R"] = fills(schedule, costs)["R"]
+    found["UPDATE"] = fills(schedule, costs)["UPDATE"]
+    found["moves"] = fills(schedule, costs)["REDUCE_GRAD"]
+    for kind in ("UNSHARD", "OFFLOAD", "RELOAD"):
+        assert set(fills(schedule, costs)[kind].values()) == set(found["moves"].values())
+    return found
 
 
 @pytest.mark.parametrize("sight", SIGHTS)
 def test_kinds_are_told_apart_by_every_reader(sight):
     kinds = every_kind()
-    assert set(kinds) == {"F", "B", "I", "W"}
+    assert set(kinds) == {"F", "B", "I", "W", "R", "UPDATE", "moves"}
     for one, other in combinations(kinds, 2):
         seen = [
             [lab(np.clip(SIGHTS[sight] @ linear(c), 0, 1)) for c in kinds[kind].values()]
@@ -103,5 +113,6 @@ def test_numbers_can_be_read_on_their_boxes():
         for shade in shades.values():
             luminance = 0.2126 * linear(shade)[0] + 0.7152 * linear(shade)[1]
             luminance += 0.0722 * linear(shade)[2]
-            contrast = 1.05 / (luminance + 0.05) if kind == "F" else (luminance + 0.05) / 0.058
+            is_white = kind in ("F", "R", "moves")
+            contrast = 1.05 / (luminance + 0.05) if is_white else (luminance + 0.05) / 0.058
             assert contrast >= 4.3, f"{kind}: {contrast:.2f}"

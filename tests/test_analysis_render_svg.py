@@ -121,6 +121,43 @@ def test_an_arrow_for_each_message_leads_forward_in_time(schedule):
     assert arrows(render_svg([("", timeline)])) == []
 
 
+@pytest.mark.parametrize("blocking", [False, True])
+def test_arrows_lead_from_when_a_message_leaves_to_when_it_arrives(blocking):
+    schedule = Schedule.build("gpipe", num_ranks=3, num_microbatches=3)
+    costs = Costs(forward=[1, 3, 1], latency=0.5, bandwidth=1, bytes=2, blocking=blocking)
+    timeline = schedule.simulate(costs)
+    left, right = 72, 1200 - 112  # of the plot
+
+    def x_of(time):
+        return left + time / timeline.makespan * (right - left)
+
+    drawn = arrows(render_svg([("", timeline)], transfers=True))
+    assert [(start, end) for _, start, end in drawn] == [
+        (pytest.approx(x_of(m.begun), abs=0.01), pytest.approx(x_of(m.arrived), abs=0.01))
+        for m in timeline.messages
+    ]
+    spans = {str(s.action): s for rank in timeline.ranks for s in rank}
+    waits = [spans[str(m.reader)].start - m.arrived for m in timeline.messages]
+    assert (min(waits), max(waits) > 0) == (0, not blocking)  # some arrive before they are read
+
+
+def test_a_legend_that_is_too_long_goes_on_below():
+    ranks = [["0F0", "0R0", "2F0", "2I0", "2W0", "0B0"], ["1F0", "1B0"]]
+    schedule = Schedule(ranks)
+    costs = Costs(update=1, reduce=1, latency=1)
+    for transfers in (False, True):
+        root = ElementTree.fromstring(
+            render_svg([("t", schedule.simulate(costs))], transfers=transfers)
+        )
+        texts = {node.text: node for node in root.iter(f"{SVG}text")}
+        legend = [node for node in root.iter(f"{SVG}text") if node.get("class") == "legend"]
+        ends = [float(node.get("x")) + 6.7 * len(node.text) for node in legend]
+        assert max(ends) <= float(root.get("width"))
+        lowest = max(float(node.get("y")) for node in legend)
+        assert lowest < float(texts["t"].get("y")) - 20
+        assert {"R forward again", "moves of data", "update"} <= set(texts)
+
+
 def test_a_huge_schedule_makes_a_picture_of_bounded_size():
     few = Schedule.build("zb_h1", num_ranks=8, num_microbatches=1000).simulate()
     many = Schedule.build("zb_h1", num_ranks=8, num_microbatches=8000).simulate()

@@ -210,6 +210,48 @@ def test_simulate_prints_what_the_timeline_says(call, ask):
     assert lines[3].split()[1:3] == [f"{timeline.busy[0]:g}", f"{timeline.spans[0]:g}"]
 
 
+def test_simulate_takes_all_costs_and_tells_the_reason_of_every_gap(call, ask):
+    costs = pipert.Costs(
+        recompute=3,
+        update=0.5,
+        reduce=[1, 2],
+        latency={(0, 1): 0.25, None: 0.5},
+        bandwidth={(1, 0): 4, None: 8},
+        bytes=2,
+        gradient_bytes=3,
+        links=[[(0, 1), (1, 0)]],
+        activation_bytes=[100, 200],
+        weight_share=0.5,
+    )
+    timeline = pipert.Schedule.build("1f1b", num_ranks=2, num_microbatches=4).simulate(costs)
+    words = "--recompute 3 --update 0.5 --reduce 1,2 --latency 0.5 --latency-of 0-1=0.25"
+    words += " --bandwidth 8 --bandwidth-of 1-0=4 --bytes 2 --gradient-bytes 3 --link 0-1,1-0"
+    words += " --activation-bytes 100,200 --weight-share 0.5"
+    words = ["simulate", "1f1b", *SIZES, *words.split()]
+    code, answer = ask(*words)
+    assert code == 0
+    for name in ("makespan", "span_bubble", "peak_bytes"):
+        assert answer[name] == getattr(timeline, name)
+    told = [gap.reason for gaps in timeline.gaps for gap in gaps]
+    assert [gap["reason"] for gaps in answer["gaps"] for gap in gaps] == told
+    assert [message["arrived"] for message in answer["messages"]] == [
+        message.arrived for message in timeline.messages
+    ]
+    lines = call(*words, "--gaps")[1].splitlines()
+    assert lines[3].split()[-1] == "200"
+    assert [line.split(maxsplit=3)[3] for line in lines[6:]] == told
+
+
+def test_a_schedule_that_deadlocks_if_transfers_block_is_refused_with_1(call, ask):
+    code, _, err = call("simulate", "1f1b", *SIZES, "--blocking")
+    assert (code, "bad schedule '1f1b': deadlock: " in err) == (1, True)
+    assert ask("simulate", "gpipe", *SIZES, "--blocking")[0] == 0
+    words = ["--ranks", "2", "--microbatches", "4", "--blocking"]
+    _, answer = ask("compare", "gpipe", "1f1b", *words)
+    assert [each["name"] for each in answer["schedules"]] == ["gpipe"]
+    assert "deadlock" in answer["unfit"][0]["reason"]
+
+
 def test_simulate_and_show_refuse_a_schedule_that_cannot_run_with_1(call):
     for command in (["simulate"], ["show"], ["show", "--program"]):
         code, out, err = call(*command, "swapped.csv")
@@ -321,6 +363,13 @@ def test_compare_ends_with_1_if_no_schedule_fits(call):
         ("simulate good.csv --latency 1,2", "--latency: expected a number of.*0, got '1,2'"),
         ("simulate good.csv --bytes 1,2,3", r"--bytes: expected 1 number or 2 \(--stages\), got 3"),
         ("simulate good.csv --latency 1e308", "costs: .*finite"),
+        ("simulate good.csv --latency-of 0-1", "--latency-of: expected A-B=NUMBER.*got '0-1'"),
+        ("simulate good.csv --bandwidth-of 0-1=-2", "--bandwidth-of: expected A-B.*'0-1=-2'"),
+        ("simulate good.csv --link 0-1,1", "--link: expected edges.*as A-B,C-D, got '0-1,1'"),
+        ("simulate good.csv --link 0-2", r"costs: links: an edge must lead.*0 to 1, got \(0, 2\)"),
+        ("simulate good.csv --link 0-1 --link 0-1", r"costs: links: .* got \(0, 1\) twice"),
+        ("simulate good.csv --weight-share 2", "costs: weight_share must be at most 1, got 2"),
+        ("simulate good.csv --update 1,2,3", r"--update: expected 1 number or 2 .* got 3"),
         ("convert good.csv a.json", "expected a file that ends in .csv, got 'a.json'"),
         ("convert good.csv no/a.csv", "no/a.csv: No such file or directory"),
         ("convert good.csv - --json", "--json: expected a file for OUT with it, got -"),

@@ -4,6 +4,7 @@
 #include <random>
 #include <string_view>
 
+#include "analysis/gaps.h"
 #include "analysis/render.h"
 #include "analysis/simulate.h"
 #include "analysis/verify.h"
@@ -65,8 +66,64 @@ Schedule base_schedule(std::mt19937& random) {
                         {.num_ranks = 2, .num_microbatches = 4, .num_stages = 0, .options = {}});
 }
 
+Costs random_costs(std::mt19937& random, int num_ranks) {
+  Costs costs;
+  costs.forward = {1.0 + pick(random, 0, 2)};
+  costs.update = {1.0 * pick(random, 0, 1)};
+  costs.reduce = {1.0 * pick(random, 0, 1)};
+  costs.offload = costs.reload = costs.unshard = {0.5 * pick(random, 0, 1)};
+  costs.latency = 0.5 * pick(random, 0, 2);
+  costs.bandwidth = EdgeCost(pick(random, 0, 2), {{{0, 1}, 0.5}});
+  costs.bytes = {1.0 * pick(random, 0, 3)};
+  costs.activation_bytes = {1000.0};
+  if (pick(random, 0, 1) == 0) {
+    auto& link = costs.links.emplace_back();
+    for (Rank rank = 0; rank < num_ranks; ++rank) link.push_back({rank, (rank + 1) % num_ranks});
+  }
+  return costs;
+}
+
+// With its spans a rank's gaps leave no hole in the makespan.
+void check_gaps(const Timeline& timeline) {
+  const auto gaps = gaps_of(timeline);
+  for (std::size_t rank = 0; rank < timeline.ranks.size(); ++rank) {
+    double time = 0.0;
+    auto gap = gaps[rank].begin();
+    const auto pass_gaps = [&] {
+      for (; gap != gaps[rank].end() && gap->start == time; ++gap) {
+        CHECK(gap->end > gap->start);
+        CHECK(gap->reason != GapReason::kUnknown);
+        CHECK(!to_string(*gap).empty());
+        time = gap->end;
+      }
+    };
+    for (const Span& span : timeline.ranks[rank]) {
+      pass_gaps();
+      CHECK(span.start == time);
+      time = span.end;
+    }
+    pass_gaps();
+    CHECK(gap == gaps[rank].end());
+    CHECK(time == timeline.makespan);
+  }
+}
+
+void check_simulation(const Schedule& schedule, std::mt19937& random) {
+  Costs costs = random_costs(random, schedule.num_ranks());
+  check_gaps(simulate(schedule, costs, Detail::kMessages));
+  costs.blocking = true;
+  VerifyOptions rendezvous;
+  rendezvous.forward_only = is_forward_only(schedule);
+  rendezvous.send_mode = SendMode::kRendezvous;
+  if (verify(schedule, rendezvous).ok()) {
+    check_gaps(simulate(schedule, costs, Detail::kMessages));
+  } else {
+    CHECK_THROWS(simulate(schedule, costs), ValueError);
+  }
+}
+
 // Whatever the schedule: a verdict with a message, or one that the other passes agree with.
-void check_all(const Schedule& schedule, const VerifyOptions& options) {
+void check_all(const Schedule& schedule, const VerifyOptions& options, std::mt19937& random) {
   const Verdict verdict = verify(schedule, options);
   CHECK(verdict.ok() == verdict.message.empty());
   if (options.forward_only) return;
@@ -77,6 +134,7 @@ void check_all(const Schedule& schedule, const VerifyOptions& options) {
     CHECK(!timeline.critical_path.empty());
     CHECK(!render_text(timeline).empty());
     CHECK(!render_svg({{"fuzz", timeline}}, {.transfers = true}).empty());
+    check_simulation(schedule, random);
   } else {
     CHECK(!verdict.ok());
     CHECK_THROWS(simulate(schedule, {}), ValueError);
@@ -91,7 +149,7 @@ void mutated_schedules_get_a_verdict() {
     VerifyOptions options;
     options.forward_only = pick(random, 0, 4) == 0;
     if (pick(random, 0, 1) == 0) options.capacity = pick(random, 0, 3);
-    check_all(schedule, options);
+    check_all(schedule, options, random);
   }
 }
 
