@@ -153,7 +153,7 @@ def make_report(parts: Sequence[dict[str, Any]], schedule: Schedule) -> Report:
         input=[means.get(f"B{stage}", means.get(f"I{stage}", 0.0)) for stage in stages],
         weight=[means.get(f"W{stage}", 0.0) for stage in stages],
     )
-    timeline = schedule.simulate(costs)
+    timeline = schedule.simulate(costs, messages=False)
     step_s = max(r.step_s for r in ranks)
     return Report(
         ranks=ranks,

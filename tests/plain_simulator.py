@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 from pipert import Action, Costs, Schedule
 
 
+class Deadlock(Exception):  # noqa: N818
+    """There is no fixed point: ranks wait for each other, and times grow for ever."""
+
+
 @dataclass
 class Plain:
     """Exact for times that are whole numbers, and for actions that all take time."""
@@ -53,22 +57,23 @@ class Plain:
             if arrivals == self.arrivals:
                 return self
             self.arrivals = arrivals
-        raise AssertionError("no fixed point")
+        raise Deadlock
 
     def _run_ranks(self):
         """Starts and ends under the arrivals so far; returns when each message is ready."""
         ready = {}
         comes = {}  # blocking: when the reader comes to take it
         for actions in self.schedule.actions:
+            came = 0.0  # behind the action before
             clock = 0.0
             for action in actions:
                 text = str(action)
                 if text in self.sender:
-                    comes[self.sender[text]] = clock
+                    comes[self.sender[text]] = came
                     clock = max(clock, self.arrivals[self.sender[text]])
                 self.starts[text] = clock
                 clock += self._length(action)
-                self.ends[text] = clock
+                self.ends[text] = came = clock
                 if text in self.reader:
                     ready[text] = clock
                     if self.costs.blocking:

@@ -243,12 +243,15 @@ def test_simulate_takes_all_costs_and_tells_the_reason_of_every_gap(call, ask):
 
 
 def test_a_schedule_that_deadlocks_if_transfers_block_is_refused_with_1(call, ask):
-    code, _, err = call("simulate", "1f1b", *SIZES, "--blocking")
-    assert (code, "bad schedule '1f1b': deadlock: " in err) == (1, True)
-    assert ask("simulate", "gpipe", *SIZES, "--blocking")[0] == 0
+    rows = [[f"0{kind}{m}" for kind in "FB" for m in range(4)]]
+    rows += [[f"1{kind}{m}" for m in range(4) for kind in "FB"]]
+    Path("eager.csv").write_text("\n".join(map(",".join, rows)) + "\n")
+    assert call("simulate", "eager.csv")[0] == 0
+    code, _, err = call("simulate", "eager.csv", "--blocking")
+    assert (code, "bad schedule 'eager': deadlock: " in err) == (1, True)
     words = ["--ranks", "2", "--microbatches", "4", "--blocking"]
-    _, answer = ask("compare", "gpipe", "1f1b", *words)
-    assert [each["name"] for each in answer["schedules"]] == ["gpipe"]
+    _, answer = ask("compare", "eager.csv", "1f1b", *words)
+    assert [each["name"] for each in answer["schedules"]] == ["1f1b"]
     assert "deadlock" in answer["unfit"][0]["reason"]
 
 

@@ -40,7 +40,7 @@ struct Costs {
   std::vector<double> gradient_bytes = {};  // of the one that brings its gradient; empty: as bytes
   // Edges whose messages share one link; an edge that is in none has a link of its own.
   std::vector<std::vector<Edge>> links = {};
-  bool blocking = false;  // a transfer holds up both of its ranks
+  bool blocking = false;  // Note [Transfers that block] in simulate.h
 
   // What one activation takes on its rank; empty: not known.
   std::vector<double> activation_bytes = {};

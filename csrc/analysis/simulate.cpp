@@ -9,6 +9,7 @@
 #include "analysis/steps.h"
 #include "analysis/transfers.h"
 #include "analysis/verify.h"
+#include "base/error.h"
 #include "base/index.h"
 
 namespace pipert {
@@ -158,15 +159,16 @@ Timeline simulate(const Schedule& schedule, const Costs& costs, Detail detail) {
   require_costs(costs, schedule);
   VerifyOptions options;
   options.forward_only = is_forward_only(schedule);
-  if (costs.blocking) options.send_mode = SendMode::kRendezvous;
   require_valid(schedule, options);
   const std::optional<Schedule> other = spelled_out(schedule, costs);
   const Schedule& whole = other ? *other : schedule;
   Steps steps = make_steps(whole, costs, detail == Detail::kMessages);
-  if (costs.blocking) {
-    run_blocking(steps);
-  } else {
+  if (!costs.blocking) {
     run_asynchronous(steps);
+  } else if (!run_blocking(steps)) {
+    options.send_mode = SendMode::kRendezvous;
+    require_valid(schedule, options);
+    throw InternalError("ranks wait for each other, and verify() knows of no reason");
   }
   const SpanPlaces places(steps);
   std::vector<Place> path = critical_path(steps, places);

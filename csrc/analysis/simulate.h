@@ -6,9 +6,14 @@
 // its link and travels over it (Note [Messages on a link]). Neither rank is held up meanwhile.
 // Inside a rank it is there at once. An overlapped pair is its forward, then its backward.
 //
-// With `blocking` transfers ranks run as verify() takes them to under rendezvous: a rank that has
-// done an action stands there until its reader has come to take the message, and both of them until
-// it has arrived.
+// Note [Transfers that block]
+//
+// With `blocking` a rank does nothing while it sends or receives. Between two actions it posts the
+// send of what the first made and the receive of what the second needs, both at once, as batched
+// sends and receives of torch.distributed do, and goes on when both are through. A transfer begins
+// when both of its ranks have come to it. A schedule of which ranks then wait for each other is bad
+// under verify()'s rendezvous too, whose ranks receive only after they have sent; the reverse is
+// not so: neighbours in 1F1B send to each other, which takes posting both.
 //
 // Note [The end of a step]
 //
@@ -31,8 +36,8 @@ enum class Detail : std::uint8_t {
 };
 
 // A schedule of forwards alone is taken as an inference schedule. Throws ValueError for costs that
-// don't fit the schedule, and for a schedule that verify() rejects: under rendezvous if transfers
-// are blocking.
+// don't fit the schedule, and with the verdict's message for a schedule that verify() rejects; if
+// transfers block and ranks wait for each other, with that under rendezvous.
 Timeline simulate(const Schedule& schedule, const Costs& costs, Detail detail = Detail::kSpans);
 
 }  // namespace pipert

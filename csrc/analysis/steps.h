@@ -57,8 +57,8 @@ Steps make_steps(const Schedule& schedule, const Costs& costs, bool keeps_messag
 // O(steps log ranks) if ranks share a link.
 void run_asynchronous(Steps& steps);
 
-// Runs all steps; a message goes when both of its ranks have come to it, and holds up both until it
-// has arrived. O(steps log ranks).
-void run_blocking(Steps& steps);
+// Runs the steps as Note [Transfers that block] says. Returns false if ranks wait for each other.
+// O(steps log ranks).
+bool run_blocking(Steps& steps);
 
 }  // namespace pipert

@@ -124,7 +124,8 @@ Args:
     bytes: Of the message with the activation that leaves a stage; one number, or one for each stage.
     gradient_bytes: Of the message with its gradient, likewise; None: as `bytes`.
     links: Lists of edges (source, destination) that share one link. Other edges have one each.
-    blocking: A transfer holds up both of its ranks, and begins when both have come to it.
+    blocking: A transfer holds up both of its ranks, and begins when both have come to it. Between
+        two actions a rank posts its send and its receive together.
     activation_bytes: What one activation of a stage takes on its rank, for Timeline.peak_bytes; one
         number, or one for each stage.
     weight_share: The part of it that stays from I to W, likewise; from 0 to 1.)";

@@ -202,8 +202,8 @@ Args:
         more memory than the spans; without, both know only what the spans tell.
 
 Raises:
-    ValueError: Costs that don't fit the schedule, or a schedule that verify() rejects (with
-        rendezvous=True, if transfers block).)");
+    ValueError: Costs that don't fit the schedule; a schedule that verify() rejects; ranks that
+        wait for each other because transfers block.)");
 }
 
 }  // namespace pipert
