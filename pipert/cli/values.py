@@ -57,9 +57,7 @@ def indices(text: str) -> list[int]:
     try:
         return [read(part) for part in text.split(",")]
     except ArgumentTypeError:
-        raise ArgumentTypeError(
-            f"expected integers of at least 0 as 0,3, got {text!r}"
-        ) from None
+        raise ArgumentTypeError(f"expected integers of at least 0 as 0,3, got {text!r}") from None
 
 
 def _edge(text: str) -> tuple[int, int]:
