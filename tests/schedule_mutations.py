@@ -21,7 +21,17 @@ WHOLE_BACKWARDS = [
 ]
 # What a schedule is made of here; asynchronous ones have updates too.
 PLAIN = {"F", "B", "I", "W", "OVERLAP_F_B"}
-MUTATIONS = ["drop", "double", "swap", "swap", "neighbours", "neighbours", "move", "shift", "replace"]
+MUTATIONS = [
+    "drop",
+    "double",
+    "swap",
+    "swap",
+    "neighbours",
+    "neighbours",
+    "move",
+    "shift",
+    "replace",
+]
 
 
 def named_schedule(dice: random.Random, names: list[str]) -> Schedule:

@@ -116,8 +116,11 @@ class Play:
     def __init__(self, schedule, capacity=None, tied=()):
         self.capacity = capacity
         self.neighbours = Neighbours(schedule)
-        self.is_lowered = any("_" in a.kind and a.kind[-2:] in ("_F", "_B") and a.paired is None
-                              for actions in schedule.actions for a in actions)
+        self.is_lowered = any(
+            "_" in a.kind and a.kind[-2:] in ("_F", "_B") and a.paired is None
+            for actions in schedule.actions
+            for a in actions
+        )
         self.joins = collectives(schedule, tied)
         self.steps = [
             [step for action in apart(actions) for step in self.steps_of(rank, action)]
@@ -128,7 +131,8 @@ class Play:
         self.joined = set()  # (rank, name)
         moved = True
         while moved:
-            moved = any([self.move(rank) for rank in range(len(self.steps))])
+            moves = [self.move(rank) for rank in range(len(self.steps))]
+            moved = any(moves)
 
     def steps_of(self, rank, action):
         rank_of = self.neighbours.rank_of
@@ -230,13 +234,11 @@ def spell_out(dice, schedule):
                 out.append(Action(f"SEND_{letter}", action.stage, action.microbatch))
         for i in range(len(out) - 1):
             early, late = out[i], out[i + 1]
-            if late.kind.startswith("RECV") or early.kind.startswith("SEND"):
-                if dice.random() < 0.3:
-                    out[i], out[i + 1] = late, early
+            may_move = late.kind.startswith("RECV") or early.kind.startswith("SEND")
+            if may_move and dice.random() < 0.3:
+                out[i], out[i + 1] = late, early
         ranks.append(out)
-    return Schedule(
-        ranks, placement=schedule.placement, num_microbatches=schedule.num_microbatches
-    )
+    return Schedule(ranks, placement=schedule.placement, num_microbatches=schedule.num_microbatches)
 
 
 def add_reductions(dice, schedule):
@@ -247,6 +249,4 @@ def add_reductions(dice, schedule):
         last = max((i for i, a in enumerate(actions) if a.stage == stage), default=-1)
         place = dice.randint(last + 1, min(len(actions), last + 1 + dice.choice([0, 0, 1, 9])))
         actions.insert(place, Action("REDUCE_GRAD", stage))
-    return Schedule(
-        ranks, placement=schedule.placement, num_microbatches=schedule.num_microbatches
-    )
+    return Schedule(ranks, placement=schedule.placement, num_microbatches=schedule.num_microbatches)

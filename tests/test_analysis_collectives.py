@@ -14,9 +14,7 @@ def reduced(name, orders, **sizes):
         [*map(str, actions), *(f"{stage}REDUCE_GRAD" for stage in order)]
         for actions, order in zip(schedule.actions, orders, strict=True)
     ]
-    return Schedule(
-        ranks, placement=schedule.placement, num_microbatches=schedule.num_microbatches
-    )
+    return Schedule(ranks, placement=schedule.placement, num_microbatches=schedule.num_microbatches)
 
 
 TWO_COPIES = {"num_ranks": 2, "num_microbatches": 2}  # stages 0 and 2 on ranks 0 and 1; 1 and 3

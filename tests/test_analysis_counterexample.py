@@ -26,8 +26,7 @@ def places_of(verdict):
 
 def waits_of(verdict):
     return [
-        (wait["source"], wait["target"], wait["reason"])
-        for wait in verdict.counterexample["waits"]
+        (wait["source"], wait["target"], wait["reason"]) for wait in verdict.counterexample["waits"]
     ]
 
 

@@ -171,12 +171,12 @@ def test_an_input_that_the_rank_makes_later_is_told():
 def test_a_rehearsal_wants_a_program_for_each_rank():
     schedule = Schedule.build("1f1b", num_ranks=2, num_microbatches=2)
     programs = pipert.lower(schedule)
-    with pytest.raises(ValueError, match="one program for each of the 2 ranks .* got 1"):
+    with pytest.raises(ValueError, match=r"one program for each of the 2 ranks .* got 1"):
         rehearse(programs[:1], schedule.placement)
     with pytest.raises(ValueError, match="capacity must be at least 0, got -1"):
         rehearse(programs, schedule.placement, capacity=-1)
 
 
 def test_blind_programs_hold_what_a_stage_could_run():
-    with pytest.raises(ValueError, match="expected F, B, I and W of .*, got 0REDUCE_GRAD"):
+    with pytest.raises(ValueError, match=r"expected F, B, I and W of .*, got 0REDUCE_GRAD"):
         lower_blindly(Schedule([["0F0", "0B0", "0REDUCE_GRAD"]]))

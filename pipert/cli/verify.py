@@ -83,7 +83,9 @@ def _verify(schedule: Schedule, args: argparse.Namespace) -> Verdict:
             tied_stages=args.tied_stages,
         )
     except ValueError as error:  # a list that doesn't fit the schedule
-        text = str(error).replace("memory_limit", "--memory").replace("tied_stages", "--tied-stages")
+        text = (
+            str(error).replace("memory_limit", "--memory").replace("tied_stages", "--tied-stages")
+        )
         raise UsageError(text) from None
 
 
