@@ -5,17 +5,9 @@
 #include <vector>
 
 #include "ir/placement.h"
+#include "ir/stage_times.h"
 
 namespace pipert {
-
-// In any one unit. Each vector has shape (num_stages,).
-struct StageTimes {
-  std::vector<double> forward;
-  std::vector<double> input;
-  std::vector<double> weight;
-  std::vector<double> activation;  // from the end of F(s-1, m) until F(s, m) can read it
-  std::vector<double> gradient;    // from the end of I(s+1, m) until I(s, m) can read it
-};
 
 struct ActivationRoom {
   std::vector<double> limit;  // shape (num_ranks,); infinity: none
