@@ -28,27 +28,12 @@ class Reader {
 
   // False if the action is none of a lane, or not the lane's next.
   bool read(const Action& action, std::vector<LaneCode>& lanes) {
-    switch (action.kind) {
-      case ActionKind::kForward:
-        return add(action, kForwardLane, lanes);
-      case ActionKind::kInputGrad:
-        return add(action, kInputLane, lanes);
-      case ActionKind::kWeightGrad:
-        return add(action, kWeightLane, lanes);
-      case ActionKind::kBackward:
-        return add(action, kInputLane, lanes) && add(action, kWeightLane, lanes);
-      case ActionKind::kUnshard:
-      case ActionKind::kReshard:
-      case ActionKind::kReduceGrad:
-        return true;
-      case ActionKind::kSendForward:
-      case ActionKind::kRecvForward:
-      case ActionKind::kSendBackward:
-      case ActionKind::kRecvBackward:
-      case ActionKind::kOverlap:
-        return false;
-    }
-    return false;
+    const ActionKind kind = action.kind;
+    if (kind == ActionKind::kForward) return add(action, kForwardLane, lanes);
+    if (kind == ActionKind::kInputGrad) return add(action, kInputLane, lanes);
+    if (kind == ActionKind::kWeightGrad) return add(action, kWeightLane, lanes);
+    return kind == ActionKind::kBackward && add(action, kInputLane, lanes) &&
+           add(action, kWeightLane, lanes);
   }
 
  private:
@@ -101,7 +86,8 @@ Schedule to_schedule(const LaneOrder& order, const Workload& workload, std::stri
   return schedule;
 }
 
-OrderClock::OrderClock(const Workload& workload) : workload_(workload) {
+OrderClock::OrderClock(const Workload& workload)
+    : workload_(workload), work_(as_index(workload.placement.num_ranks()), 0.0) {
   const Placement& placement = workload.placement;
   const StageTimes& times = workload.times;
   const int last = placement.num_stages() - 1;
@@ -127,6 +113,8 @@ OrderClock::OrderClock(const Workload& workload) : workload_(workload) {
     lanes_[lane_at(stage, kForwardLane)].length = times.forward[s];
     lanes_[lane_at(stage, kInputLane)].length = times.input[s];
     lanes_[lane_at(stage, kWeightLane)].length = times.weight[s];
+    work_[as_index(placement.rank_of(stage))] +=
+        workload.num_microbatches * (times.forward[s] + times.input[s] + times.weight[s]);
     if (stage == last) continue;
     connect(lane_at(stage, kForwardLane), stage + 1, kForwardLane, times.activation[s + 1]);
     connect(lane_at(stage + 1, kInputLane), stage, kInputLane, times.gradient[s]);
@@ -160,7 +148,7 @@ bool OrderClock::keeps_limits(Rank rank, const std::vector<LaneCode>& lanes) {
   return true;
 }
 
-std::optional<OrderTimes> OrderClock::run(const LaneOrder& order) {
+std::optional<OrderTimes> OrderClock::run(const LaneOrder& order, const OrderLimit& limit) {
   std::fill(counts_.begin(), counts_.end(), 0);
   ready_.clear();
   for (std::size_t rank = order.size(); rank-- > 0;) {
@@ -170,7 +158,7 @@ std::optional<OrderTimes> OrderClock::run(const LaneOrder& order) {
   while (!ready_.empty()) {
     const Rank rank = ready_.back();
     ready_.pop_back();
-    advance(rank, order[as_index(rank)]);
+    if (!advance(rank, order[as_index(rank)], limit)) return std::nullopt;
   }
   OrderTimes times;
   for (std::size_t rank = 0; rank < order.size(); ++rank) {
@@ -183,8 +171,8 @@ std::optional<OrderTimes> OrderClock::run(const LaneOrder& order) {
   return times;
 }
 
-// As far as what the rank reads is there.
-void OrderClock::advance(Rank rank, const std::vector<LaneCode>& lanes) {
+// As far as what the rank reads is there. False if it passes a limit.
+bool OrderClock::advance(Rank rank, const std::vector<LaneCode>& lanes, const OrderLimit& limit) {
   Clock& clock = clocks_[as_index(rank)];
   const std::size_t first = first_lane_[as_index(rank)];
   clock.waits_for = -1;
@@ -198,9 +186,16 @@ void OrderClock::advance(Rank rank, const std::vector<LaneCode>& lanes) {
         clock.waits_for = static_cast<int>(index);
         break;
       }
-      now = std::max(now, arrivals_[lanes_[as_index(lane.reads)].end + as_index(microbatch)]);
+      const double arrival = arrivals_[lanes_[as_index(lane.reads)].end + as_index(microbatch)];
+      if (arrival > now) {
+        clock.idle += arrival - now;
+        now = arrival;
+      }
     }
-    if (clock.position == 0) clock.began_at = now;
+    if (clock.position == 0) {
+      clock.began_at = now;
+      clock.idle = 0.0;
+    }
     now += lane.length;
     ++counts_[index];
     if (lane.read_by < 0) continue;
@@ -211,6 +206,8 @@ void OrderClock::advance(Rank rank, const std::vector<LaneCode>& lanes) {
     }
   }
   clock.free_at = now;
+  const double span = work_[as_index(rank)] + clock.idle;
+  return span <= limit.span && clock.began_at + span <= limit.end;
 }
 
 }  // namespace pipert

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <vector>
 
@@ -23,9 +24,8 @@ inline constexpr LaneCode kInputLane = 1;
 inline constexpr LaneCode kWeightLane = 2;
 
 // Of a complete schedule, overlapped pairs taken apart; a B is its I, then its W: the same, but
-// that the gradient leaves earlier. nullopt if it has other actions (UNSHARD and such are left out:
-// they take no time), two copies of the model, or a lane that doesn't take the microbatches in
-// order.
+// that the gradient leaves earlier. nullopt if it has other actions, two copies of the model, or a
+// lane that doesn't take the microbatches in order.
 std::optional<LaneOrder> lane_order_of(const Schedule& schedule);
 
 Schedule to_schedule(const LaneOrder& order, const Workload& workload, std::string name);
@@ -34,6 +34,12 @@ struct OrderTimes {
   double makespan = 0.0;      // from 0 to the last end
   double longest_span = 0.0;  // of a rank, first start to last end
   double sum_of_ends = 0.0;   // over the ranks
+};
+
+// What is above a limit need not be clocked to its end.
+struct OrderLimit {
+  double span = std::numeric_limits<double>::infinity();
+  double end = std::numeric_limits<double>::infinity();
 };
 
 // Clocks orders of one workload as simulate() does, with asynchronous messages that don't share
@@ -46,8 +52,9 @@ class OrderClock {
   // Whether a rank's list keeps I behind its F, W behind its I, and the rank within its limit.
   bool keeps_limits(Rank rank, const std::vector<LaneCode>& lanes);
 
-  // nullopt if the ranks wait for each other. REQUIRES lists that are complete and keep I behind F.
-  std::optional<OrderTimes> run(const LaneOrder& order);
+  // nullopt if the ranks wait for each other, or if some rank passes a limit. REQUIRES lists that
+  // are complete and keep I behind F.
+  std::optional<OrderTimes> run(const LaneOrder& order, const OrderLimit& limit = {});
 
  private:
   // One lane of one rank.
@@ -63,13 +70,15 @@ class OrderClock {
   struct Clock {
     double free_at = 0.0;
     double began_at = 0.0;
+    double idle = 0.0;  // so far, after its first start
     std::size_t position = 0;
     int waits_for = -1;  // a lane, counted over all ranks
   };
 
-  void advance(Rank rank, const std::vector<LaneCode>& lanes);
+  bool advance(Rank rank, const std::vector<LaneCode>& lanes, const OrderLimit& limit);
 
   const Workload& workload_;
+  std::vector<double> work_;  // by rank
   std::vector<Lane> lanes_;
   std::vector<std::size_t> first_lane_;  // by rank
   std::vector<int> counts_;              // by lane: how many have run

@@ -16,13 +16,11 @@
 #include "analysis/bounds.h"
 #include "analysis/simulate.h"
 #include "ir/schedule.h"
+#include "search/objective.h"
 
 namespace pipert {
 
-enum class Objective : std::uint8_t {
-  kMakespan,  // first start to last end: where all ranks wait for the last
-  kSpan,      // the longest span of a rank: where each goes on to its next step by itself
-};
+inline constexpr double kTimeLimit = 10.0;
 
 struct SearchRequest {
   // Each vector has one entry, or one for each stage, and then only placements of that many stages
@@ -32,9 +30,10 @@ struct SearchRequest {
   MemoryCap cap;
   Objective objective = Objective::kMakespan;
   std::vector<Placement> placements;  // at least one, of the same number of ranks and one copy each
-  double time_limit = 10.0;  // seconds for the search; the seeds' time is not limited by it
-  std::optional<std::int64_t>
-      iterations;  // orders that are tried, for each placement; nullopt: no limit
+  // Of the search; the named schedules are built and simulated in any case, and take what they
+  // take. Without either limit it is kTimeLimit.
+  std::optional<double> time_limit;        // seconds
+  std::optional<std::int64_t> iterations;  // orders that are tried, for each placement
   std::uint64_t seed = 0;
   int num_threads = 0;  // 0: one for each core
 };
