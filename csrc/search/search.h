@@ -56,7 +56,7 @@ struct SearchResult {
   double seconds = 0.0;
 
   // How much of the time, at most, a better schedule could save: 1 - bound / value.
-  double gap() const { return value > 0.0 ? 1.0 - bound / value : 0.0; }
+  double gap() const { return value > bound ? 1.0 - bound / value : 0.0; }
 };
 
 // `stop` is asked from the calling thread every few milliseconds; once it says true the search ends

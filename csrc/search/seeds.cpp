@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <numeric>
 #include <optional>
+#include <string>
+#include <string_view>
 #include <utility>
 
 #include "analysis/verify.h"
@@ -21,13 +24,16 @@ std::int64_t whole(const std::vector<double>& times, double longest) {
   return longest > 0.0 ? std::llround(mean / longest * 1e6) : 1;
 }
 
-void set_options(const Generator& generator, const SearchRequest& request,
-                 std::map<std::string, std::int64_t>& options) {
+using Options = std::map<std::string, std::int64_t>;
+
+// zb_auto's, or none for a generator that is not made for given times.
+Options options_for(const Generator& generator, const SearchRequest& request) {
   const auto takes = [&](std::string_view name) {
     return std::find(generator.options.begin(), generator.options.end(), name) !=
            generator.options.end();
   };
-  if (!takes("memory_limit") || !takes("forward")) return;
+  Options options;
+  if (!takes("memory_limit") || !takes("forward")) return options;
   const Costs& costs = request.costs;
   double longest = costs.latency;
   for (const auto* times : {&costs.forward, &costs.input, &costs.weight}) {
@@ -46,6 +52,7 @@ void set_options(const Generator& generator, const SearchRequest& request,
     if (size > 0.0) activations = std::min(activations, std::floor(limit / size * (1.0 + 1e-9)));
   }
   options["memory_limit"] = std::max<std::int64_t>(1, std::llround(activations));
+  return options;
 }
 
 bool keeps_memory(const Schedule& schedule, const MemoryCap& cap) {
@@ -77,13 +84,13 @@ bool has_plain_actions(const Schedule& schedule) {
   });
 }
 
-std::optional<Schedule> build(const Generator& generator, const SearchRequest& request) {
+std::optional<Schedule> build(const Generator& generator, const SearchRequest& request,
+                              const Options& options) {
   const Placement& any = request.placements.front();
-  ScheduleRequest sizes{.num_ranks = any.num_ranks(),
-                        .num_microbatches = request.num_microbatches,
-                        .num_stages = any.num_stages(),
-                        .options = {}};
-  set_options(generator, request, sizes.options);
+  const ScheduleRequest sizes{.num_ranks = any.num_ranks(),
+                              .num_microbatches = request.num_microbatches,
+                              .num_stages = any.num_stages(),
+                              .options = options};
   try {
     return split_overlaps(build_schedule(generator.name, sizes));
   } catch (const ValueError&) {
@@ -105,15 +112,20 @@ double value_of(const Timeline& timeline, Objective objective) {
 
 std::vector<Seed> named_seeds(const SearchRequest& request) {
   std::vector<Seed> seeds;
-  for (const Generator* generator : generators()) {
-    std::optional<Schedule> schedule = build(*generator, request);
-    if (!schedule || !has_plain_actions(*schedule)) continue;
+  const auto add = [&](const Generator& generator, const Options& options) {
+    std::optional<Schedule> schedule = build(generator, request, options);
+    if (!schedule || !has_plain_actions(*schedule)) return;
     const auto& wanted = request.placements;
-    if (std::find(wanted.begin(), wanted.end(), schedule->placement) == wanted.end()) continue;
-    if (!verify(*schedule).ok() || !keeps_memory(*schedule, request.cap)) continue;
+    if (std::find(wanted.begin(), wanted.end(), schedule->placement) == wanted.end()) return;
+    if (!verify(*schedule).ok() || !keeps_memory(*schedule, request.cap)) return;
     Timeline timeline = simulate(*schedule, request.costs);
     const double value = value_of(timeline, request.objective);
     seeds.push_back({std::move(*schedule), std::move(timeline), value});
+  };
+  for (const Generator* generator : generators()) {
+    add(*generator, {});
+    const Options options = options_for(*generator, request);
+    if (!options.empty()) add(*generator, options);
   }
   std::stable_sort(seeds.begin(), seeds.end(),
                    [](const Seed& a, const Seed& b) { return a.value < b.value; });
