@@ -41,6 +41,8 @@ def assert_sound(result, costs, limit, objective, sizes=1.0):
     assert result.gap == pytest.approx(gap, abs=1e-9)
     assert result.gap >= 0
     assert all(value <= seed * ROUNDING for _, seed in result.seeds)
+    names = [name for name, _ in result.seeds]
+    assert len(names) == len(set(names))
 
 
 @settings(deadline=None, max_examples=60)

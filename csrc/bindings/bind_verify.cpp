@@ -3,7 +3,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-
 #include "analysis/render_counterexample.h"
 #include "analysis/verify.h"
 #include "analysis/weight_versions.h"

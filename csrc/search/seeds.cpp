@@ -129,7 +129,14 @@ std::vector<Seed> named_seeds(const SearchRequest& request) {
   }
   std::stable_sort(seeds.begin(), seeds.end(),
                    [](const Seed& a, const Seed& b) { return a.value < b.value; });
-  return seeds;
+  std::vector<Seed> best;  // of each name
+  for (Seed& seed : seeds) {
+    const bool is_known = std::any_of(best.begin(), best.end(), [&](const Seed& other) {
+      return other.schedule.name == seed.schedule.name;
+    });
+    if (!is_known) best.push_back(std::move(seed));
+  }
+  return best;
 }
 
 }  // namespace pipert

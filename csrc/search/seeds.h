@@ -15,7 +15,7 @@ struct Seed {
 
 // Of every registered generator the schedule with one of the request's placements, if there is one
 // and it keeps the request's limits; best first. Schedules of other actions than F, B, I and W are
-// left out. zb_auto comes with its defaults and with the request's limit and times.
+// left out. zb_auto is tried with its defaults and with the request's limit and times.
 std::vector<Seed> named_seeds(const SearchRequest& request);
 
 // The objective's part of a timeline.
