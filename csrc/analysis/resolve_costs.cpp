@@ -1,47 +1,42 @@
 #include "analysis/resolve_costs.h"
 
-#include <cmath>
-#include <string_view>
-
-#include "base/error.h"
 #include "base/index.h"
 
 namespace pipert {
 namespace {
 
-void require_cost(std::string_view name, double value) {
-  if (std::isfinite(value) && value >= 0.0) return;
-  throw ValueError(concat(name, " must be finite and at least 0, got ", value));
+std::vector<double> spread(const std::vector<double>& values, int num_stages) {
+  std::vector<double> result;
+  for (StageIndex stage = 0; stage < num_stages; ++stage) result.push_back(of_stage(values, stage));
+  return result;
 }
 
-std::vector<double> of_stages(std::string_view name, const std::vector<double>& values,
-                              int num_stages) {
-  for (const double value : values) require_cost(name, value);
-  if (values.size() == 1) return std::vector<double>(as_index(num_stages), values.front());
-  if (values.size() == as_index(num_stages)) return values;
-  throw ValueError(
-      concat(name, " must be one number or ", num_stages, " (num_stages), got ", values.size()));
+double transfer_time(const Costs& costs, Edge edge, double bytes) {
+  const double bandwidth = costs.bandwidth.at(edge);
+  return costs.latency.at(edge) + (bandwidth > 0.0 ? bytes / bandwidth : 0.0);
 }
 
 }  // namespace
 
 StageTimes resolve_costs(const Costs& costs, const Placement& placement) {
   const int num_stages = placement.num_stages();
-  const auto bytes = of_stages("bytes", costs.bytes, num_stages);
-  require_cost("latency", costs.latency);
-  require_cost("bandwidth", costs.bandwidth);
-  StageTimes times{.forward = of_stages("forward", costs.forward, num_stages),
-                   .input = of_stages("input", costs.input, num_stages),
-                   .weight = of_stages("weight", costs.weight, num_stages),
+  Schedule frame;
+  frame.placement = placement;
+  frame.ranks.resize(as_index(placement.num_ranks()));
+  require_costs(costs, frame);
+  StageTimes times{.forward = spread(costs.forward, num_stages),
+                   .input = spread(costs.input, num_stages),
+                   .weight = spread(costs.weight, num_stages),
                    .activation = std::vector<double>(as_index(num_stages), 0.0),
                    .gradient = std::vector<double>(as_index(num_stages), 0.0)};
   for (StageIndex stage = 0; stage + 1 < num_stages; ++stage) {
-    if (placement.rank_of(stage) == placement.rank_of(stage + 1)) continue;
+    const Edge edge{placement.rank_of(stage), placement.rank_of(stage + 1)};
+    if (edge.source == edge.destination) continue;
     const std::size_t s = as_index(stage);
-    const double transfer =
-        costs.latency + (costs.bandwidth > 0.0 ? bytes[s] / costs.bandwidth : 0.0);
-    times.activation[s + 1] = transfer;
-    times.gradient[s] = transfer;
+    times.activation[s + 1] =
+        transfer_time(costs, edge, message_bytes(forward(stage, 0), costs, 1));
+    times.gradient[s] = transfer_time(costs, {edge.destination, edge.source},
+                                      message_bytes(backward(stage + 1, 0), costs, 1));
   }
   return times;
 }

@@ -52,7 +52,7 @@ class Reader {
 }  // namespace
 
 std::optional<LaneOrder> lane_order_of(const Schedule& schedule) {
-  if (schedule.placement.num_copies() != 1) return std::nullopt;
+  if (schedule.placement.num_copies() != 1 || schedule.num_slices != 1) return std::nullopt;
   Reader reader(schedule);
   LaneOrder order;
   for (const auto& actions : schedule.ranks) {

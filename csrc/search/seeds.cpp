@@ -35,14 +35,14 @@ Options options_for(const Generator& generator, const SearchRequest& request) {
   Options options;
   if (!takes("memory_limit") || !takes("forward")) return options;
   const Costs& costs = request.costs;
-  double longest = costs.latency;
+  double longest = costs.latency.standard;
   for (const auto* times : {&costs.forward, &costs.input, &costs.weight}) {
     longest = std::max(longest, *std::max_element(times->begin(), times->end()));
   }
   options["forward"] = whole(costs.forward, longest);
   options["input"] = whole(costs.input, longest);
   options["weight"] = whole(costs.weight, longest);
-  options["latency"] = whole({costs.latency}, longest);
+  options["latency"] = whole({costs.latency.standard}, longest);
   options["kept_percent"] = static_cast<std::int64_t>(std::ceil(100.0 * request.cap.kept - 1e-9));
   double activations = request.num_microbatches;
   if (!request.cap.limit.empty()) {

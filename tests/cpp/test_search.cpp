@@ -42,13 +42,14 @@ Placement random_placement(Generator32& random) {
   return Placement(num_ranks, ranks);
 }
 
+// Without queues on links, so that a message takes what its edge takes.
 Costs random_costs(Generator32& random, int num_stages) {
-  return {.forward = numbers(random, num_stages),
-          .input = numbers(random, num_stages),
-          .weight = numbers(random, num_stages),
-          .latency = pick(random, 0, 6) / 3.0,
-          .bandwidth = 0.5 * pick(random, 0, 2),
-          .bytes = numbers(random, num_stages)};
+  Costs costs;
+  costs.forward = numbers(random, num_stages);
+  costs.input = numbers(random, num_stages);
+  costs.weight = numbers(random, num_stages);
+  costs.latency = EdgeCost(pick(random, 0, 6) / 3.0, {{{1, 0}, 0.7}, {{0, 1}, 0.1}});
+  return costs;
 }
 
 double at(const std::vector<double>& values, int index) {
@@ -79,6 +80,7 @@ Problem random_problem(Generator32& random) {
   Problem problem;
   const Placement placement = random_placement(random);
   problem.costs = random_costs(random, placement.num_stages());
+  if (placement.num_ranks() == 1) problem.costs.latency = EdgeCost(1.0);
   problem.cap = random_cap(random, placement);
   std::vector<double> sizes;
   for (StageIndex stage = 0; stage < placement.num_stages(); ++stage)
@@ -172,7 +174,10 @@ void check_clock(Generator32& random) {
 
 SearchRequest small_request() {
   SearchRequest request;
-  request.costs = {.forward = {2.0}, .input = {3.0}, .weight = {1.5}, .latency = 0.3};
+  request.costs.forward = {2.0};
+  request.costs.input = {3.0};
+  request.costs.weight = {1.5};
+  request.costs.latency = 0.3;
   request.num_microbatches = 7;
   request.cap.limit = {5.0};
   request.placements = {Placement::v_shaped(3, 6), Placement::loop(3, 6)};
