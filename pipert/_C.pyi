@@ -99,6 +99,23 @@ class Schedule:
         **options: int | None,
     ) -> Schedule: ...
     @staticmethod
+    def search(
+        costs: Costs,
+        num_ranks: int,
+        num_microbatches: int,
+        memory_limit: float | Sequence[float] | None = None,
+        *,
+        activation_size: float | Sequence[float] = 1.0,
+        kept: float = 1.0,
+        objective: str = "makespan",
+        placements: str | Placement | Sequence[str | Placement] | None = None,
+        num_stages: int | None = None,
+        time_limit: float | None = None,
+        iterations: int | None = None,
+        seed: int = 0,
+        num_threads: int | None = None,
+    ) -> SearchResult: ...
+    @staticmethod
     def parse_csv(text: str, name: str = "csv") -> Schedule: ...
     @staticmethod
     def from_csv(path: str | os.PathLike[str], name: str | None = None) -> Schedule: ...
@@ -330,6 +347,50 @@ def render_svg(panels: Sequence[tuple[str, Timeline]], *, transfers: bool = Fals
 # --- schedule ---------------------------------------------------------------------------------
 
 def schedules() -> list[str]: ...
+
+# --- search -----------------------------------------------------------------------------------
+
+class Bounds:
+    @property
+    def span(self) -> float: ...
+    @property
+    def makespan(self) -> float: ...
+    @property
+    def span_reason(self) -> Literal["work", "fill and drain", "path", "in flight"]: ...
+    @property
+    def makespan_reason(self) -> Literal["work", "fill and drain", "path", "in flight"]: ...
+
+def lower_bounds(
+    placement: Placement,
+    num_microbatches: int,
+    costs: Costs,
+    *,
+    memory_limit: float | Sequence[float] | None = None,
+    activation_size: float | Sequence[float] = 1.0,
+    kept: float = 1.0,
+) -> Bounds: ...
+
+class SearchResult:
+    @property
+    def schedule(self) -> Schedule: ...
+    @property
+    def timeline(self) -> Timeline: ...
+    @property
+    def value(self) -> float: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def bounds(self) -> Bounds: ...
+    @property
+    def bound(self) -> float: ...
+    @property
+    def gap(self) -> float: ...
+    @property
+    def seeds(self) -> list[tuple[str, float]]: ...
+    @property
+    def iterations(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
 
 # --- plan -------------------------------------------------------------------------------------
 

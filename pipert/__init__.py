@@ -8,16 +8,19 @@ check_torch()
 
 from pipert._C import (  # noqa: E402
     Action,
+    Bounds,
     Costs,
     Gap,
     MessageSpan,
     Placement,
     Program,
     Schedule,
+    SearchResult,
     Span,
     Timeline,
     Verdict,
     lower,
+    lower_bounds,
     render_svg,
     schedules,
 )
@@ -33,6 +36,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Action",
+    "Bounds",
     "Costs",
     "Gap",
     "MessageSpan",
@@ -44,6 +48,7 @@ __all__ = [
     "RemoteTraceback",
     "Report",
     "Schedule",
+    "SearchResult",
     "Span",
     "Stages",
     "StepResult",
@@ -53,6 +58,7 @@ __all__ = [
     "Verdict",
     "init",
     "lower",
+    "lower_bounds",
     "render_svg",
     "schedules",
     "split",

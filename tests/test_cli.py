@@ -324,6 +324,31 @@ def test_compare_ends_with_1_if_no_schedule_fits(call):
     assert (code, f"  swapped.csv: bad schedule 'swapped': {DEADLOCK}\n" in out) == (1, True)
 
 
+def test_search_prints_the_value_and_its_bound_and_writes_the_schedule(call, ask):
+    words = ("search", "--ranks", "4", "--microbatches", "6", "--memory", "4", "--iterations", "50")
+    code, answer = ask(*words, "--out", "found.csv")
+    assert code == 0
+    found = pipert.Schedule.from_csv("found.csv")
+    assert found.verify(memory_limit=4)
+    assert answer["value"] == answer["makespan"] == found.simulate().makespan
+    assert answer["bound"] <= answer["value"] <= min(seed["value"] for seed in answer["seeds"])
+    code, out, err = call(*words, "--out", "found.csv")
+    assert (code, out) == (2, "")
+    assert "found.csv: the file is there already, --force overwrites it" in err
+    code, out, _ = call(*words, "--out", "found.csv", "--force")
+    assert code == 0
+    assert f"makespan {answer['value']:g} by {answer['source']}, bound {answer['bound']:g}" in out
+
+
+def test_search_takes_limits_by_rank_spans_and_chunks(ask):
+    words = ("--microbatches", "4", "--iterations", "20")
+    code, answer = ask("search", "--ranks", "2", *words, "--memory", "2,1", "--objective", "span")
+    assert (code, answer["value"]) == (0, max(answer["spans"]))
+    assert answer["peak_memory"] <= [2, 1]
+    code, answer = ask("search", "--ranks", "2", *words, "--placement", "v", "--kept", "0.4")
+    assert (code, answer["placement"]) == (0, [0, 1, 1, 0])
+
+
 # --- mistakes -----------------------------------------------------------------------------------
 
 
@@ -381,6 +406,12 @@ def test_compare_ends_with_1_if_no_schedule_fits(call):
         ("compare none.csv --ranks 2 --microbatches 4", "none.csv: No such file"),
         ("compare --ranks 2 --microbatches 4 --weight 1,2", "--weight: expected 1.*--stages.*2"),
         ("compare --ranks 2 --microbatches 4 --memory -2", "--memory: expected a number.*'-2'"),
+        ("search --ranks 2 --microbatches 4 --memory 0.5", "--memory must be at least 1 on rank 0"),
+        ("search --ranks 2 --microbatches 4 --memory 1,2,3", r"--memory must be one number or 2"),
+        ("search --ranks 2 --microbatches 4 --kept 2", "--kept must be from 0 to 1, got 2"),
+        ("search --ranks 2 --microbatches 4 --stages 3", "--stages must be a positive multiple"),
+        ("search --ranks 2 --microbatches 4 --placement w", "--placement: invalid choice: 'w'"),
+        ("search --ranks 2 --microbatches 4 --out -", "--out: expected a file, got -"),
         ("draw good.csv", "invalid choice: 'draw'"),
         ("list --jso", "unrecognized arguments: --jso"),
     ],
@@ -486,6 +517,7 @@ def test_the_guide_prints_what_the_commands_print(capsys):
         ("simulate", ["good.csv"]),
         ("convert", ["good.csv", "out.csv"]),
         ("compare", ["good.csv", "1f1b", "--ranks", "2", "--microbatches", "2"]),
+        ("search", ["--ranks", "2", "--microbatches", "2", "--iterations", "9"]),
     ],
 )
 def test_the_guide_tells_every_key_of_the_json(ask, command, words):

@@ -13,6 +13,7 @@ BELOW["ir"] = {"base"}
 BELOW["schedule"] = {"ir", "base"}
 BELOW["analysis"] = {"ir", "base"}
 BELOW["plan"] = {"ir", "analysis", "base"}
+BELOW["search"] = {"schedule", "analysis", "ir", "base"}
 BELOW["device"] = {"base"}
 BELOW["autograd"] = {"device", "base"}
 BELOW["stage"] = {"autograd", "device", "base"}
@@ -22,7 +23,7 @@ BELOW["runtime"] = {"plan", "stage", "transport"}.union(
 )
 BELOW["bindings"] = set(BELOW)
 
-TORCH_FREE = {"base", "ir", "schedule", "analysis", "plan"}
+TORCH_FREE = {"base", "ir", "schedule", "analysis", "plan", "search"}
 TORCH = re.compile(r"(torch|ATen|c10|caffe2|pybind11)/|Python\.h$|nccl\.h$")
 PYBIND = re.compile(r"pybind11/|torch/csrc/utils/pybind\.h$|Python\.h$|torch/python\.h$")
 C10D = re.compile(r"torch/csrc/distributed/c10d/")
@@ -87,6 +88,8 @@ def test_every_file_keeps_the_include_rules():
         ("ir/a.h", '#include "plan/program.h"', "looks up"),
         ("schedule/a.cpp", '#include "analysis/verify.h"', "looks up"),
         ("plan/a.cpp", '#include "schedule/registry.h"', "looks up"),
+        ("plan/a.cpp", '#include "search/search.h"', "looks up"),
+        ("search/a.cpp", '#include "plan/program.h"', "looks up"),
         ("runtime/a.cpp", '#include "schedule/registry.h"', "looks up"),
         ("stage/a.cpp", '#include "transport/channel.h"', "looks up"),
         ("transport/a.cpp", '#include "stage/stage.h"', "looks up"),
@@ -124,6 +127,7 @@ def test_a_planted_violation_is_caught(tmp_path, name, line, complaint):
     ("name", "line"),
     [
         ("plan/a.cpp", '#include "analysis/verify.h"'),
+        ("search/a.cpp", '#include "schedule/registry.h"'),
         ("runtime/a.cpp", '#include "transport/channel.h"'),
         ("transport/process_group_channel.cpp", "#include <torch/csrc/distributed/c10d/Work.hpp>"),
         ("bindings/a.cpp", "#include <torch/csrc/utils/pybind.h>"),

@@ -10,7 +10,9 @@ SIZES = {"num_ranks": 2, "num_microbatches": 4}
 def test_the_names():
     assert schedules()[:3] == ["gpipe", "1f1b", "interleaved_1f1b"]
     assert {"eager_1f1b", "looped_bfs", "hanayo", "dualpipe_v"} < set(schedules())
-    assert {"zb_h1", "zb_h2", "zb_interleaved", "zb_v", "v_half", "v_min"} < set(schedules())
+    assert {"zb_h1", "zb_h2", "zb_auto", "zb_interleaved", "zb_v", "v_half", "v_min"} < set(
+        schedules()
+    )
 
 
 @pytest.mark.parametrize("name", schedules())

@@ -10,22 +10,17 @@
 #include "analysis/costs.h"
 #include "base/error.h"
 #include "bindings/bind.h"
+#include "bindings/one_or_many.h"
 
 namespace py = pybind11;
 
 namespace pipert {
 namespace {
 
-using OneOrMany = std::variant<double, std::vector<double>>;
 using EdgeTuple = std::pair<Rank, Rank>;
 using ByEdge = std::map<std::optional<EdgeTuple>, double>;  // None: all others
 using OneOrByEdge = std::variant<double, ByEdge>;
 using LinkTuples = std::vector<std::vector<EdgeTuple>>;
-
-std::vector<double> to_vector(const OneOrMany& values) {
-  if (const auto* one = std::get_if<double>(&values)) return {*one};
-  return std::get<std::vector<double>>(values);
-}
 
 // Empty for None.
 std::vector<double> to_vector(const std::optional<OneOrMany>& values) {

@@ -3,26 +3,18 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <variant>
-
 #include "analysis/render_counterexample.h"
 #include "analysis/verify.h"
 #include "analysis/weight_versions.h"
 #include "base/error.h"
 #include "bindings/bind.h"
+#include "bindings/one_or_many.h"
 #include "bindings/picture_file.h"
 
 namespace py = pybind11;
 
 namespace pipert {
 namespace {
-
-using OneOrMany = std::variant<double, std::vector<double>>;
-
-std::vector<double> to_vector(const OneOrMany& values) {
-  if (const auto* one = std::get_if<double>(&values)) return {*one};
-  return std::get<std::vector<double>>(values);
-}
 
 std::vector<int> weight_versions_of(const Schedule& schedule) {
   require_valid(schedule);

@@ -16,6 +16,7 @@ extern const Generator kLoopedBfs;
 extern const Generator kHanayo;
 extern const Generator kZbH1;
 extern const Generator kZbH2;
+extern const Generator kZbAuto;
 extern const Generator kZbInterleaved;
 extern const Generator kZbV;
 extern const Generator kVHalf;
@@ -26,10 +27,10 @@ extern const Generator kChimera;
 
 namespace {
 
-constexpr std::array<const Generator*, 15> kGenerators = {
-    &kGpipe,     &kOneFOneB, &kInterleaved1F1B, &kEager1F1B, &kLoopedBfs, &kHanayo,
-    &kZbH1,      &kZbH2,     &kZbInterleaved,   &kZbV,       &kVHalf,     &kVMin,
-    &kDualPipeV, &kDualPipe, &kChimera,
+constexpr std::array<const Generator*, 16> kGenerators = {
+    &kGpipe, &kOneFOneB,  &kInterleaved1F1B, &kEager1F1B,     &kLoopedBfs, &kHanayo,
+    &kZbH1,  &kZbH2,      &kZbAuto,          &kZbInterleaved, &kZbV,       &kVHalf,
+    &kVMin,  &kDualPipeV, &kDualPipe,        &kChimera,
 };
 
 void require_sizes(const ScheduleRequest& request) {

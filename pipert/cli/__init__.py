@@ -1,4 +1,4 @@
-"""The command line: `pipert schedule list|show|verify|simulate|convert|compare`.
+"""The command line: `pipert schedule list|show|verify|simulate|convert|compare|search`.
 
 A command is a module of this package, named in _COMMANDS, with what Command asks for.
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
 import pipert
-from pipert.cli import compare, convert, listing, show, simulate, verify
+from pipert.cli import compare, convert, listing, search, show, simulate, verify
 from pipert.cli.failures import BadScheduleError, UsageError
 
 
@@ -27,7 +27,7 @@ class Command(Protocol):
         """Prints its answer. Returns the exit code."""
 
 
-_COMMANDS: tuple[Command, ...] = (listing, show, verify, simulate, convert, compare)
+_COMMANDS: tuple[Command, ...] = (listing, show, verify, simulate, convert, compare, search)
 
 # argparse takes "-1" for a value, but "-1,2" and "-inf" for options that it doesn't know.
 _NEGATIVE = re.compile(r"-(\.?\d|inf|nan)", re.IGNORECASE)

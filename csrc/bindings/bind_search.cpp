@@ -1,0 +1,199 @@
+// Schedule.search with its SearchResult, and lower_bounds with Bounds.
+
+#include <pybind11/stl.h>
+
+#include <variant>
+
+#include "analysis/bounds.h"
+#include "base/error.h"
+#include "bindings/bind.h"
+#include "bindings/one_or_many.h"
+#include "search/placements.h"
+#include "search/search.h"
+
+namespace py = pybind11;
+
+namespace pipert {
+namespace {
+
+using PlacementChoices = std::variant<PlacementChoice, std::vector<PlacementChoice>>;
+
+MemoryCap make_cap(const std::optional<OneOrMany>& memory_limit, const OneOrMany& activation_size,
+                   double kept) {
+  return {.limit = memory_limit ? to_vector(*memory_limit) : std::vector<double>(),
+          .activation_size = to_vector(activation_size),
+          .kept = kept};
+}
+
+Objective to_objective(const std::string& word) {
+  if (word == "makespan") return Objective::kMakespan;
+  if (word == "span") return Objective::kSpan;
+  throw ValueError("objective must be 'makespan' or 'span', got '" + word + "'");
+}
+
+std::vector<PlacementChoice> to_choices(const std::optional<PlacementChoices>& choices) {
+  if (!choices) return {};
+  if (const auto* one = std::get_if<PlacementChoice>(&*choices)) return {*one};
+  auto many = std::get<std::vector<PlacementChoice>>(*choices);
+  if (many.empty()) throw ValueError("placements must be at least one, got none");
+  return many;
+}
+
+// What the lengths of costs and sizes say, if `num_stages` is not given.
+std::optional<int> stages_of(std::optional<int> num_stages, const Costs& costs,
+                             const MemoryCap& cap) {
+  for (const auto* values :
+       {&costs.forward, &costs.input, &costs.weight, &costs.bytes, &cap.activation_size}) {
+    if (!num_stages && values->size() > 1) num_stages = static_cast<int>(values->size());
+  }
+  return num_stages;
+}
+
+// Throws what a signal's handler throws, such as KeyboardInterrupt.
+bool look_for_signals() {
+  const py::gil_scoped_acquire held;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  return false;
+}
+
+SearchResult search_schedule(const Costs& costs, int num_ranks, int num_microbatches,
+                             const std::optional<OneOrMany>& memory_limit,
+                             const OneOrMany& activation_size, double kept,
+                             const std::string& objective,
+                             const std::optional<PlacementChoices>& placements,
+                             std::optional<int> num_stages, std::optional<double> time_limit,
+                             std::optional<std::int64_t> iterations, std::uint64_t seed,
+                             std::optional<int> num_threads) {
+  if (num_threads && *num_threads < 1) {
+    throw ValueError(concat("num_threads must be at least 1, got ", *num_threads));
+  }
+  const MemoryCap cap = make_cap(memory_limit, activation_size, kept);
+  const SearchRequest request{.costs = costs,
+                              .num_microbatches = num_microbatches,
+                              .cap = cap,
+                              .objective = to_objective(objective),
+                              .placements = placements_of(to_choices(placements), num_ranks,
+                                                          stages_of(num_stages, costs, cap)),
+                              .time_limit = time_limit,
+                              .iterations = iterations,
+                              .seed = seed,
+                              .num_threads = num_threads.value_or(0)};
+  const py::gil_scoped_release released;
+  return search(request, look_for_signals);
+}
+
+Bounds bounds_of(const Placement& placement, int num_microbatches, const Costs& costs,
+                 const std::optional<OneOrMany>& memory_limit, const OneOrMany& activation_size,
+                 double kept) {
+  return lower_bounds(placement, num_microbatches, costs,
+                      make_cap(memory_limit, activation_size, kept));
+}
+
+std::vector<std::pair<std::string, double>> seeds_of(const SearchResult& result) {
+  std::vector<std::pair<std::string, double>> seeds;
+  for (const Candidate& seed : result.seeds) seeds.emplace_back(seed.source, seed.value);
+  return seeds;
+}
+
+void bind_bounds(py::module_& module) {
+  py::class_<Bounds>(module, "Bounds", "No schedule can be faster; see docs/schedules.md.")
+      .def_property_readonly(
+          "span", [](const Bounds& self) { return self.span.value; },
+          "Of the longest span of a rank, first start to last end.")
+      .def_property_readonly(
+          "makespan", [](const Bounds& self) { return self.makespan.value; },
+          "Of first start on any rank to last end on any.")
+      .def_property_readonly(
+          "span_reason", [](const Bounds& self) { return reason_name(self.span.reason); },
+          "work, fill and drain, path, or in flight.")
+      .def_property_readonly("makespan_reason",
+                             [](const Bounds& self) { return reason_name(self.makespan.reason); })
+      .def("__repr__", [](const Bounds& self) {
+        return concat("<Bounds: span ", self.span.value, ", makespan ", self.makespan.value, ">");
+      });
+  module.def("lower_bounds", &bounds_of, py::arg("placement"), py::arg("num_microbatches"),
+             py::arg("costs"), py::kw_only(), py::arg("memory_limit") = py::none(),
+             py::arg("activation_size") = 1.0, py::arg("kept") = 1.0,
+             py::call_guard<py::gil_scoped_release>(),
+             R"(What no schedule of one copy of the model can beat, in any order.
+
+Args:
+    placement: Which rank owns which stage.
+    num_microbatches: At least 1.
+    costs: What actions and messages take.
+    memory_limit: As in Schedule.verify.
+    activation_size: As in Schedule.verify.
+    kept: The share of an activation that stays from the end of its I to that of its W.
+
+Raises:
+    ValueError: Values that don't fit the placement, two copies of the model, or a limit that no
+        schedule can keep, with the least that would do.)");
+}
+
+void bind_result(py::module_& module) {
+  py::class_<SearchResult>(module, "SearchResult", "What Schedule.search found.")
+      .def_readonly("schedule", &SearchResult::schedule)
+      .def_readonly("timeline", &SearchResult::timeline, "By simulate, under the same costs.")
+      .def_readonly("value", &SearchResult::value, "The objective: the makespan or longest span.")
+      .def_readonly("source", &SearchResult::source,
+                    "The name of a schedule, 'list scheduling' or 'local search'.")
+      .def_readonly("bounds", &SearchResult::bounds, "No schedule can be faster.")
+      .def_readonly("bound", &SearchResult::bound, "The one of the objective.")
+      .def_property_readonly("gap", &SearchResult::gap,
+                             "The share of the value that a better schedule could save at most.")
+      .def_property_readonly("seeds", &seeds_of,
+                             "(name, value) of the named schedules that fit, best first.")
+      .def_readonly("iterations", &SearchResult::iterations, "Orders that were tried.")
+      .def_readonly("seconds", &SearchResult::seconds)
+      .def("__repr__", [](const SearchResult& self) {
+        return concat("<SearchResult: ", self.value, " by ", self.source, ", bound ", self.bound,
+                      ", gap ", self.gap(), ">");
+      });
+}
+
+}  // namespace
+
+// REQUIRES bind_ir and bind_analysis.
+void bind_search(py::module_& module) {
+  bind_bounds(module);
+  bind_result(module);
+  py::class_<Schedule> schedule(module.attr("Schedule"));
+  schedule.def_static("search", &search_schedule, py::arg("costs"), py::arg("num_ranks"),
+                      py::arg("num_microbatches"), py::arg("memory_limit") = py::none(),
+                      py::kw_only(), py::arg("activation_size") = 1.0, py::arg("kept") = 1.0,
+                      py::arg("objective") = "makespan", py::arg("placements") = py::none(),
+                      py::arg("num_stages") = py::none(), py::arg("time_limit") = py::none(),
+                      py::arg("iterations") = py::none(), py::arg("seed") = 0,
+                      py::arg("num_threads") = py::none(),
+                      R"(Finds an order of F, I and W for given costs and memory, on all cores.
+
+It is never worse than the best named schedule of the same placements that fits the memory, and
+comes with a lower bound. Ctrl-C ends it.
+
+Args:
+    costs: What actions and messages take; one number, or one for each stage.
+    num_ranks: Ranks of the pipeline, at least 1.
+    num_microbatches: At least 1.
+    memory_limit: What the activations of a rank may take at any time; one number, or one for each
+        rank; None: no limit. As in Schedule.verify: in the unit of activation_size.
+    activation_size: Of one microbatch on a stage; one number, or one for each stage. With the
+        default of 1 a rank of two stages that holds both activations of a microbatch holds 2.
+    kept: The share of an activation that stays from the end of its I to that of its W. With less
+        than 1, verify, which takes all of it to stay, may find more than the limit.
+    objective: "makespan", first start to last end; or "span", the longest of any rank.
+    placements: "loop", "v", a Placement, or a list of them; None: loop and V of num_stages.
+    num_stages: Of the model; None: as many as there are costs or sizes, as a Placement has, two
+        for each rank with placements="v", else one.
+    time_limit: Seconds of the search; the named schedules are built and simulated in any case.
+        None: 10, or no limit if there are iterations.
+    iterations: How many orders are tried for each placement. With this limit alone the answer
+        depends on the arguments only.
+    seed: Of the random numbers.
+    num_threads: None: one for each core.
+
+Raises:
+    ValueError: Costs, limits or placements that don't fit each other, or a limit that no schedule
+        can keep, with the least that would do.)");
+}
+
+}  // namespace pipert

@@ -1,0 +1,142 @@
+#include "search/seeds.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <map>
+#include <numeric>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "analysis/verify.h"
+#include "base/error.h"
+#include "base/index.h"
+#include "schedule/registry.h"
+
+namespace pipert {
+namespace {
+
+// Times as whole numbers, the longest a million.
+std::int64_t whole(const std::vector<double>& times, double longest) {
+  const double mean = std::accumulate(times.begin(), times.end(), 0.0) / double(times.size());
+  return longest > 0.0 ? std::llround(mean / longest * 1e6) : 1;
+}
+
+using Options = std::map<std::string, std::int64_t>;
+
+// zb_auto's, or none for a generator that is not made for given times.
+Options options_for(const Generator& generator, const SearchRequest& request) {
+  const auto takes = [&](std::string_view name) {
+    return std::find(generator.options.begin(), generator.options.end(), name) !=
+           generator.options.end();
+  };
+  Options options;
+  if (!takes("memory_limit") || !takes("forward")) return options;
+  const Costs& costs = request.costs;
+  double longest = costs.latency.standard;
+  for (const auto* times : {&costs.forward, &costs.input, &costs.weight}) {
+    longest = std::max(longest, *std::max_element(times->begin(), times->end()));
+  }
+  options["forward"] = whole(costs.forward, longest);
+  options["input"] = whole(costs.input, longest);
+  options["weight"] = whole(costs.weight, longest);
+  options["latency"] = whole({costs.latency.standard}, longest);
+  options["kept_percent"] = static_cast<std::int64_t>(std::ceil(100.0 * request.cap.kept - 1e-9));
+  double activations = request.num_microbatches;
+  if (!request.cap.limit.empty()) {
+    const double limit = *std::min_element(request.cap.limit.begin(), request.cap.limit.end());
+    const auto& sizes = request.cap.activation_size;
+    const double size = *std::max_element(sizes.begin(), sizes.end());
+    if (size > 0.0) activations = std::min(activations, std::floor(limit / size * (1.0 + 1e-9)));
+  }
+  options["memory_limit"] = std::max<std::int64_t>(1, std::llround(activations));
+  return options;
+}
+
+bool keeps_memory(const Schedule& schedule, const MemoryCap& cap) {
+  const auto at = [](const std::vector<double>& values, int index) {
+    return values.size() == 1 ? values.front() : values[as_index(index)];
+  };
+  if (cap.limit.empty()) return true;
+  for (Rank rank = 0; rank < schedule.num_ranks(); ++rank) {
+    double held = 0.0;
+    for (const Action& action : schedule.ranks[as_index(rank)]) {
+      const double size = at(cap.activation_size, action.stage);
+      if (action.kind == ActionKind::kForward) held += size;
+      if (action.kind == ActionKind::kBackward) held -= size;
+      if (action.kind == ActionKind::kInputGrad) held -= size * (1.0 - cap.kept);
+      if (action.kind == ActionKind::kWeightGrad) held -= size * cap.kept;
+      if (held > at(cap.limit, rank) * (1.0 + 1e-9)) return false;
+    }
+  }
+  return true;
+}
+
+bool has_plain_actions(const Schedule& schedule) {
+  const auto plain = [](const Action& action) {
+    return action.kind == ActionKind::kForward || action.kind == ActionKind::kBackward ||
+           action.kind == ActionKind::kInputGrad || action.kind == ActionKind::kWeightGrad;
+  };
+  return std::all_of(schedule.ranks.begin(), schedule.ranks.end(), [&](const auto& actions) {
+    return std::all_of(actions.begin(), actions.end(), plain);
+  });
+}
+
+std::optional<Schedule> build(const Generator& generator, const SearchRequest& request,
+                              const Options& options) {
+  const Placement& any = request.placements.front();
+  const ScheduleRequest sizes{.num_ranks = any.num_ranks(),
+                              .num_microbatches = request.num_microbatches,
+                              .num_stages = any.num_stages(),
+                              .options = options};
+  try {
+    return split_overlaps(build_schedule(generator.name, sizes));
+  } catch (const ValueError&) {
+    return std::nullopt;  // not for these sizes
+  }
+}
+
+}  // namespace
+
+double value_of(const Timeline& timeline, Objective objective) {
+  switch (objective) {
+    case Objective::kMakespan:
+      return timeline.makespan;
+    case Objective::kSpan:
+      return *std::max_element(timeline.spans.begin(), timeline.spans.end());
+  }
+  return 0.0;
+}
+
+std::vector<Seed> named_seeds(const SearchRequest& request) {
+  std::vector<Seed> seeds;
+  const auto add = [&](const Generator& generator, const Options& options) {
+    std::optional<Schedule> schedule = build(generator, request, options);
+    if (!schedule || !has_plain_actions(*schedule)) return;
+    const auto& wanted = request.placements;
+    if (std::find(wanted.begin(), wanted.end(), schedule->placement) == wanted.end()) return;
+    if (!verify(*schedule).ok() || !keeps_memory(*schedule, request.cap)) return;
+    Timeline timeline = simulate(*schedule, request.costs);
+    const double value = value_of(timeline, request.objective);
+    seeds.push_back({std::move(*schedule), std::move(timeline), value});
+  };
+  for (const Generator* generator : generators()) {
+    add(*generator, {});
+    const Options options = options_for(*generator, request);
+    if (!options.empty()) add(*generator, options);
+  }
+  std::stable_sort(seeds.begin(), seeds.end(),
+                   [](const Seed& a, const Seed& b) { return a.value < b.value; });
+  std::vector<Seed> best;  // of each name
+  for (Seed& seed : seeds) {
+    const bool is_known = std::any_of(best.begin(), best.end(), [&](const Seed& other) {
+      return other.schedule.name == seed.schedule.name;
+    });
+    if (!is_known) best.push_back(std::move(seed));
+  }
+  return best;
+}
+
+}  // namespace pipert

@@ -1,0 +1,125 @@
+"""`pipert schedule search`: the best schedule that can be found for given costs and memory."""
+
+import argparse
+import re
+from typing import Any
+
+from pipert import Schedule, SearchResult
+from pipert.cli import formats, values
+from pipert.cli.costs import add_costs, costs_of
+from pipert.cli.failures import UsageError
+from pipert.cli.output import print_json, table
+from pipert.cli.source import add_sizes, describe, describe_json
+
+NAME = "search"
+SUMMARY = "find a schedule for given costs and memory, with a bound for how good any can be"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares sizes, costs, limits and the file to be written."""
+    add_sizes(parser, required=True)
+    parser.add_argument(
+        "--memory",
+        type=values.numbers,
+        metavar="N[,N...]",
+        help="activations that a rank may hold, of one stage each; one number, or one a rank",
+    )
+    parser.add_argument(
+        "--kept",
+        type=values.number,
+        default=1.0,
+        metavar="SHARE",
+        help="of an activation, what stays from I to W; default 1",
+    )
+    parser.add_argument(
+        "--objective",
+        choices=("makespan", "span"),
+        default="makespan",
+        help="what to make short: all of it (the default), or the longest span of a rank",
+    )
+    parser.add_argument(
+        "--placement",
+        choices=("loop", "v"),
+        action="append",
+        help="where stages are; may be repeated; default: both, or the loop for one stage a rank",
+    )
+    parser.add_argument(
+        "--time-limit", type=values.number, metavar="SECONDS", help="of the search; default 10"
+    )
+    parser.add_argument(
+        "--iterations",
+        type=values.integer(0),
+        metavar="N",
+        help="orders to try for each placement, for an answer that is the same every time",
+    )
+    parser.add_argument(
+        "--seed", type=values.integer(0), default=0, metavar="N", help="of random numbers"
+    )
+    parser.add_argument("--out", metavar="OUT", help="write the schedule to a .csv file")
+    parser.add_argument("--force", action="store_true", help="overwrite OUT if it is there")
+    add_costs(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints what was found, and writes it if asked to."""
+    if args.out == formats.STANDARD_STREAM:
+        raise UsageError("--out: expected a file, got -")
+    result = _search(args)
+    if args.out:
+        formats.write(result.schedule, args.out, overwrite=args.force)
+    if args.json:
+        print_json({**describe_json(result.schedule), **_result_json(result, args)})
+    else:
+        print(describe(result.schedule))
+        print(
+            f"{args.objective} {result.value:g} by {result.source}, "
+            f"bound {result.bound:g}, gap {100 * result.gap:.2f} %"
+        )
+        rows = [[name, f"{value:g}"] for name, value in result.seeds]
+        if result.source not in dict(result.seeds):
+            rows.insert(0, [result.source, f"{result.value:g}"])
+        print(table([["schedule", args.objective], *rows], left=(0,)))
+    return 0
+
+
+def _search(args: argparse.Namespace) -> SearchResult:
+    stages = args.stages
+    if stages is None:
+        stages = args.ranks * (2 if args.placement == ["v"] else 1)
+    costs = costs_of(args, stages)
+    try:
+        return Schedule.search(
+            costs,
+            args.ranks,
+            args.microbatches,
+            args.memory[0] if args.memory and len(args.memory) == 1 else args.memory,
+            kept=args.kept,
+            objective=args.objective,
+            placements=args.placement,
+            num_stages=stages,
+            time_limit=args.time_limit,
+            iterations=args.iterations,
+            seed=args.seed,
+        )
+    except ValueError as error:
+        words = re.sub(r"\bnum_(ranks|microbatches|stages)\b", r"--\1", str(error))
+        words = re.sub(r"\bmemory_limit\b", "--memory", words)
+        raise UsageError(re.sub(r"^kept\b", "--kept", words)) from None
+
+
+def _result_json(result: SearchResult, args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "objective": args.objective,
+        "value": result.value,
+        "source": result.source,
+        "bound": result.bound,
+        "gap": result.gap,
+        "makespan": result.timeline.makespan,
+        "spans": result.timeline.spans,
+        "peak_memory": result.timeline.peak_memory,
+        "placement": result.schedule.placement.ranks,
+        "seeds": [{"name": name, "value": value} for name, value in result.seeds],
+        "iterations": result.iterations,
+        "seconds": result.seconds,
+        "out": args.out,
+    }

@@ -1,0 +1,238 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import published_table
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipert import Costs, Placement, Schedule, lower_bounds, schedules
+
+CHUNK_PROFILES = [
+    # F, I, W, latency of one chunk in ms, and the makespan to reach on 8 ranks of two chunks
+    ((14.407, 14.380, 9.676, 1.610), 1969),
+    ((9.458, 9.748, 7.288, 0.879), 1346),
+]
+ROUNDING = 1 + 1e-9
+
+
+def costs_of(times):
+    forward, input_half, weight_half, latency = times
+    return Costs(forward=forward, input=input_half, weight=weight_half, latency=latency)
+
+
+def objective_of(timeline, objective):
+    return timeline.makespan if objective == "makespan" else max(timeline.spans)
+
+
+def kept(row):
+    hidden, heads, length = (int(row[column]) for column in ("hidden", "heads", "seq"))
+    return 32 / (34 + 5 * heads * length / hidden)
+
+
+def assert_sound(result, costs, limit, objective, sizes=1.0):
+    verdict = result.schedule.verify(memory_limit=limit, activation_size=sizes)
+    assert verdict, verdict.message
+    value = objective_of(result.schedule.simulate(costs), objective)
+    assert result.value == value == objective_of(result.timeline, objective)
+    assert result.bound <= value * ROUNDING
+    gap = 1 - result.bound / value if value > 0 else 0
+    assert result.gap == pytest.approx(gap, abs=1e-9)
+    assert result.gap >= 0
+    assert all(value <= seed * ROUNDING for _, seed in result.seeds)
+    names = [name for name, _ in result.seeds]
+    assert len(names) == len(set(names))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    p=st.integers(1, 4),
+    chunks=st.integers(1, 3),
+    m=st.integers(1, 8),
+    room=st.floats(1, 4),
+    objective=st.sampled_from(["makespan", "span"]),
+    data=st.data(),
+)
+def test_what_comes_out_is_valid_within_memory_and_never_worse_than_a_name(
+    p, chunks, m, room, objective, data
+):
+    number = st.floats(0, 9).map(lambda x: round(x, 2))
+    times = st.lists(number, min_size=p * chunks, max_size=p * chunks)
+    costs = Costs(
+        forward=data.draw(times),
+        input=data.draw(times),
+        weight=data.draw(times),
+        latency=data.draw(number),
+    )
+    sizes = data.draw(st.lists(st.integers(1, 3), min_size=p * chunks, max_size=p * chunks))
+    limit = room * p * 3 * chunks
+    result = Schedule.search(
+        costs, p, m, limit, activation_size=sizes, objective=objective, iterations=400
+    )
+    assert_sound(result, costs, limit, objective, sizes)
+    placements = [Placement.loop(p, p * chunks), Placement.v_shaped(p, p * chunks)]
+    assert result.schedule.placement in placements
+    for name in schedules():
+        try:
+            named = Schedule.build(name, num_ranks=p, num_microbatches=m, num_stages=p * chunks)
+            fits = named.verify(memory_limit=limit, activation_size=sizes)
+        except ValueError:
+            continue
+        if fits and named.placement in placements:
+            best = objective_of(named.simulate(costs), objective)
+            assert result.value <= best * ROUNDING
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("row", published_table.rows(), ids=published_table.name)
+def test_at_most_a_point_above_the_bound_on_the_published_profiles_at_any_cap(row):
+    p, m = published_table.sizes(row)
+    costs = costs_of(published_table.times(row))
+    work = m * sum(published_table.times(row)[:3])
+    for objective in ("span", "makespan"):
+        for limit in (p, 5 * p // 4, 3 * p // 2, 7 * p // 4, 2 * p):
+            result = Schedule.search(costs, p, m, limit, objective=objective, iterations=1200)
+            assert_sound(result, costs, limit, objective)
+            assert {"1f1b", "zb_h1", "zb_auto"} <= {name for name, _ in result.seeds}
+            assert work / result.bound - work / result.value < 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("row", published_table.rows(), ids=published_table.name)
+def test_at_most_a_point_above_the_bound_where_a_part_is_freed_at_the_input_half(row):
+    p, m = published_table.sizes(row)
+    costs = costs_of(published_table.times(row))
+    work = m * sum(published_table.times(row)[:3])
+    for objective in ("span", "makespan"):
+        for limit in (p, 2 * p):
+            result = Schedule.search(
+                costs, p, m, limit, objective=objective, kept=kept(row), iterations=1200
+            )
+            assert result.schedule.verify()
+            assert all(result.value <= value * ROUNDING for _, value in result.seeds)
+            assert work / result.bound - work / result.value < 0.01
+
+
+def test_the_first_profile_at_one_and_a_half_times_the_memory():
+    row = published_table.rows()[0]
+    costs = costs_of(published_table.times(row))
+    work = 24 * sum(published_table.times(row)[:3])
+    held = Schedule.search(costs, 8, 24, 12, objective="span", iterations=1200)
+    assert held.gap < 1e-9  # nothing can be better, as long as activations stay until W
+    assert f"{1 - work / held.value:.4f}" == "0.1281"
+    freed = Schedule.search(costs, 8, 24, 12, objective="span", kept=kept(row), iterations=1200)
+    assert 1 - work / freed.value <= 0.0690
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("times", "most"), CHUNK_PROFILES)
+def test_two_chunks_a_rank_in_a_v_with_a_quarter_more_memory(times, most):
+    costs = costs_of(times)
+    result = Schedule.search(costs, 8, 24, 20, placements="v", iterations=2_500_000)
+    assert_sound(result, costs, 20, "makespan")
+    assert result.value <= most
+    assert result.source == "local search"
+
+
+def test_the_answer_depends_on_the_arguments_alone_where_iterations_are_the_limit():
+    costs = Costs(forward=[2, 3, 1, 2, 2, 1], input=3, weight=1.5, latency=0.3)
+
+    def search(seed, num_threads):
+        return Schedule.search(costs, 3, 7, 5, iterations=4000, seed=seed, num_threads=num_threads)
+
+    one, again, other = search(0, 1), search(0, 3), search(1, 1)
+    assert one.schedule == again.schedule
+    assert (one.value, one.source, one.iterations) == (again.value, again.source, again.iterations)
+    assert other.bound == one.bound
+
+
+def test_one_limit_for_each_rank_and_none_at_all():
+    limits = [4, 3, 2, 1]
+    result = Schedule.search(Costs(), 4, 8, limits, iterations=500)
+    assert_sound(result, Costs(), limits, "makespan")
+    free = Schedule.search(Costs(), 4, 8, iterations=500)
+    assert free.value <= result.value
+    assert free.bounds.makespan == lower_bounds(Placement.loop(4, 4), 8, Costs()).makespan
+
+
+def test_a_slow_stage_costs_no_more_than_its_own_work():
+    costs = Costs(forward=[1, 1.4, 1, 1], input=[1, 1.4, 1, 1], weight=[1, 1.4, 1, 1])
+    result = Schedule.search(costs, 4, 16, 8, iterations=2000)
+    assert result.gap < 0.01
+    assert result.bounds.makespan_reason == "work"
+
+
+def test_schedules_of_placements_that_were_not_asked_for_are_no_seeds():
+    def names(**arguments):
+        result = Schedule.search(Costs(), 4, 8, iterations=10, num_stages=8, **arguments)
+        return {name for name, _ in result.seeds}
+
+    assert "interleaved_1f1b" in names(placements="loop")
+    assert "zb_v" not in names(placements=["loop"])
+    assert names(placements=Placement.v_shaped(4, 8)) == names(placements="v") >= {"zb_v"}
+    assert names() == names(placements=["loop", "v"]) >= {"zb_v", "interleaved_1f1b"}
+    odd = Placement(4, [0, 2, 1, 3, 3, 1, 2, 0])
+    assert Schedule.search(Costs(), 4, 8, 8, placements=odd, iterations=50).seeds == []
+
+
+def test_no_time_still_gives_what_the_names_give():
+    result = Schedule.search(Costs(), 4, 8, 4, time_limit=0)
+    assert_sound(result, Costs(), 4, "makespan")
+    assert result.seeds
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"memory_limit": 0.5}, r"memory_limit must be at least 1 on rank 0 .*, got 0.5"),
+        ({"memory_limit": 3, "placements": "v", "activation_size": 2}, "must be at least 4 on"),
+        ({"objective": "speed"}, "objective must be 'makespan' or 'span', got 'speed'"),
+        ({"placements": "w"}, "unknown placement 'w'"),
+        ({"placements": []}, "placements must be at least one, got none"),
+        ({"placements": Placement.loop(3, 3)}, "placements must have 2 ranks and 3 stages, got 3"),
+        ({"placements": Placement.bidirectional(2)}, "one copy of the model, got 2 copies"),
+        ({"num_stages": 3}, "num_stages must be a positive multiple of"),
+        ({"costs": Costs(forward=[1, 2], input=[1, 2, 3, 4])}, "input must be one number or 2"),
+        ({"costs": Costs(weight=-1)}, "weight must be finite and at least 0, got -1"),
+        ({"num_ranks": 0}, "num_ranks must be at least 1, got 0"),
+        ({"num_microbatches": 0}, "num_microbatches must be at least 1, got 0"),
+        ({"num_microbatches": 2_000_000_000}, "must be at most 100000000, got 2 x 2000000000"),
+        ({"time_limit": -1}, "time_limit must be at least 0, got -1"),
+        ({"iterations": -1}, "iterations must be at least 0, got -1"),
+        ({"num_threads": 0}, "num_threads must be at least 1, got 0"),
+        ({"kept": -0.1}, "kept must be from 0 to 1, got -0.1"),
+    ],
+)
+def test_mistakes_are_told(arguments, message):
+    call = {"costs": Costs(), "num_ranks": 2, "num_microbatches": 4, "iterations": 1, **arguments}
+    with pytest.raises(ValueError, match=message):
+        Schedule.search(**call)
+
+
+INTERRUPTED = """
+import os, signal, threading
+import pipert
+
+costs = pipert.Costs(forward=2, input=3, weight=1, latency=1)
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    pipert.Schedule.search(costs, 4, 16, 4, placements="v", time_limit=1000)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_ends_it():
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        timeout=90,
+        check=True,
+    )
+    assert done.stdout == "interrupted\n"
