@@ -104,8 +104,8 @@ class Pipeline:
                 placement=placement,
                 options=schedule_options,
             )
-            training = _C.lower(self.schedule, receive_slots=receive_slots)
-            evaluation = _C.lower(
+            training = _C.Lowering(self.schedule, receive_slots=receive_slots)
+            evaluation = _C.Lowering(
                 self.schedule.forward_only(),
                 receive_slots=receive_slots,
                 send_slots=receive_slots + 2,  # nothing comes back that would show what was read

@@ -34,7 +34,7 @@ class Ranks:
 
     Args:
         devices: by rank, for the ranks of this process.
-        training: the programs of all ranks, for steps.
+        training: makes the ranks' programs, for steps.
         evaluation: likewise, for passes without backward.
         stages: of this process.
         peers: the ranks of the group; None: one process.
@@ -47,8 +47,8 @@ class Ranks:
     def __init__(
         self,
         devices: Mapping[int, torch.device],
-        training: list[_C.Program],
-        evaluation: list[_C.Program],
+        training: _C.Lowering,
+        evaluation: _C.Lowering,
         stages: LocalStages,
         peers: Peers | None,
         *,
@@ -66,7 +66,10 @@ class Ranks:
         self._make_runtime = partial(
             _C.Runtime,
             stages=[(s.index, s.call, s.spread, s.keywords) for s in stages],
-            ranks=[(training[rank], evaluation[rank], str(on)) for rank, on in devices.items()],
+            ranks=[
+                (program, evaluation[rank], str(on))
+                for program, (rank, on) in zip(self.programs, devices.items(), strict=True)
+            ],
             loss_fn=loss_fn,
             timeout_s=timeout_s,
             intra_op_threads=intra_op_threads or max(1, torch.get_num_threads() // len(devices)),

@@ -17,12 +17,13 @@ def check(condition, text):
         raise RaceError(text)
 
 
-def expected_reads(action, num_stages):
+def expected_reads(action, stages_per_copy):
     """What an action must find in its input slots: the text of the action that made it."""
     if action.kind == "F":
-        return [f"{action.stage - 1}F{action.microbatch}"] if action.stage > 0 else []
+        first = action.stage % stages_per_copy == 0
+        return [] if first else [f"{action.stage - 1}F{action.microbatch}"]
     if action.kind in "BI":
-        last = action.stage + 1 == num_stages
+        last = (action.stage + 1) % stages_per_copy == 0
         return [] if last else [f"gradient {action.stage + 1},{action.microbatch}"]
     return []
 
@@ -34,8 +35,9 @@ def result(action):
 
 
 class RankState:
-    def __init__(self, program):
+    def __init__(self, program, num_copies):
         self.program = program
+        self.stages_per_copy = program.num_stages // num_copies
         self.instructions = program.instructions
         self.slot_specs = program.slots
         self.values = {}  # slot -> value
@@ -63,7 +65,7 @@ class RankState:
             check(slot in self.values, f"empty slot read: {instruction['text']}")
             values.append(self.values.pop(slot))
             self.posted.pop(slot, None)
-        wanted = expected_reads(action, self.program.num_stages)
+        wanted = expected_reads(action, self.stages_per_copy)
         check(values == wanted, f"{action} read {values}, expected {wanted}")
         self.done.append(action)
         for slot in instruction["writes"]:
@@ -71,14 +73,14 @@ class RankState:
             self.values[slot] = result(action)
 
 
-def run_in_issue_order(programs, seed=0, sends_may_wait=False):
+def run_in_issue_order(programs, seed=0, sends_may_wait=False, num_copies=1):
     """Plays the programs as the Executor does: one instruction after the other on each rank.
 
     A Run takes a message off the wire when it needs it, a Release waits until the peer has taken
     its message (only at the end, unless `sends_may_wait`), everything else goes on at once.
     Returns the actions done, by rank, or None if the ranks wait for each other.
     """
-    ranks = [RankState(program) for program in programs]
+    ranks = [RankState(program, num_copies) for program in programs]
     positions = [0] * len(ranks)
     wire = {}  # (edge, sequence) -> (message, value)
     taken = set()  # (edge, sequence)
@@ -135,13 +137,13 @@ def run_in_issue_order(programs, seed=0, sends_may_wait=False):
     return [state.done for state in ranks]
 
 
-def run_by_lanes(programs, seed=0):
+def run_by_lanes(programs, seed=0, num_copies=1):
     """Plays the programs with every lane on its own: only lane order and marks hold them back.
 
     A message moves when its Send and its Recv both are at the head of their lanes: no buffer in
     between. Returns the actions done, by rank, or None if the lanes wait for each other.
     """
-    ranks = [RankState(program) for program in programs]
+    ranks = [RankState(program, num_copies) for program in programs]
     queues = {}  # (rank, lane) -> instructions left
     for rank, state in enumerate(ranks):
         for instruction in state.instructions:

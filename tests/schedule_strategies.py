@@ -61,12 +61,12 @@ def all_work(rank_of, num_microbatches, is_split):
 
 
 @st.composite
-def good_schedules(draw, max_ranks=4, max_stages=6, max_microbatches=4):
+def good_schedules(draw, min_ranks=1, max_ranks=4, max_stages=6, max_microbatches=4):
     """Schedules that are right by construction: the order in which some run did its work.
 
     Placements are arbitrary, and each backward is split into I and W or not, by itself.
     """
-    num_ranks = draw(st.integers(1, max_ranks))
+    num_ranks = draw(st.integers(min_ranks, max_ranks))
     num_stages = draw(st.integers(num_ranks, max(num_ranks, max_stages)))
     num_microbatches = draw(st.integers(1, max_microbatches))
     random = draw(st.randoms(use_true_random=False))

@@ -1,5 +1,6 @@
 """lower: what it promises of a Program holds for every schedule and size."""
 
+import gc
 from collections import Counter
 from itertools import pairwise
 
@@ -33,8 +34,41 @@ def named_schedules(draw):
         assume(False)  # sizes that the schedule refuses
 
 
+# More ranks than those up to which each tracks all others (kTrackAll in csrc/plan/clocks.h).
+WIDE = {
+    "1f1b": 1,
+    "interleaved_1f1b": 1,
+    "looped_bfs": 1,
+    "hanayo": 1,
+    "zb_interleaved": 1,
+    "zb_v": 1,
+    "v_half": 1,
+    "chimera": 1,
+    "dualpipe_v": 2,
+    "dualpipe": 2,
+}
+
+
+@st.composite
+def wide_named_schedules(draw):
+    name = draw(st.sampled_from(list(WIDE)))
+    num_ranks = 18
+    return pipert.Schedule.build(
+        name,
+        num_ranks=num_ranks,
+        num_microbatches=WIDE[name] * num_ranks + draw(st.sampled_from([0, num_ranks])),
+    )
+
+
+wide_schedules = st.one_of(
+    wide_named_schedules(),
+    good_schedules(min_ranks=17, max_ranks=19, max_stages=24, max_microbatches=3),
+)
 schedules = st.one_of(named_schedules(), good_schedules())
 receive_slots = st.integers(1, 4)
+few_examples = settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 examples = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -50,7 +84,10 @@ def edge_of(program, instruction):
 def runs_of(actions):
     """The compute actions, overlapped pairs taken apart."""
     for action in actions:
-        if action.is_compute and action.paired is None:
+        if action.paired is not None:
+            yield pipert.Action("F", action.stage, action.microbatch)
+            yield action.paired
+        elif action.is_compute:
             yield action
 
 
@@ -211,10 +248,62 @@ def test_every_instruction_is_on_the_lane_of_its_edge(schedule, slots):
             assert i["kind"] == "run" or tuple(edge) == edge_of(program, i)
 
 
+@few_examples
+@given(wide_schedules, receive_slots, st.sampled_from([None, 1, 3]))
+def test_a_wide_pipeline_runs_in_any_order_that_its_programs_allow(schedule, slots, bound):
+    num_copies = schedule.placement.num_copies
+    expected = [list(runs_of(actions)) for actions in schedule.actions]
+    programs = pipert.lower(schedule, receive_slots=slots, send_slots=bound)
+    waits = bound is not None
+    done = run_in_issue_order(programs, slots, sends_may_wait=waits, num_copies=num_copies)
+    assert done == expected
+    assert run_by_lanes(programs, slots, num_copies=num_copies) == expected
+
+
+@few_examples
+@given(wide_schedules)
+def test_a_release_in_a_wide_pipeline_never_comes_before_its_message_is_known_to_be_read(schedule):
+    for some in (schedule, schedule.forward_only()):
+        check_releases(pipert.lower(some))
+
+
+@few_examples
+@given(wide_named_schedules())
+def test_a_release_in_a_named_wide_pipeline_comes_as_soon_as_it_can(schedule):
+    check_releases_are_early(pipert.lower(schedule))
+
+
+@few_examples
+@given(st.one_of(schedules, wide_schedules), receive_slots, st.sampled_from([None, 2]))
+def test_one_rank_at_a_time_gives_the_programs_of_all(schedule, slots, bound):
+    lowering = pipert.Lowering(schedule, receive_slots=slots, send_slots=bound)
+    programs = pipert.lower(schedule, receive_slots=slots, send_slots=bound)
+    assert len(lowering) == len(programs)
+    assert [str(lowering[rank]) for rank in reversed(range(len(lowering)))] == [
+        str(program) for program in reversed(programs)
+    ]
+
+
+def test_a_lowering_keeps_its_schedule():
+    lowering = pipert.Lowering(pipert.Schedule.build("1f1b", num_ranks=2, num_microbatches=2))
+    gc.collect()
+    assert [program.rank for program in lowering] == [0, 1]
+
+
+@pytest.mark.parametrize("rank", [-1, 2])
+def test_a_rank_that_is_not_there_has_no_program(rank):
+    lowering = pipert.Lowering(pipert.Schedule.build("1f1b", num_ranks=2, num_microbatches=2))
+    with pytest.raises(IndexError, match=rf"rank must be in \[0, 2\), got {rank}"):
+        lowering[rank]
+
+
 @examples
 @given(schedules, receive_slots)
 def test_a_release_comes_after_a_run_that_needs_the_reader_to_have_started(schedule, slots):
-    programs = pipert.lower(schedule, receive_slots=slots)
+    check_releases(pipert.lower(schedule, receive_slots=slots))
+
+
+def check_releases(programs):
     before = happens_before(programs)
     reader = readers(programs)
     for program in programs:
@@ -225,13 +314,16 @@ def test_a_release_comes_after_a_run_that_needs_the_reader_to_have_started(sched
                 runs_so_far += 1
             elif i["kind"] == "release" and runs_so_far < num_runs:
                 known = (program.rank, runs_so_far - 1)
-                assert reader[edge_of(program, i), i["sequence"]] in before[known]
+                assert before(reader[edge_of(program, i), i["sequence"]], known)
 
 
 @examples
 @given(schedules, receive_slots)
 def test_a_release_comes_as_soon_as_it_can(schedule, slots):
-    programs = pipert.lower(schedule, receive_slots=slots)
+    check_releases_are_early(pipert.lower(schedule, receive_slots=slots))
+
+
+def check_releases_are_early(programs):
     before = happens_before(programs)
     reader = readers(programs)
     for program in programs:
@@ -243,8 +335,9 @@ def test_a_release_comes_as_soon_as_it_can(schedule, slots):
                 sent_at[edge_of(program, i), i["sequence"]] = runs_so_far - 1
             elif i["kind"] == "release":
                 key = edge_of(program, i), i["sequence"]
-                for earlier in range(sent_at[key] + 1, runs_so_far - 1):
-                    assert reader[key] not in before[program.rank, earlier]
+                earlier = runs_so_far - 2  # what was known to a Run is known to all behind it
+                if earlier > sent_at[key]:
+                    assert not before(reader[key], (program.rank, earlier))
 
 
 def readers(programs):
@@ -264,7 +357,7 @@ def readers(programs):
 
 
 def happens_before(programs):
-    """(rank, position) of each Run -> all Runs that have started when it starts, by closure."""
+    """Whether a Run, (rank, position), must have started when another starts, by closure."""
     needs = {}
     writer = {}
     for program in programs:
@@ -279,7 +372,8 @@ def happens_before(programs):
                 writer[edge_of(program, i), i["sequence"]] = (program.rank, position)
     for message, run in readers(programs).items():
         needs[run].add(writer[message])
-    closure = {}
+    bit = {run: i for i, run in enumerate(needs)}
+    closure = {}  # of bits
 
     def visit(run):
         stack = [run]
@@ -290,11 +384,14 @@ def happens_before(programs):
                 stack += missing
                 continue
             stack.pop()
-            closure[top] = {top}.union(*(closure[need] for need in needs[top]))
+            started = 1 << bit[top]
+            for need in needs[top]:
+                started |= closure[need]
+            closure[top] = started
 
     for run in needs:
         visit(run)
-    return closure
+    return lambda earlier, run: bool(closure[run] >> bit[earlier] & 1)
 
 
 @examples

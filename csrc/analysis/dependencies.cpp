@@ -5,8 +5,9 @@ namespace {
 
 class Collector {
  public:
-  Collector(const Schedule& schedule, const BackwardForms& forms)
-      : schedule_(schedule), forms_(forms) {}
+  // Adds to `result`, which isn't copied: there is one for each action.
+  Collector(const Schedule& schedule, const BackwardForms& forms, Dependencies& result)
+      : schedule_(schedule), forms_(forms), result_(result) {}
 
   void add_all(const Action& action) {
     switch (action.kind) {
@@ -57,8 +58,6 @@ class Collector {
     }
   }
 
-  const Dependencies& result() const { return result_; }
-
  private:
   static Action of_stage(const Action& action, ActionKind kind, int offset) {
     Action other = as_kind(action, kind);
@@ -88,9 +87,9 @@ class Collector {
   void add_pair(const Action& pair) {
     const Action own_forward = overlapped_forward(pair);
     add_all(own_forward);
-    Collector backward(schedule_, forms_);
-    backward.add_all(overlapped_backward(pair));
-    for (const Dependency& need : backward.result()) {
+    Dependencies of_backward;
+    Collector(schedule_, forms_, of_backward).add_all(overlapped_backward(pair));
+    for (const Dependency& need : of_backward) {
       if (need.producer != own_forward) result_.add(need);
     }
   }
@@ -100,16 +99,16 @@ class Collector {
 
   const Schedule& schedule_;
   const BackwardForms& forms_;
-  Dependencies result_;
+  Dependencies& result_;
 };
 
 }  // namespace
 
 Dependencies dependencies(const Action& action, const Schedule& schedule,
                           const BackwardForms& forms) {
-  Collector collector(schedule, forms);
-  collector.add_all(action);
-  return collector.result();
+  Dependencies result;
+  Collector(schedule, forms, result).add_all(action);
+  return result;
 }
 
 }  // namespace pipert

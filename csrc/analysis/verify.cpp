@@ -7,6 +7,7 @@
 #include "analysis/local_order.h"
 #include "analysis/memory_limit.h"
 #include "analysis/range_check.h"
+#include "analysis/taken_apart.h"
 #include "analysis/weight_versions.h"
 #include "base/error.h"
 
@@ -50,7 +51,8 @@ Verdict verify(const Schedule& schedule, const VerifyOptions& options) {
     complete_counterexample(verdict.counterexample, schedule, schedule, {});
     return verdict;
   }
-  const Schedule apart = split_overlaps(schedule);
+  const TakenApart taken(schedule);
+  const Schedule& apart = taken.schedule();
   verdict = check_all(apart, options);
   if (!verdict.ok()) {
     complete_counterexample(verdict.counterexample, apart, schedule,

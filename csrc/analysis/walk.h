@@ -4,6 +4,7 @@
 // taken up never changes the answer, so it is the cheapest one.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <vector>
 
@@ -24,33 +25,40 @@ struct Wait {
 // ranks wait for each other.
 template <typename WaitOf, typename Run>
 std::vector<int> walk(const std::vector<int>& num_steps, WaitOf wait_of, Run run) {
+  // A heap by the rank that is waited for, whose first waiter has the least to wait: however many
+  // wait for one rank, those that can't go on yet aren't looked at again.
+  struct Waiter {
+    int steps = 0;
+    Rank rank = 0;
+  };
+  const auto later = [](const Waiter& a, const Waiter& b) { return a.steps > b.steps; };
+  std::vector<std::vector<Waiter>> waiters(num_steps.size());
+
   const auto num_ranks = static_cast<Rank>(num_steps.size());
   std::vector<int> done(num_steps.size(), 0);
-  std::vector<std::vector<Rank>> waiters(num_steps.size());  // by the rank that is waited for
   std::vector<Rank> ready;
   for (Rank rank = num_ranks - 1; rank >= 0; --rank) ready.push_back(rank);
-
-  const auto holds = [&](Rank rank) {
-    const std::optional<Wait> wait = wait_of(rank, done[as_index(rank)]);
-    return wait && done[as_index(wait->rank)] < wait->steps ? wait : std::nullopt;
-  };
   while (!ready.empty()) {
     const Rank rank = ready.back();
     ready.pop_back();
     int& step = done[as_index(rank)];
     while (step < num_steps[as_index(rank)]) {
-      if (const auto wait = holds(rank)) {
-        waiters[as_index(wait->rank)].push_back(rank);
+      const std::optional<Wait> wait = wait_of(rank, step);
+      if (wait && done[as_index(wait->rank)] < wait->steps) {
+        auto& heap = waiters[as_index(wait->rank)];
+        heap.push_back({wait->steps, rank});
+        std::push_heap(heap.begin(), heap.end(), later);
         break;
       }
       run(rank, step);
       ++step;
     }
-    std::erase_if(waiters[as_index(rank)], [&](Rank waiter) {
-      if (holds(waiter)) return false;
-      ready.push_back(waiter);
-      return true;
-    });
+    auto& heap = waiters[as_index(rank)];
+    while (!heap.empty() && heap.front().steps <= step) {
+      ready.push_back(heap.front().rank);
+      std::pop_heap(heap.begin(), heap.end(), later);
+      heap.pop_back();
+    }
   }
   return done;
 }

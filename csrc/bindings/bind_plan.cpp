@@ -10,12 +10,18 @@ namespace py = pybind11;
 namespace pipert {
 namespace {
 
+py::list list_of(const FewIds& ids) {
+  py::list result;
+  for (const std::int32_t id : ids) result.append(id);
+  return result;
+}
+
 // An instruction as a dict, for tests and tools; None stands for what its kind doesn't have.
 py::dict describe(const Program& program, std::size_t at) {
   using namespace py::literals;
   const Instruction& instruction = program.instructions[at];
   py::dict result(
-      "lane"_a = instruction.lane, "waits"_a = instruction.waits,
+      "lane"_a = instruction.lane, "waits"_a = list_of(instruction.waits),
       "mark"_a = instruction.mark == kNoMark ? py::object(py::none()) : py::cast(instruction.mark),
       "text"_a = to_string(program, instruction));
   const auto transfer = [&](const char* kind, const auto& op) {
@@ -27,8 +33,8 @@ py::dict describe(const Program& program, std::size_t at) {
   if (const auto* run = std::get_if<Run>(&instruction.op)) {
     result["kind"] = "run";
     result["action"] = run->action;
-    result["reads"] = run->reads;
-    result["writes"] = run->writes;
+    result["reads"] = list_of(run->reads);
+    result["writes"] = list_of(run->writes);
   } else if (const auto* recv = std::get_if<Recv>(&instruction.op)) {
     transfer("recv", *recv);
   } else if (const auto* send = std::get_if<Send>(&instruction.op)) {
@@ -59,6 +65,51 @@ py::list describe_all(const std::vector<Element>& elements) {
   py::list result;
   for (const Element& element : elements) result.append(describe(element));
   return result;
+}
+
+LowerOptions make_options(int receive_slots, std::optional<int> send_slots) {
+  return {.receive_slots = receive_slots, .send_slots = send_slots};
+}
+
+void bind_lowering(py::module_& module) {
+  py::class_<Lowering>(module, "Lowering",
+                       R"(A schedule that is ready to be lowered, one rank at a time.
+
+`lowering[rank]` makes that rank's Program, anew each time; len(lowering) is the number of ranks. What
+all ranks share is much smaller than their Programs, of which each process of a large pipeline needs
+one. Arguments and errors are those of `lower`.)")
+      .def(py::init([](const Schedule& schedule, int receive_slots, std::optional<int> send_slots) {
+             return std::make_unique<Lowering>(schedule, make_options(receive_slots, send_slots));
+           }),
+           py::arg("schedule"), py::kw_only(), py::arg("receive_slots") = 2,
+           py::arg("send_slots") = py::none(), py::keep_alive<1, 2>(),
+           py::call_guard<py::gil_scoped_release>())
+      .def("__getitem__", &Lowering::program, py::arg("rank"),
+           py::call_guard<py::gil_scoped_release>())
+      .def("__len__", &Lowering::num_ranks);
+  module.def(
+      "lower",
+      [](const Schedule& schedule, int receive_slots, std::optional<int> send_slots) {
+        return lower(schedule, make_options(receive_slots, send_slots));
+      },
+      py::arg("schedule"), py::kw_only(), py::arg("receive_slots") = 2,
+      py::arg("send_slots") = py::none(), py::call_guard<py::gil_scoped_release>(),
+      R"(Lowers a schedule to one Program for each rank.
+
+Args:
+    schedule: a Schedule that verify() accepts.
+    receive_slots: receive slots of each edge whose messages are read in order; other edges get
+        as many more as hold the messages that are read late.
+    send_slots: the most messages of each edge that are on their way at once: a rank that would send
+        another waits. None, or a schedule that could not end so: no Send waits, and a message is
+        kept until a later action shows that it was read.
+
+Returns:
+    A list of Programs, in rank order. `Lowering` makes them one at a time.
+
+Raises:
+    ValueError: the schedule is not valid (with verify's counterexample), or receive_slots or
+        send_slots < 1.)");
 }
 
 }  // namespace
@@ -95,29 +146,7 @@ str(program) prints it. Made by `Schedule` lowering inside `Pipeline`, or by `lo
                std::to_string(self.instructions.size()) + " instructions>";
       });
 
-  module.def(
-      "lower",
-      [](const Schedule& schedule, int receive_slots, std::optional<int> send_slots) {
-        return lower(schedule, {.receive_slots = receive_slots, .send_slots = send_slots});
-      },
-      py::arg("schedule"), py::kw_only(), py::arg("receive_slots") = 2,
-      py::arg("send_slots") = py::none(), py::call_guard<py::gil_scoped_release>(),
-      R"(Lowers a schedule to one Program for each rank.
-
-Args:
-    schedule: a Schedule that verify() accepts.
-    receive_slots: receive slots of each edge whose messages are read in order; other edges get
-        as many more as hold the messages that are read late.
-    send_slots: the most messages of each edge that are on their way at once: a rank that would send
-        another waits. None, or a schedule that could not end so: no Send waits, and a message is
-        kept until a later action shows that it was read.
-
-Returns:
-    A list of Programs, in rank order.
-
-Raises:
-    ValueError: the schedule is not valid (with verify's counterexample), or receive_slots or
-        send_slots < 1.)");
+  bind_lowering(module);
 }
 
 }  // namespace pipert

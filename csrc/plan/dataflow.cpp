@@ -1,7 +1,7 @@
 #include "plan/dataflow.h"
 
 #include <algorithm>
-#include <map>
+#include <utility>
 
 #include "analysis/dependencies.h"
 #include "base/error.h"
@@ -10,124 +10,147 @@
 namespace pipert {
 namespace {
 
-MessageKey result_of(const Action& producer) {
-  const bool is_forward = producer.kind == ActionKind::kForward;
-  return {.kind = is_forward ? MessageKind::kActivation : MessageKind::kGradient,
-          .stage = producer.stage,
-          .microbatch = producer.microbatch};
+bool is_plain(const Action& action) {
+  return action.slice == kWholeSequence && action.version == 0;
+}
+
+// Puts out what a rank runs for `action`.
+void add_runs(const Action& action, std::vector<Action>& runs) {
+  switch (action.kind) {
+    case ActionKind::kForward:
+    case ActionKind::kBackward:
+    case ActionKind::kInputGrad:
+    case ActionKind::kWeightGrad:
+      runs.push_back(action);
+      break;
+    case ActionKind::kOverlap:
+      runs.push_back(overlapped_forward(action));
+      runs.push_back(overlapped_backward(action));
+      break;
+    case ActionKind::kSendForward:
+    case ActionKind::kRecvForward:
+    case ActionKind::kSendBackward:
+    case ActionKind::kRecvBackward:
+      break;  // lowering derives the transfers itself
+    case ActionKind::kUnshard:
+    case ActionKind::kReshard:
+    case ActionKind::kReduceGrad:
+    case ActionKind::kRecompute:
+    case ActionKind::kOffload:
+    case ActionKind::kReload:
+    case ActionKind::kUpdate:
+      throw ValueError(
+          concat("a schedule to be run must hold F, B, I, W and transfer actions only, got ",
+                 to_string(action)));
+  }
+  if (!is_plain(action)) {
+    throw ValueError(
+        concat("a schedule to be run must take whole sequences and use version 0 of the weights, "
+               "got ",
+               to_string(action)));
+  }
+}
+
+bool is_run(const Action& action) {
+  switch (action.kind) {
+    case ActionKind::kForward:
+    case ActionKind::kBackward:
+    case ActionKind::kInputGrad:
+    case ActionKind::kWeightGrad:
+      return is_plain(action);
+    case ActionKind::kOverlap:
+    case ActionKind::kSendForward:
+    case ActionKind::kRecvForward:
+    case ActionKind::kSendBackward:
+    case ActionKind::kRecvBackward:
+    case ActionKind::kUnshard:
+    case ActionKind::kReshard:
+    case ActionKind::kReduceGrad:
+    case ActionKind::kRecompute:
+    case ActionKind::kOffload:
+    case ActionKind::kReload:
+    case ActionKind::kUpdate:
+      return false;
+  }
+  return false;
+}
+
+// nullopt where the schedule is made of Runs as it is: a large one is not copied.
+std::optional<Schedule> runs_alone(const Schedule& schedule) {
+  const bool is_alone = std::all_of(
+      schedule.ranks.begin(), schedule.ranks.end(),
+      [](const auto& actions) { return std::all_of(actions.begin(), actions.end(), is_run); });
+  if (is_alone) return std::nullopt;
+  Schedule alone{.name = schedule.name,
+                 .num_microbatches = schedule.num_microbatches,
+                 .num_slices = schedule.num_slices,
+                 .placement = schedule.placement,
+                 .ranks = {}};
+  for (const auto& actions : schedule.ranks) {
+    auto& runs = alone.ranks.emplace_back();
+    for (const Action& action : actions) add_runs(action, runs);
+  }
+  return alone;
 }
 
 }  // namespace
 
-Dataflow::Dataflow(const Schedule& schedule) {
-  collect_runs(schedule);
-  collect_flows(schedule);
-  order_runs();
+Dataflow::Dataflow(const Schedule& schedule) : given_(schedule), alone_(runs_alone(schedule)) {
+  std::size_t num_runs = 0;
+  for (Rank rank = 0; rank < num_ranks(); ++rank) {
+    begins_.push_back(num_runs);
+    num_runs += runs(rank).size();
+  }
+  producers_.resize(num_runs);
+  consumers_.resize(num_runs);
+  sequences_.resize(num_runs, -1);
+  connect();
+  number_messages();
 }
 
-void Dataflow::collect_runs(const Schedule& schedule) {
-  for (const auto& actions : schedule.ranks) {
-    auto& runs = runs_.emplace_back();
-    for (const Action& action : actions) {
-      switch (action.kind) {
-        case ActionKind::kForward:
-        case ActionKind::kBackward:
-        case ActionKind::kInputGrad:
-        case ActionKind::kWeightGrad:
-          runs.push_back(action);
-          break;
-        case ActionKind::kOverlap:
-          runs.push_back(overlapped_forward(action));
-          runs.push_back(overlapped_backward(action));
-          break;
-        case ActionKind::kSendForward:
-        case ActionKind::kRecvForward:
-        case ActionKind::kSendBackward:
-        case ActionKind::kRecvBackward:
-          break;  // lowering derives the transfers itself
-        case ActionKind::kUnshard:
-        case ActionKind::kReshard:
-        case ActionKind::kReduceGrad:
-        case ActionKind::kRecompute:
-        case ActionKind::kOffload:
-        case ActionKind::kReload:
-        case ActionKind::kUpdate:
-          throw ValueError(
-              concat("a schedule to be run must hold F, B, I, W and transfer actions only, got ",
-                     to_string(action)));
-      }
-      if (action.slice != kWholeSequence || action.version != 0) {
-        throw ValueError(
-            concat("a schedule to be run must take whole sequences and use version 0 of the "
-                   "weights, got ",
-                   to_string(action)));
-      }
-    }
-  }
-}
-
-void Dataflow::collect_flows(const Schedule& schedule) {
-  std::map<Action, RunId> where;
+void Dataflow::connect() {
+  const ActionIndex index(schedule());
+  const BackwardForms forms(schedule());
   for (Rank rank = 0; rank < num_ranks(); ++rank) {
-    for (int i = 0; i < static_cast<int>(runs(rank).size()); ++i)
-      where[runs(rank)[as_index(i)]] = {rank, i};
-  }
-  const BackwardForms forms(schedule);
-  for (Rank rank = 0; rank < num_ranks(); ++rank) {
-    for (int i = 0; i < static_cast<int>(runs(rank).size()); ++i) {
-      for (const Dependency& need : dependencies(runs(rank)[as_index(i)], schedule, forms)) {
+    const auto actions = runs(rank);
+    for (int i = 0; i < static_cast<int>(actions.size()); ++i) {
+      const Place reader{rank, i};
+      for (const Dependency& need : dependencies(actions[as_index(i)], schedule(), forms)) {
         if (!need.is_message) continue;
-        flows_.push_back({result_of(need.producer), where.at(need.producer), {rank, i}});
-      }
-    }
-  }
-}
-
-// A vector clock for each Run, filled in an order in which every input is there (the schedule is
-// free of deadlock, so such an order exists).
-void Dataflow::order_runs() {
-  std::map<RunId, std::vector<RunId>> producers;
-  for (const Flow& flow : flows_) producers[flow.consumer].push_back(flow.producer);
-
-  clocks_.resize(runs_.size());
-  const auto done = [&](const RunId& run) {
-    return run.position < static_cast<int>(clocks_[as_index(run.rank)].size());
-  };
-  for (bool progressed = true; progressed;) {
-    progressed = false;
-    for (Rank rank = 0; rank < num_ranks(); ++rank) {
-      auto& clocks = clocks_[as_index(rank)];
-      while (clocks.size() < runs(rank).size()) {
-        const RunId self{rank, static_cast<int>(clocks.size())};
-        const auto& needs = producers[self];
-        if (!std::all_of(needs.begin(), needs.end(), done)) break;
-        std::vector<int> clock = clocks.empty() ? std::vector<int>(runs_.size(), 0) : clocks.back();
-        for (const RunId& need : needs) {
-          const auto& other = clocks_[as_index(need.rank)][as_index(need.position)];
-          std::transform(clock.begin(), clock.end(), other.begin(), clock.begin(),
-                         [](int a, int b) { return std::max(a, b); });
+        const Place producer = index.find(need.producer);
+        if (producer_of(reader).exists() || consumer_of(producer).exists()) {
+          throw InternalError(concat(to_string(need.producer), " for ",
+                                     to_string(actions[as_index(i)]), ": a second message"));
         }
-        clock[as_index(rank)] = self.position + 1;
-        clocks.push_back(std::move(clock));
-        progressed = true;
+        producers_[flat(reader)] = producer;
+        consumers_[flat(producer)] = reader;
       }
-    }
-  }
-  for (std::size_t rank = 0; rank < runs_.size(); ++rank) {
-    if (clocks_[rank].size() != runs_[rank].size()) {
-      throw InternalError("a schedule that verify() accepted can't be ordered");
     }
   }
 }
 
-int Dataflow::known_received(const Flow& flow) const {
-  const auto& clocks = clocks_[as_index(flow.producer.rank)];
-  const auto first = clocks.begin() + flow.producer.position + 1;
-  // Clocks only grow along a rank, so the first Run that knows is found by bisection.
-  const auto found = std::partition_point(first, clocks.end(), [&](const std::vector<int>& clock) {
-    return clock[as_index(flow.consumer.rank)] <= flow.consumer.position;
-  });
-  return static_cast<int>(found - clocks.begin());
+void Dataflow::number_messages() {
+  std::vector<int> counts(as_index(num_ranks()), 0);  // by destination
+  for (Rank rank = 0; rank < num_ranks(); ++rank) {
+    const int size = static_cast<int>(runs(rank).size());
+    for (int i = 0; i < size; ++i) {
+      const Place consumer = consumer_of({rank, i});
+      if (!consumer.exists() || consumer.rank == rank) continue;
+      sequences_[flat({rank, i})] = counts[as_index(consumer.rank)]++;
+    }
+    for (int i = 0; i < size; ++i) {  // not a fill: most ranks send to few
+      const Place consumer = consumer_of({rank, i});
+      if (consumer.exists()) counts[as_index(consumer.rank)] = 0;
+    }
+  }
+}
+
+MessageKey Dataflow::message_of(Place place) const {
+  const Action& action = run(place);
+  const bool is_forward = action.kind == ActionKind::kForward;
+  return {.kind = is_forward ? MessageKind::kActivation : MessageKind::kGradient,
+          .stage = action.stage,
+          .microbatch = action.microbatch};
 }
 
 }  // namespace pipert

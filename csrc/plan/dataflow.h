@@ -1,57 +1,57 @@
-// Dataflow: the Runs of a schedule, the messages between them, and which Run is known to come after
-// which.
+// Dataflow: the Runs of a schedule and who reads whose result. Immutable; any number of threads may
+// read it.
+//
+// Data goes along a chain of stages, so each Run reads the result of at most one other and is read
+// by at most one: flat arrays, a few words for each Run.
 #pragma once
 
+#include <cstddef>
+#include <optional>
 #include <span>
 #include <vector>
 
+#include "analysis/action_index.h"
+#include "base/index.h"
 #include "ir/schedule.h"
 #include "plan/program.h"
 
 namespace pipert {
 
-// A Run's place: the `position`-th Run of `rank`.
-struct RunId {
-  Rank rank = 0;
-  int position = 0;
-  friend auto operator<=>(const RunId&, const RunId&) = default;
-};
-
-// One result that goes from the Run that makes it to one Run that reads it.
-struct Flow {
-  MessageKey message;
-  RunId producer;
-  RunId consumer;
-  bool crosses_ranks() const { return producer.rank != consumer.rank; }
-  Edge edge() const { return {producer.rank, consumer.rank}; }
-};
-
 class Dataflow {
  public:
-  // REQUIRES a schedule that verify() accepts.
+  // REQUIRES a schedule that verify() accepts and that outlives this. ValueError for an action that
+  // is neither compute nor a transfer. O(actions).
   explicit Dataflow(const Schedule& schedule);
+  explicit Dataflow(Schedule&&) = delete;
 
-  int num_ranks() const { return static_cast<int>(runs_.size()); }
-  // The compute actions of `rank`, overlapped pairs taken apart.
-  std::span<const Action> runs(Rank rank) const { return runs_[static_cast<std::size_t>(rank)]; }
-  // In the order in which the consumer's inputs are read, resp. in no particular order.
-  std::span<const Flow> flows() const { return flows_; }
+  int num_ranks() const { return schedule().num_ranks(); }
+  // The compute actions of `rank`, overlapped pairs taken apart. A Place below is one of these: the
+  // `position`-th Run of its rank.
+  std::span<const Action> runs(Rank rank) const { return schedule().ranks[as_index(rank)]; }
+  const Action& run(Place place) const { return runs(place.rank)[as_index(place.position)]; }
 
-  // The first Run of `flow.producer.rank` after the producer that can only start once the consumer
-  // has started, so that the message is then known to have arrived; the number of Runs of that rank
-  // if there is none.
-  int known_received(const Flow& flow) const;
+  // The Run whose result this one reads; Place{} if it reads none.
+  Place producer_of(Place run) const { return producers_[flat(run)]; }
+  // The Run that reads this one's result; Place{} if nobody does.
+  Place consumer_of(Place run) const { return consumers_[flat(run)]; }
+  // Of a Run that is read on another rank: the place of its result among all messages of their
+  // edge, in the order in which the sender makes them.
+  int sequence_of(Place run) const { return sequences_[flat(run)]; }
+  // The result's name. REQUIRES a Run that somebody reads.
+  MessageKey message_of(Place run) const;
 
  private:
-  void collect_runs(const Schedule& schedule);
-  void collect_flows(const Schedule& schedule);
-  void order_runs();
+  const Schedule& schedule() const { return alone_ ? *alone_ : given_; }
+  std::size_t flat(Place run) const { return begins_[as_index(run.rank)] + as_index(run.position); }
+  void connect();
+  void number_messages();
 
-  std::vector<std::vector<Action>> runs_;  // by rank
-  std::vector<Flow> flows_;
-  // clocks_[rank][position][other]: how many Runs of `other` have surely started when this Run
-  // starts.
-  std::vector<std::vector<std::vector<int>>> clocks_;
+  const Schedule& given_;
+  std::optional<Schedule> alone_;    // the Runs, where the schedule has anything else
+  std::vector<std::size_t> begins_;  // by rank: the index of its first Run in the next three
+  std::vector<Place> producers_;
+  std::vector<Place> consumers_;
+  std::vector<int> sequences_;
 };
 
 }  // namespace pipert

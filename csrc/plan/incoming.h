@@ -1,5 +1,4 @@
-// Incoming: the messages that come in over one edge, and the slots that hold them until they are
-// read.
+// Incoming: the messages that come in over one edge, and which of them hold a slot.
 //
 // Note [Receives follow the sender's order]
 //
@@ -10,29 +9,29 @@
 #pragma once
 
 #include <cstddef>
-#include <map>
 #include <vector>
 
-#include "plan/dataflow.h"
+#include "base/index.h"
 #include "plan/program.h"
 
 namespace pipert {
 
 class Incoming {
  public:
-  // `flows`: all that cross this edge, in any order. `slots`: at least 1, how many the caller would
-  // like; where messages are read out of order, so many more are taken that receives are posted as
-  // far ahead as they would be in order.
-  Incoming(std::vector<Flow> flows, int slots);
+  // `slots`: at least 1, how many the caller would like; where messages are read out of order, so
+  // many more are taken that receives are posted as far ahead as they would be in order.
+  explicit Incoming(int slots) : slots_(slots) {}
 
-  const Flow& flow(int sequence) const { return flows_[static_cast<std::size_t>(sequence)]; }
-  int sequence_of(const Flow& flow) const {
-    return sequence_of_.at({flow.producer, flow.consumer});
-  }
+  // The message that the rank reads next, the `sequence`-th that the sender makes. All messages are
+  // added, in the order in which they are read, before the first is posted.
+  void add(int sequence, const MessageKey& message);
+
+  std::size_t size() const { return messages_.size(); }
+  const MessageKey& message(int sequence) const { return messages_[as_index(sequence)]; }
 
   // Whether another receive can be posted now.
-  bool can_post() const { return has_more() && slot_of_.size() < num_slots_; }
-  bool has_more() const { return num_posted_ < flows_.size(); }
+  bool can_post() const { return has_more() && num_held_ < slots_ + num_late_; }
+  bool has_more() const { return num_posted_ < static_cast<int>(messages_.size()); }
 
   // Posts the next message into `slot`; returns its sequence.
   int post(SlotId slot, MarkId arrival);
@@ -41,22 +40,18 @@ class Incoming {
     SlotId slot = 0;
     MarkId arrival = kNoMark;
   };
-  // The message was read: its slot is free once the Run that sets `emptied` is done.
+  // The message is read. REQUIRES that it is posted.
   Held take(int sequence);
-  void set_emptied(SlotId slot, MarkId mark) { emptied_by_[slot] = mark; }
-  // kNoMark for a slot that was never used.
-  MarkId emptied_by(SlotId slot) const;
 
  private:
-  std::vector<Flow> flows_;  // in the sender's order
-  std::map<std::pair<RunId, RunId>, int> sequence_of_;
-  std::size_t num_slots_ = 1;
-  std::size_t num_posted_ = 0;
-  std::map<int, Held> slot_of_;          // by sequence, while posted and not yet read
-  std::map<SlotId, MarkId> emptied_by_;  // the Run that last emptied the slot
+  std::vector<MessageKey> messages_;  // by sequence
+  std::vector<Held> held_;            // by sequence; as many as are posted
+  int slots_ = 1;
+  int num_late_ =
+      0;  // most messages that are unread at a time and were sent before one that is read
+  int num_added_ = 0;
+  int num_posted_ = 0;
+  int num_held_ = 0;  // posted and not yet read
 };
-
-// The fewest slots with which every message is posted before the Run that reads it.
-std::size_t slots_needed(const std::vector<Flow>& flows);
 
 }  // namespace pipert

@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "ir/schedule.h"
+#include "plan/clocks.h"
+#include "plan/dataflow.h"
 #include "plan/program.h"
 
 namespace pipert {
@@ -24,8 +26,29 @@ struct LowerOptions {
   std::optional<int> send_slots = std::nullopt;
 };
 
-// REQUIRES a schedule that verify() accepts (ValueError otherwise: lower() checks).
-// The result has one Program for each rank, in rank order.
+// A schedule that is ready to be lowered, one rank at a time: each process of a large pipeline
+// needs its own Program alone. Holds what all ranks share, which is much smaller than their
+// Programs. Immutable; any number of threads may lower ranks of it at once.
+class Lowering {
+ public:
+  // REQUIRES a schedule that outlives this and that verify() accepts (ValueError otherwise: it
+  // checks). O(actions) for a placement in which each rank exchanges messages with a few others
+  // (clocks.h).
+  explicit Lowering(const Schedule& schedule, const LowerOptions& options = {});
+  explicit Lowering(Schedule&& schedule, const LowerOptions& options = {}) = delete;
+
+  int num_ranks() const { return dataflow_.num_ranks(); }
+  // Throws IndexError if there is no such rank. O(actions of the rank).
+  Program program(Rank rank) const;
+
+ private:
+  const Schedule& schedule_;
+  LowerOptions options_;
+  Dataflow dataflow_;
+  Clocks clocks_;
+};
+
+// All of them, in rank order. REQUIRES as Lowering.
 std::vector<Program> lower(const Schedule& schedule, const LowerOptions& options = {});
 
 }  // namespace pipert

@@ -40,7 +40,7 @@ std::string lane_name(const LaneSpec& lane) {
   return "?";
 }
 
-void print_slots(std::ostream& out, std::string_view word, const std::vector<SlotId>& slots) {
+void print_slots(std::ostream& out, std::string_view word, const FewIds& slots) {
   if (slots.empty()) return;
   out << ' ' << word;
   for (SlotId slot : slots) out << " s" << slot;

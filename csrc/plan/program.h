@@ -14,6 +14,7 @@
 
 #include "base/ids.h"
 #include "ir/action.h"
+#include "plan/few_ids.h"
 
 namespace pipert {
 
@@ -53,8 +54,8 @@ struct Recv {
 // `writes`.
 struct Run {
   Action action;
-  std::vector<SlotId> reads;
-  std::vector<SlotId> writes;
+  FewIds reads;   // SlotIds
+  FewIds writes;  // SlotIds
 };
 
 // Sends what `slot` holds. Done when the peer has it.
@@ -74,7 +75,7 @@ struct Release {
 struct Instruction {
   std::variant<Recv, Run, Send, Release> op;
   LaneId lane = 0;
-  std::vector<MarkId> waits;
+  FewIds waits;           // MarkIds
   MarkId mark = kNoMark;  // set when this instruction is done; kNoMark when nobody waits for it
 };
 

@@ -2,42 +2,58 @@
 // allocator would.
 #pragma once
 
-#include <map>
-#include <set>
+#include <cstddef>
+#include <functional>
+#include <queue>
 #include <utility>
 #include <vector>
 
+#include "base/index.h"
 #include "plan/program.h"
 
 namespace pipert {
 
 class SlotPool {
  public:
-  // A slot of this kind and edge that nobody holds; a new one if there is none.
-  SlotId take(SlotKind kind, const Edge& edge) {
-    auto& free = free_[{kind, edge}];
+  // The slots of one kind and edge.
+  using Group = std::size_t;
+
+  // REQUIRES that there is no group of that kind and edge yet.
+  Group add_group(SlotKind kind, const Edge& edge) {
+    groups_.push_back({kind, edge, 0, {}});
+    return groups_.size() - 1;
+  }
+
+  // A slot of this group that nobody holds; a new one if there is none.
+  SlotId take(Group group) {
+    auto& [kind, edge, count, free] = groups_[group];
     if (!free.empty()) {
-      const SlotId slot = *free.begin();
-      free.erase(free.begin());
+      const SlotId slot = free.top();
+      free.pop();
       return slot;
     }
-    slots_.push_back({kind, edge, counts_[{kind, edge}]++});
+    slots_.push_back({kind, edge, count++});
+    group_of_.push_back(group);
     return static_cast<SlotId>(slots_.size()) - 1;
   }
 
-  void give_back(SlotId slot) {
-    const Slot& spec = slots_[static_cast<std::size_t>(slot)];
-    free_[{spec.kind, spec.edge}].insert(slot);
-  }
+  void give_back(SlotId slot) { groups_[group_of_[as_index(slot)]].free.push(slot); }
 
+  // How many there are, of all groups.
+  std::size_t size() const { return slots_.size(); }
   // What was handed out, indexed by SlotId.
   std::vector<Slot> slots() && { return std::move(slots_); }
 
  private:
-  using Key = std::pair<SlotKind, Edge>;
+  struct GroupState {
+    SlotKind kind = SlotKind::kLocal;
+    Edge edge;
+    int count = 0;
+    std::priority_queue<SlotId, std::vector<SlotId>, std::greater<>> free;
+  };
+  std::vector<GroupState> groups_;
   std::vector<Slot> slots_;
-  std::map<Key, std::set<SlotId>> free_;
-  std::map<Key, int> counts_;
+  std::vector<Group> group_of_;  // by SlotId
 };
 
 }  // namespace pipert

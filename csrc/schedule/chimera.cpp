@@ -31,30 +31,37 @@ struct Slotted {
   Action action;
 };
 
-// The actions of one microbatch on one rank: `k` counts those of its unit in its direction.
-void add_microbatch(std::vector<Slotted>& actions, Rank rank, int num_ranks, int copy,
-                    std::int64_t unit, int k, Microbatch microbatch) {
+using Make = Action(StageIndex, Microbatch);
+
+// The forwards, or the backwards, that a rank does for one copy, by slot.
+std::vector<Slotted> sequence(Rank rank, int num_ranks, int num_microbatches, int copy, Make make) {
   const int step = copy == 0 ? rank : num_ranks - 1 - rank;  // the stage, counted in its copy
-  const StageIndex stage = copy * num_ranks + step;
-  const std::int64_t begin = 2 * num_ranks * unit + 2 * k;
-  actions.push_back({begin + step, forward(stage, microbatch)});
-  actions.push_back({begin + 2 * num_ranks - 1 - step, backward(stage, microbatch)});
+  const int offset = make == forward ? step : 2 * num_ranks - 1 - step;
+  std::vector<Slotted> result;
+  result.reserve(as_index(num_microbatches) / 2);
+  for (Microbatch first = 0; first < num_microbatches; first += num_ranks) {
+    const int half = std::min(num_ranks, num_microbatches - first) / 2;
+    for (int k = 0; k < half; ++k) {  // k counts those of a unit in its direction
+      const std::int64_t begin = std::int64_t{2} * first + 2 * k;  // a unit takes 2p slots
+      result.push_back({begin + offset, make(copy * num_ranks + step, first + copy * half + k)});
+    }
+  }
+  return result;
+}
+
+std::vector<Slotted> merged(const std::vector<Slotted>& a, const std::vector<Slotted>& b) {
+  std::vector<Slotted> result(a.size() + b.size());
+  std::merge(a.begin(), a.end(), b.begin(), b.end(), result.begin(),
+             [](const Slotted& x, const Slotted& y) { return x.slot < y.slot; });
+  return result;
 }
 
 std::vector<Action> rank_actions(Rank rank, int num_ranks, int num_microbatches) {
-  std::vector<Slotted> slotted;
-  slotted.reserve(2 * as_index(num_microbatches));
-  for (Microbatch first = 0; first < num_microbatches; first += num_ranks) {
-    const int half = std::min(num_ranks, num_microbatches - first) / 2;
-    for (int copy = 0; copy < 2; ++copy) {
-      for (int k = 0; k < half; ++k) {
-        add_microbatch(slotted, rank, num_ranks, copy, first / num_ranks, k,
-                       first + copy * half + k);
-      }
-    }
-  }
-  std::sort(slotted.begin(), slotted.end(),
-            [](const Slotted& a, const Slotted& b) { return a.slot < b.slot; });
+  const auto of = [&](int copy, Make make) {
+    return sequence(rank, num_ranks, num_microbatches, copy, make);
+  };
+  const std::vector<Slotted> slotted =
+      merged(merged(of(0, forward), of(1, forward)), merged(of(0, backward), of(1, backward)));
   std::vector<Action> actions;
   actions.reserve(slotted.size());
   for (const Slotted& each : slotted) actions.push_back(each.action);

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <numeric>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -62,18 +63,32 @@ class Repetition {
     }
   }
 
+  // Time by time. Whether a rank can go on depends on itself and its neighbours: where none of them
+  // did anything the last time, it still can't.
   Schedule run() && {
-    std::vector<std::optional<Row>> chosen(as_index(num_ranks_));
+    struct Chosen {
+      Rank rank = 0;
+      Row row = kF0;
+    };
+    std::vector<Chosen> chosen;
+    std::vector<Rank> candidates(as_index(num_ranks_));
+    std::iota(candidates.begin(), candidates.end(), 0);
     std::int64_t left = std::int64_t{kPeriod} * num_ranks_ * end_;
     while (left > 0) {
-      const std::int64_t before = left;
-      for (Rank rank = 0; rank < num_ranks_; ++rank) chosen[as_index(rank)] = choose(rank);
-      for (Rank rank = 0; rank < num_ranks_; ++rank) {
-        if (!chosen[as_index(rank)]) continue;
-        take(rank, *chosen[as_index(rank)]);
-        --left;
+      chosen.clear();
+      for (const Rank rank : candidates) {
+        if (const auto row = choose(rank)) chosen.push_back({rank, *row});
       }
-      if (left == before) throw InternalError(concat(schedule_.name, ": no rank can go on"));
+      if (chosen.empty()) throw InternalError(concat(schedule_.name, ": no rank can go on"));
+      candidates.clear();
+      for (const auto& [rank, row] : chosen) {
+        take(rank, row);
+        --left;
+        for (const Rank other : {rank - 1, rank, rank + 1}) {  // ascending, each once
+          const bool is_new = candidates.empty() || candidates.back() < other;
+          if (is_new && other >= 0 && other < num_ranks_) candidates.push_back(other);
+        }
+      }
     }
     return std::move(schedule_);
   }

@@ -21,7 +21,7 @@ struct VStarts {
 
 // Repeats the pattern for each microbatch and closes the gaps at both ends: time by time each rank
 // takes, of the actions that can run, the first in the pattern, with at most `peak` activations (of
-// one stage each) alive, each until its W. O(num_ranks (num_microbatches + num_ranks)).
+// one stage each) alive, each until its W. O(actions).
 Schedule repeat_pattern(std::string_view name, const ScheduleRequest& request,
                         VStarts (*starts)(Rank rank, int num_ranks), int peak);
 

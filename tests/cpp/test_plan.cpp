@@ -3,15 +3,20 @@
 
 #include "plan/lower.h"
 
+#include <algorithm>
 #include <map>
+#include <random>
 #include <set>
 #include <string>
+#include <thread>
 
 #include "base/error.h"
 #include "base/index.h"
 #include "check.h"
 #include "ir/schedule.h"
-#include "plan/incoming.h"
+#include "plan/clocks.h"
+#include "plan/dataflow.h"
+#include "plan/few_ids.h"
 #include "plan/slot_pool.h"
 #include "schedule/registry.h"
 
@@ -126,17 +131,138 @@ void receives_are_posted_a_run_ahead_even_where_messages_are_read_out_of_order()
   CHECK(num_runs == 6);
 }
 
+// Of each message that crosses ranks: where its sender knows that it was received.
+std::vector<int> known(const Dataflow& dataflow, const Clocks& clocks) {
+  std::vector<int> result;
+  for (Rank rank = 0; rank < dataflow.num_ranks(); ++rank) {
+    for (int i = 0; i < static_cast<int>(dataflow.runs(rank).size()); ++i) {
+      const Place consumer = dataflow.consumer_of({rank, i});
+      if (!consumer.exists() || consumer.rank == rank) continue;
+      result.push_back(clocks.known_received({rank, i}, consumer));
+    }
+  }
+  return result;
+}
+
+void clocks_that_track_few_ranks_know_as_much_as_full_ones_where_stages_have_a_usual_place() {
+  int compared = 0;
+  for (const Generator* generator : generators()) {
+    for (int num_ranks = 1; num_ranks <= 8; ++num_ranks) {
+      for (const int num_microbatches : {8, 11, 16, 24}) {
+        for (const bool training : {true, false}) {
+          try {
+            const Schedule built =
+                build_schedule(generator->name, {.num_ranks = num_ranks,
+                                                 .num_microbatches = num_microbatches,
+                                                 .num_stages = 0,
+                                                 .options = {}});
+            const Schedule schedule = training ? built : forward_only(built);
+            const Dataflow dataflow(schedule);
+            CHECK(known(dataflow, Clocks(dataflow, 0)) == known(dataflow, Clocks(dataflow, 8)));
+            ++compared;
+          } catch (const ValueError& error) {
+            CHECK(std::string_view(error.what()).starts_with("num_"));
+          }
+        }
+      }
+    }
+  }
+  CHECK(compared > 200);
+}
+
+// The order in which a random run of a random placement did its work: F and B of each stage.
+Schedule random_schedule(std::mt19937& random, int num_ranks, int num_stages,
+                         int num_microbatches) {
+  std::vector<Rank> rank_of;
+  for (StageIndex stage = 0; stage < num_stages; ++stage) rank_of.push_back(stage % num_ranks);
+  std::shuffle(rank_of.begin(), rank_of.end(), random);
+  Schedule schedule{.name = "random",
+                    .num_microbatches = num_microbatches,
+                    .placement = Placement(num_ranks, rank_of),
+                    .ranks = {}};
+  schedule.ranks.resize(as_index(num_ranks));
+  std::vector<int> done(as_index(num_microbatches), 0);  // down the stages, and up again
+  std::vector<Microbatch> going;
+  for (Microbatch m = 0; m < num_microbatches; ++m) going.push_back(m);
+  while (!going.empty()) {
+    const auto at = std::uniform_int_distribution<std::size_t>(0, going.size() - 1)(random);
+    const Microbatch m = going[at];
+    const int step = done[as_index(m)]++;
+    const StageIndex stage = step < num_stages ? step : 2 * num_stages - 1 - step;
+    schedule.ranks[as_index(rank_of[as_index(stage)])].push_back(
+        step < num_stages ? forward(stage, m) : backward(stage, m));
+    if (done[as_index(m)] == 2 * num_stages) going.erase(going.begin() + static_cast<int>(at));
+  }
+  return schedule;
+}
+
+void clocks_that_track_few_ranks_never_know_more_than_full_ones() {
+  std::mt19937 random(3);
+  int later = 0;
+  for (int round = 0; round < 200; ++round) {
+    const Schedule schedule = random_schedule(random, 2 + round % 7, 9 + round % 5, 1 + round % 6);
+    const Dataflow dataflow(schedule);
+    const std::vector<int> some = known(dataflow, Clocks(dataflow, 0));
+    const std::vector<int> full = known(dataflow, Clocks(dataflow, 8));
+    CHECK(some.size() == full.size());
+    for (std::size_t i = 0; i < some.size(); ++i) {
+      CHECK(some[i] >= full[i]);
+      later += some[i] > full[i] ? 1 : 0;
+    }
+  }
+  CHECK(later > 0);  // or the two were the same thing
+}
+
+void ranks_lowered_at_once_by_several_threads_get_the_programs_of_lower() {
+  const Schedule schedule =
+      build_schedule("interleaved_1f1b",
+                     {.num_ranks = 20, .num_microbatches = 20, .num_stages = 40, .options = {}});
+  const std::vector<Program> expected = lower(schedule);
+  const Lowering lowering(schedule);
+  std::vector<std::string> texts(expected.size());
+  std::vector<std::thread> threads;
+  for (Rank first = 0; first < 4; ++first) {
+    threads.emplace_back([&, first] {
+      for (Rank rank = first; rank < lowering.num_ranks(); rank += 4) {
+        texts[as_index(rank)] = to_string(lowering.program(rank));
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (std::size_t rank = 0; rank < texts.size(); ++rank) {
+    CHECK(texts[rank] == to_string(expected[rank]));
+  }
+  CHECK_THROWS(lowering.program(20), IndexError);
+  CHECK_THROWS(lowering.program(-1), IndexError);
+}
+
+void an_instruction_is_small_and_holds_two_ids_of_a_kind() {
+  static_assert(sizeof(Instruction) <= 72);  // a hundred million of them fit into 8 GB
+  static_assert(std::is_trivially_copyable_v<Instruction>);
+  FewIds ids;
+  CHECK(ids.empty() && ids.begin() == ids.end());
+  ids.push_back(0);
+  ids.push_back(7);
+  CHECK(ids.size() == 2 && ids.front() == 0 && *(ids.end() - 1) == 7);
+  CHECK_THROWS(ids.push_back(8), InternalError);
+  CHECK((ids == FewIds{0, 7}) && !(ids == FewIds{0}));
+}
+
 void slots_are_reused_lowest_first() {
   SlotPool pool;
-  const Edge edge{0, 1};
-  const SlotId first = pool.take(SlotKind::kSend, edge);
-  const SlotId second = pool.take(SlotKind::kSend, edge);
+  const SlotPool::Group send = pool.add_group(SlotKind::kSend, {0, 1});
+  const SlotPool::Group receive = pool.add_group(SlotKind::kReceive, {0, 1});
+  const SlotId first = pool.take(send);
+  const SlotId second = pool.take(send);
   CHECK(first != second);
-  CHECK(pool.take(SlotKind::kReceive, edge) != first);
+  CHECK(pool.take(receive) != first);
   pool.give_back(second);
   pool.give_back(first);
-  CHECK(pool.take(SlotKind::kSend, edge) == first);
-  CHECK(std::move(pool).slots().size() == 3);
+  CHECK(pool.take(send) == first);
+  CHECK(pool.size() == 3);
+  const std::vector<Slot> slots = std::move(pool).slots();
+  CHECK(slots[as_index(second)].kind == SlotKind::kSend);
+  CHECK(slots[as_index(second)].index == 1);
 }
 
 void instructions_print_on_one_line_and_waits_in_words() {
@@ -166,6 +292,10 @@ int main() {
   pipert::activations_are_counted_by_microbatch_where_only_some_backwards_are_split();
   pipert::a_hand_over_inside_a_rank_is_no_message();
   pipert::receives_are_posted_a_run_ahead_even_where_messages_are_read_out_of_order();
+  pipert::clocks_that_track_few_ranks_know_as_much_as_full_ones_where_stages_have_a_usual_place();
+  pipert::clocks_that_track_few_ranks_never_know_more_than_full_ones();
+  pipert::ranks_lowered_at_once_by_several_threads_get_the_programs_of_lower();
+  pipert::an_instruction_is_small_and_holds_two_ids_of_a_kind();
   pipert::slots_are_reused_lowest_first();
   pipert::instructions_print_on_one_line_and_waits_in_words();
   pipert::mistakes_throw();
