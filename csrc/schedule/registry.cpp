@@ -23,13 +23,31 @@ extern const Generator kVMin;
 extern const Generator kDualPipeV;
 extern const Generator kDualPipe;
 extern const Generator kChimera;
+extern const Generator kPipeDream;
+extern const Generator kPipeDreamVerticalSync;
+extern const Generator kPipeDream2Bw;
 
 namespace {
 
-constexpr std::array<const Generator*, 15> kGenerators = {
-    &kGpipe,     &kOneFOneB, &kInterleaved1F1B, &kEager1F1B, &kLoopedBfs, &kHanayo,
-    &kZbH1,      &kZbH2,     &kZbInterleaved,   &kZbV,       &kVHalf,     &kVMin,
-    &kDualPipeV, &kDualPipe, &kChimera,
+constexpr std::array<const Generator*, 18> kGenerators = {
+    &kGpipe,
+    &kOneFOneB,
+    &kInterleaved1F1B,
+    &kEager1F1B,
+    &kLoopedBfs,
+    &kHanayo,
+    &kZbH1,
+    &kZbH2,
+    &kZbInterleaved,
+    &kZbV,
+    &kVHalf,
+    &kVMin,
+    &kDualPipeV,
+    &kDualPipe,
+    &kChimera,
+    &kPipeDream,
+    &kPipeDreamVerticalSync,
+    &kPipeDream2Bw,
 };
 
 void require_sizes(const ScheduleRequest& request) {
