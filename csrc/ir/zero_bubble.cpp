@@ -94,6 +94,11 @@ class NodeReader {
       : ranks_(ranks) {
     if (ranks.empty())
       throw ValueError("a zero-bubble schedule must have a row for each rank, got none");
+    for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
+      if (ranks[rank].empty())
+        throw ValueError(
+            concat("row ", rank + 1, ": every rank must have a node, rank ", rank, " has none"));
+    }
     int num_chunks = 1;
     for_each_cell(ranks, [&](Rank, const ZeroBubbleNode& node) {
       require_in_range("chunk", node.chunk, kMaxSlice);
