@@ -23,7 +23,7 @@
 namespace pipert {
 namespace {
 
-constexpr int kRounds = 60'000;
+constexpr int kRounds = 40'000;
 constexpr std::size_t kLongest = 4'096;  // beyond this a text grows no more
 
 // Makes texts near good ones: bytes and whole words changed, dropped, doubled and moved.
