@@ -63,6 +63,8 @@ def _check_options(options: Any) -> dict[str, int]:
         raise TypeError(f"schedule_options must be a dict of names and values, got {options!r}")
     reserved = ("name", "num_ranks", "num_microbatches", "num_stages")
     for name in options:
+        if name == "forward_only":
+            raise ValueError("schedule_options: forward_only leaves nothing to train")
         if name in reserved:
             raise ValueError(f"schedule_options: {name} is an argument of Pipeline itself")
     return dict(options)
@@ -98,6 +100,11 @@ def choose_schedule(
             f"the schedule must run one copy of the model, {chosen.name} has "
             f"{chosen.placement.num_copies}: it can be verified and simulated, not run yet"
         )
+    if chosen.is_asynchronous:
+        raise ValueError(
+            f"the schedule must be synchronous, {chosen.name} updates its weights on the way: an "
+            "asynchronous schedule can be verified and simulated, not run yet"
+        )
     return chosen
 
 
@@ -115,14 +122,16 @@ def _default_num_ranks(
 
 
 def _load_schedule(schedule: Any) -> Any:
-    """Reads a CSV file; anything else stays what it is."""
+    """Reads a CSV or JSON file; anything else stays what it is."""
     is_path = isinstance(schedule, str) and (
-        schedule.endswith(".csv") or os.sep in schedule or Path(schedule).is_file()
+        schedule.endswith((".csv", ".json")) or os.sep in schedule or Path(schedule).is_file()
     )
     if not is_path and not isinstance(schedule, os.PathLike):
         return schedule
     if not Path(schedule).is_file():
         raise ValueError(f"schedule: there is no file {os.fspath(schedule)!r}")
+    if Path(schedule).suffix == ".json":
+        return _C.Schedule.from_json(schedule)
     return _C.Schedule.from_csv(schedule)
 
 
@@ -140,11 +149,12 @@ def _resolve_schedule(
             num_ranks=num_ranks,
             num_microbatches=num_microbatches,
             num_stages=num_stages,
+            forward_only=False,
             **options,
         )
     if not isinstance(schedule, _C.Schedule):
         raise TypeError(
-            "schedule must be a name, a Schedule or the path of a CSV file, got "
+            "schedule must be a name, a Schedule or the path of a CSV or JSON file, got "
             f"{type(schedule).__name__}"
         )
     if options:

@@ -35,7 +35,7 @@ class Pipeline:
     Args:
         stages: what `split` returns, or any sequence of modules, of functions, or of functions
             without arguments that build one; a rank builds its own stages only.
-        schedule: a name out of `schedules()`, a Schedule, or the path of a CSV file.
+        schedule: a name out of `schedules()`, a Schedule, or the path of a CSV or JSON file.
         num_microbatches: how many pieces a batch is cut into.
         loss_fn: `loss_fn(output, target)`, or `loss_fn(output)` when no target is given; returns
             one number as a tensor. Runs on the last stage's rank.

@@ -18,6 +18,11 @@ def drawn(schedule, with_stage, costs=EQUAL_TIMES):
     return _drawn(schedule, costs, width, lambda a: str(a) if with_stage else _without_stage(a))
 
 
+def drawn_versions(schedule, costs=EQUAL_TIMES):
+    """The same for asynchronous schedules, with the versions of the weights."""
+    return _drawn(schedule, costs, 4, _without_stage)
+
+
 def drawn_v(schedule, costs=EQUAL_HALVES):
     """The same on a V; what belongs to the stage on the way up is in small letters."""
 
@@ -39,6 +44,8 @@ def _drawn(schedule, costs, width, label):
         cells = ["."] * round(timeline.makespan)
         for span in spans:
             begin, end = round(span.start), round(span.end)
+            if begin == end:
+                continue  # an update, which takes no time
             cells[begin:end] = [label(span.action)] + ["-"] * (end - begin - 1)
         lines.append(f"rank {rank}: " + " ".join(cell.ljust(width) for cell in cells).rstrip())
     return lines

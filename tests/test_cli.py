@@ -28,6 +28,8 @@ FILES = {
     "empty.csv": "",
     "bytes.csv": b"0F0,\xff\xfe\n1F0\n",
     "plain.txt": "0F0,0B0\n",
+    "broken.json": "{}",
+    "printed": "f0 F0 B0 W0 b0 w0\nf0 F0 B0 b0 W0 w0\n",
 }
 DEADLOCK = "deadlock: rank 0 at 0B0 waits for 1B0 on rank 1, which at 1F1 waits for 0F1 on rank 0"
 SIZES_JSON = {"num_ranks": 2, "num_stages": 2, "num_microbatches": 2}
@@ -189,6 +191,46 @@ def test_a_schedule_is_read_from_stdin(call, monkeypatch):
     assert call("verify", "-") == (1, NOT_OK, "")
 
 
+def test_the_format_of_a_file_may_be_said(call, monkeypatch):
+    assert call("verify", "plain.txt", "--from", "csv")[0] == 0
+    assert call("convert", "good.csv", "named.json") == (0, "", "")
+    Path("named.json").rename("named.txt")
+    ok = "ok: good: 2 ranks, 2 stages, 2 microbatches\n"
+    assert call("verify", "named.txt", "--from", "json") == (0, ok, "")
+    data = Path("named.txt").read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    assert call("verify", "-", "--from", "json") == (0, ok, "")
+
+
+def test_what_the_zero_bubble_authors_print_is_read(call):
+    words = ["printed", "--from", "zero-bubble"]
+    ok = "ok: printed: 2 ranks, 4 stages, 1 microbatches\n"
+    assert call("verify", *words) == (0, ok, "")
+    out = call("convert", *words, "-")[1]
+    assert out == "0F0,3F0,3I0,3W0,0I0,0W0\n1F0,2F0,2I0,1I0,2W0,1W0\n"
+    code, out, _ = call("convert", *words, "-", "--placement", "0,1,0,1")
+    assert (code, out.splitlines()[0]) == (0, "0F0,2F0,2I0,2W0,0I0,0W0")
+
+
+@pytest.mark.parametrize("name", pipert.schedules())
+def test_the_forwards_alone_of_every_schedule(call, ask, name):
+    words = [name, "--ranks", "4", "--microbatches", "8", "--forward-only"]
+    assert call("verify", *words)[0] == 0
+    _, answer = ask("simulate", *words)
+    kinds = {re.sub("[^A-Z]", "", each["action"]) for rank in answer["ranks"] for each in rank}
+    assert kinds == {"F"}
+    assert call("convert", *words, "out.json") == (0, "", "")
+    assert call("verify", "out.json", "--forward-only")[0] == 0
+
+
+def test_the_forwards_alone_of_a_file(call, ask):
+    assert call("convert", "good.csv", "-", "--forward-only")[1] == FILES["forwards.csv"]
+    assert call("verify", "good.csv", "--forward-only")[0] == 1  # its backwards are too many
+    sizes = ["--ranks", "2", "--microbatches", "2"]
+    _, answer = ask("compare", "good.csv", "1f1b", *sizes, "--forward-only")
+    assert [each["makespan"] for each in answer["schedules"]] == [3, 3]
+
+
 def test_simulate_prints_what_the_timeline_says(call, ask):
     costs = pipert.Costs(forward=[1, 2], input=0.5, weight=0.25, latency=0.5, bandwidth=8, bytes=2)
     schedule = pipert.Schedule.build("1f1b", num_ranks=2, num_microbatches=4)
@@ -269,6 +311,12 @@ def test_convert_writes_what_can_be_read_back(call, ask):
     assert pipert.Schedule.from_csv("out.csv").actions == built.actions
     assert call("convert", "good.csv", "-") == (0, FILES["good.csv"], "")
     assert ask("convert", "good.csv", "a.csv")[1] == {"name": "good", **SIZES_JSON, "out": "a.csv"}
+    assert call("convert", "dualpipe", "out.json", *SIZES) == (0, "", "")
+    built = pipert.Schedule.build("dualpipe", num_ranks=2, num_microbatches=4)
+    again = pipert.Schedule.from_json("out.json")
+    assert (again, again.name) == (built, "dualpipe")
+    assert call("convert", "out.json", "again.json") == (0, "", "")
+    assert Path("out.json").read_bytes() == Path("again.json").read_bytes()
 
 
 def test_convert_overwrites_only_if_forced(call):
@@ -284,8 +332,31 @@ def test_compare_takes_all_schedules_and_puts_the_best_first(ask):
     code, answer = ask("compare", "--ranks", "4", "--microbatches", "8")
     named = [each["name"] for part in ("schedules", "unfit") for each in answer[part]]
     assert (code, sorted(named)) == (0, sorted(pipert.schedules()))
-    spans = [each["makespan"] for each in answer["schedules"]]
+    synchronous = [each for each in answer["schedules"] if not each["asynchronous"]]
+    spans = [each["makespan"] for each in synchronous]
     assert spans == pytest.approx(sorted(spans))
+    assert {each["weight_versions"] for each in synchronous} == {1}
+
+
+def test_compare_puts_asynchronous_schedules_last_and_says_so(call, ask):
+    words = [
+        "compare",
+        "pipedream",
+        "pipedream_2bw",
+        "gpipe",
+        "--ranks",
+        "4",
+        "--microbatches",
+        "8",
+    ]
+    _, answer = ask(*words)
+    results = [(each["name"], each["asynchronous"]) for each in answer["schedules"]]
+    assert results == [("gpipe", False), ("pipedream", True), ("pipedream_2bw", True)]
+    assert [each["weight_versions"] for each in answer["schedules"]] == [1, 4, 2]
+    out = call(*words, "--memory", "3")[1]
+    assert re.search(
+        "pipedream .* asynchronous, 4 versions of the weights; over 3 of memory\n", out
+    )
 
 
 def test_compare_gives_every_schedule_the_same_model(ask):
@@ -377,7 +448,21 @@ def test_search_takes_limits_by_rank_spans_and_chunks(ask):
         ("verify broken.csv", 'broken.csv: row 2, column 2: bad action "what"'),
         ("verify bytes.csv", r"bytes.csv: row 1, column 2: bad action \"\\xff\\xfe\""),
         ("verify empty.csv", "empty.csv: a CSV schedule must have a row for each rank, got an emp"),
-        ("verify plain.txt", "expected a file that ends in .csv, got 'plain.txt'"),
+        ("verify plain.txt", "expected a file .* in .csv or .json, got 'plain.txt'"),
+        ("verify broken.json", "broken.json: row 1, column 1: expected the key 'format'"),
+        ("verify good.csv --from json", r"good.csv: row 1, column 1: expected an object at \"0F0"),
+        ("verify bytes.csv --from json", "bytes.csv: .*can't decode byte 0xff"),
+        (
+            "verify good.csv --from zero-bubble",
+            "good.csv: row 1, column 1: expected a type and a m",
+        ),
+        ("verify good.csv --from yaml", "--from: invalid choice: 'yaml'"),
+        ("verify none --from csv", "none: No such file or directory"),
+        ("verify good.csv --placement 0,1", "--placement: expected with --from zero-bubble alone"),
+        ("show printed --from zero-bubble --placement 0,9", r"--placement: .*in \[0, 2\), got 9"),
+        ("show printed --from zero-bubble --placement a", "--placement: expected integers of at l"),
+        ("show 1f1b --from csv --ranks 2", "--ranks: expected the name of a schedule with it"),
+        ("show 1f1b --ranks 2 --microbatches 4 --option forward_only=1", "own, got 'forward_only'"),
         ("verify good.csv --capacity -1", "--capacity: expected an integer from 0.*got '-1'"),
         ("verify good.csv --capacity 1 --rendezvous", "--rendezvous: not allowed with"),
         ("verify good.csv --memory 1,2,3", r"--memory must be one number or 2 .*, got 3"),
@@ -398,7 +483,7 @@ def test_search_takes_limits_by_rank_spans_and_chunks(ask):
         ("simulate good.csv --link 0-1 --link 0-1", r"costs: links: .* got \(0, 1\) twice"),
         ("simulate good.csv --weight-share 2", "costs: weight_share must be at most 1, got 2"),
         ("simulate good.csv --update 1,2,3", r"--update: expected 1 number or 2 .* got 3"),
-        ("convert good.csv a.json", "expected a file that ends in .csv, got 'a.json'"),
+        ("convert good.csv a.yaml", "expected a file .* in .csv or .json, got 'a.yaml'"),
         ("convert good.csv no/a.csv", "no/a.csv: No such file or directory"),
         ("convert good.csv - --json", "--json: expected a file for OUT with it, got -"),
         ("compare --ranks 2", "required: --microbatches"),

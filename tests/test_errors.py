@@ -55,6 +55,14 @@ built = pipert.Schedule.build("1f1b", num_ranks=2, num_microbatches=4)
         (2, {"schedule": "interleaved"}, ValueError, "interleaved_1f1b"),
         (2, {"schedule": 7}, TypeError, "schedule must be a name, a Schedule or the path.*got int"),
         (2, {"schedule": "none.csv"}, ValueError, "schedule: there is no file 'none.csv'"),
+        (2, {"schedule": "none.json"}, ValueError, "schedule: there is no file 'none.json'"),
+        (2, {"schedule": "pipedream"}, ValueError, "must be synchronous, pipedream updates"),
+        (
+            2,
+            {"schedule_options": {"forward_only": 1}},
+            ValueError,
+            "schedule_options: forward_only leaves nothing to train",
+        ),
         (
             2,
             {"schedule": built, "num_microbatches": 5},

@@ -6,9 +6,9 @@ import torch_schedules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from schedule_strategies import good_schedules
-from torch.distributed.pipelining.schedules import _Action
+from torch.distributed.pipelining.schedules import _Action, _ComputationType
 
-from pipert import Schedule
+from pipert import Schedule, schedules
 
 
 def test_a_row_for_each_rank_and_a_cell_for_each_action(tmp_path):
@@ -126,6 +126,103 @@ def test_pytorch_lowered_schedules_even_run_with_blocking_sends(
     theirs = torch_schedules.build(name, num_ranks, num_chunks, num_microbatches)
     ours = Schedule(torch_schedules.texts(theirs.pipeline_order_with_comms))
     assert ours.verify(rendezvous=True), ours.verify(rendezvous=True).message
+
+
+def test_all_schedules_and_all_kinds_of_pytorch_are_among_those():
+    multi = {
+        name
+        for name in dir(torch_schedules.torch_schedules)
+        if name.startswith("Schedule") and name not in {"ScheduleGPipe", "Schedule1F1B"}
+    }
+    assert {name for name, *_ in TORCH} == multi
+    kinds = set()
+    for name, *sizes in TORCH:
+        order = torch_schedules.build(name, *sizes).pipeline_order_with_comms
+        kinds |= {str(a.computation_type) for actions in order.values() for a in actions}
+    missing = {str(kind) for kind in _ComputationType} - kinds
+    assert missing == set()
+
+
+def test_pytorch_schedules_of_one_stage_a_rank_are_read_and_judged():
+    gpipe = torch_schedules.build_single("ScheduleGPipe", 4, 6)._get_pipeline_order()
+    ours = Schedule(torch_schedules.texts(gpipe))
+    assert ours.verify(), ours.verify().message
+    assert ours.num_microbatches == 6
+
+    # Its 1F1B is short of the first forward on the last rank (PyTorch 2.13), and we say so.
+    one_f_one_b = torch_schedules.build_single("Schedule1F1B", 4, 6)._get_pipeline_order()
+    theirs = torch_schedules.texts(one_f_one_b)
+    built = texts(Schedule.build("1f1b", num_ranks=4, num_microbatches=6))
+    assert [rank[:-1] for rank in theirs[:3]] == built[:3]
+    if [*built[3], "3REDUCE_GRAD"] != theirs[3]:
+        assert not Schedule(theirs, num_microbatches=6).verify()
+
+
+@pytest.mark.parametrize(("name", "num_ranks", "num_chunks", "num_microbatches"), TORCH)
+@pytest.mark.parametrize("form", ["compute_only", "compute_comms"])
+def test_pytorch_reads_back_what_we_read_of_it(
+    name, num_ranks, num_chunks, num_microbatches, form, tmp_path
+):
+    theirs = torch_schedules.build(name, num_ranks, num_chunks, num_microbatches)
+    path = tmp_path / "there.csv"
+    theirs._dump_csv(str(path), format=form)
+    ours = Schedule.from_csv(path)
+    ours.to_csv(path)
+
+    again = torch_schedules.build(name, num_ranks, num_chunks, num_microbatches)
+    again.pipeline_order = again.pipeline_order_with_comms = None
+    if form == "compute_only":
+        again.pipeline_order = {}
+    again._load_csv(str(path), format=form)
+    read = again.pipeline_order if form == "compute_only" else again.pipeline_order_with_comms
+    assert torch_schedules.texts(read) == texts(ours)
+    assert torch_schedules.texts(again.pipeline_order_with_comms) == torch_schedules.texts(
+        theirs.pipeline_order_with_comms
+    )
+
+
+def test_pytorch_reads_every_schedule_of_ours_that_it_has_words_for(tmp_path):
+    path = tmp_path / "ours.csv"
+    for name in schedules():
+        ours = Schedule.build(name, num_ranks=4, num_microbatches=8)
+        if ours.is_asynchronous or ours.placement.num_copies > 1:
+            continue
+        ours.to_csv(path)
+        chunks = ours.num_stages // ours.num_ranks
+        theirs = torch_schedules.build("ScheduleLoopedBFS", 4, chunks, 8)
+        theirs.pipeline_order = {}
+        theirs._load_csv(str(path), format="compute_only")
+        assert torch_schedules.texts(theirs.pipeline_order) == texts(ours)
+        lowered = Schedule(torch_schedules.texts(theirs.pipeline_order_with_comms))
+        assert lowered.verify(), f"{name}: {lowered.verify().message}"
+
+
+def test_a_million_cells():
+    row = ",".join(f"0{kind}{m}" for kind in "FB" for m in range(500_000))
+    schedule = Schedule.parse_csv(row + "\n")
+    assert [len(rank) for rank in schedule.actions] == [1_000_000]
+    assert schedule.to_csv() == row + "\n"
+    assert schedule.verify(), schedule.verify().message
+
+
+def test_a_mistake_in_the_last_of_a_million_cells_is_found():
+    row = ",".join(f"0F{m}" for m in range(999_999))
+    with pytest.raises(ValueError, match='row 1, column 1000000: bad action "0F"'):
+        Schedule.parse_csv(row + ",0F\n")
+
+
+def test_rows_may_differ_in_length_and_what_is_missing_is_told():
+    schedule = Schedule.parse_csv("0F0,0F1,0B0,0B1\n1F0,1B0\n")
+    assert [len(rank) for rank in schedule.actions] == [4, 2]
+    assert schedule.verify().message == "1F1 is missing on rank 1"
+
+
+def test_a_microbatch_out_of_range_is_told():
+    schedule = Schedule.parse_csv("0F0,0F7,0B0,0B7\n")
+    assert (schedule.num_microbatches, schedule.verify().message) == (8, "0F1 is missing on rank 0")
+    beyond = Schedule([["0F0", "0F7", "0B0", "0B7"]], num_microbatches=1)
+    message = "0F7 on rank 0 (position 1): microbatch must be in [0, 1), got 7"
+    assert beyond.verify().message == message
 
 
 @pytest.mark.parametrize("group_size", [4, 8])

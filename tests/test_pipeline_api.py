@@ -33,12 +33,14 @@ def test_the_default_is_1f1b_with_one_rank_for_each_stage(pipe):
     assert list(pipe.stages) == [0, 1]
 
 
-def test_a_schedule_may_be_a_name_a_schedule_or_the_path_of_a_csv(tmp_path):
+def test_a_schedule_may_be_a_name_a_schedule_or_the_path_of_a_csv_or_json(tmp_path):
     built = pipert.Schedule.build("interleaved_1f1b", num_ranks=2, num_stages=4, num_microbatches=4)
     path = tmp_path / "schedule.csv"
     built.to_csv(path)
+    json_path = tmp_path / "schedule.json"
+    built.to_json(json_path)
     x, y = batch(8)
-    for schedule in ("interleaved_1f1b", built, path, str(path)):
+    for schedule in ("interleaved_1f1b", built, path, str(path), json_path, str(json_path)):
         model, reference = twins(mlp, 4)
         ranks = {"num_ranks": 2} if schedule == "interleaved_1f1b" else {}
         with pipert.Pipeline(

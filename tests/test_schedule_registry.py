@@ -22,6 +22,28 @@ def test_every_schedule_builds_verifies_and_carries_its_name(name):
     assert schedule.verify(), schedule.verify().message
 
 
+@pytest.mark.parametrize("name", schedules())
+def test_the_forwards_of_every_schedule_are_an_inference_schedule(name):
+    sizes = {"num_ranks": 4, "num_microbatches": 8}
+    forwards = Schedule.build(name, **sizes, forward_only=True)
+    assert forwards == Schedule.build(name, **sizes).forward_only()
+    assert forwards.verify(forward_only=True), forwards.verify(forward_only=True).message
+    assert {(a.kind, a.version) for actions in forwards.actions for a in actions} == {("F", 0)}
+    assert not forwards.is_asynchronous
+    assert min(forwards.simulate().busy) > 0
+
+
+def test_three_schedules_are_asynchronous():
+    found = {name for name in schedules() if Schedule.build(name, **SIZES).is_asynchronous}
+    assert found == {"pipedream", "pipedream_vertical_sync", "pipedream_2bw"}
+
+
+def test_an_update_at_the_end_of_the_step_leaves_a_schedule_synchronous():
+    assert not Schedule([["0F0", "0B0", "0UPDATEv1"]]).is_asynchronous
+    assert Schedule([["0F0", "0B0", "0UPDATEv1", "0F1v1", "0B1v1", "0UPDATEv2"]]).is_asynchronous
+    assert Schedule([["0F0", "0B0", "0UPDATEv1", "0F1", "0B1", "0UPDATEv2"]]).is_asynchronous
+
+
 def test_an_unknown_name_tells_the_near_ones_and_all():
     message = r"^unknown schedule '1f1bb': did you mean '1f1b'\? known: gpipe, 1f1b, interleaved"
     with pytest.raises(ValueError, match=message):

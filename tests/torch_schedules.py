@@ -30,6 +30,11 @@ def build(name, num_ranks, num_chunks, num_microbatches):
     return getattr(torch_schedules, name)(stages, num_microbatches)
 
 
+def build_single(name, num_ranks, num_microbatches):
+    """One of those that give each rank one stage; PyTorch writes no CSV of them."""
+    return getattr(torch_schedules, name)(FakeStage(num_ranks, num_ranks), num_microbatches)
+
+
 def texts(order):
     """A PyTorch order as text: for each rank its actions, idle steps left out."""
     return [[str(a) for a in order[rank] if a is not None] for rank in sorted(order)]

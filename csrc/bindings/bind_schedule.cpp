@@ -26,7 +26,7 @@ std::map<std::string, std::int64_t> to_options(const py::kwargs& kwargs) {
 }
 
 Schedule build(const std::string& name, int num_ranks, int num_microbatches,
-               std::optional<int> num_stages, const py::kwargs& options) {
+               std::optional<int> num_stages, bool forwards_alone, const py::kwargs& options) {
   // 0 stands for "not given" on the floor below, so a 0 that was given is told apart here.
   if (num_stages && *num_stages < 1) {
     throw ValueError(concat("num_stages must be at least 1, got ", *num_stages));
@@ -36,7 +36,8 @@ Schedule build(const std::string& name, int num_ranks, int num_microbatches,
                                 .num_stages = num_stages.value_or(0),
                                 .options = to_options(options)};
   const py::gil_scoped_release released;
-  return build_schedule(name, request);
+  const Schedule schedule = build_schedule(name, request);
+  return forwards_alone ? forward_only(schedule) : schedule;
 }
 
 std::vector<std::string> names() { return {schedule_names().begin(), schedule_names().end()}; }
@@ -48,6 +49,7 @@ void bind_schedule(py::module_& module) {
   py::class_<Schedule> schedule(module.attr("Schedule"));
   schedule.def_static("build", &build, py::arg("name"), py::kw_only(), py::arg("num_ranks"),
                       py::arg("num_microbatches"), py::arg("num_stages") = py::none(),
+                      py::arg("forward_only") = false,
                       R"(Builds a schedule by name; schedules() lists the names.
 
 Args:
@@ -55,6 +57,7 @@ Args:
     num_ranks: Ranks of the pipeline, at least 1.
     num_microbatches: At least 1; some schedules need more.
     num_stages: Stages of the model; None: the schedule's own default.
+    forward_only: The forwards alone, in their order: an inference schedule.
     **options: The schedule's own options, ints; such as group_size of "interleaved_1f1b".
 
 Raises:

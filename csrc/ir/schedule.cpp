@@ -92,6 +92,15 @@ bool is_forward_only(const Schedule& schedule) {
   });
 }
 
+bool is_asynchronous(const Schedule& schedule) {
+  return std::any_of(schedule.ranks.begin(), schedule.ranks.end(), [](const auto& actions) {
+    return std::any_of(actions.begin(), actions.end(), [](const Action& action) {
+      const WeightVersion at_end = action.kind == ActionKind::kUpdate ? 1 : 0;
+      return std::max(action.version, action.paired_version) > at_end;
+    });
+  });
+}
+
 std::string to_string(const Schedule& schedule) {
   std::string out;
   for (Rank rank = 0; rank < schedule.num_ranks(); ++rank) {

@@ -59,6 +59,11 @@ int count_slices(const std::vector<std::vector<Action>>& ranks);
 // Whether every compute action is a forward.
 bool is_forward_only(const Schedule& schedule);
 
+// Whether a stage goes on to compute after an update of it (Note [Weight versions]): an update of
+// version 2 or later, or a use of version 1 or later, shows it. An update at the end of the step
+// leaves a schedule synchronous.
+bool is_asynchronous(const Schedule& schedule);
+
 // One line for each rank: "rank 0: 0F0 0F1 0B0 ...".
 std::string to_string(const Schedule& schedule);
 

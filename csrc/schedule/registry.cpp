@@ -24,13 +24,32 @@ extern const Generator kVMin;
 extern const Generator kDualPipeV;
 extern const Generator kDualPipe;
 extern const Generator kChimera;
+extern const Generator kPipeDream;
+extern const Generator kPipeDreamVerticalSync;
+extern const Generator kPipeDream2Bw;
 
 namespace {
 
-constexpr std::array<const Generator*, 16> kGenerators = {
-    &kGpipe, &kOneFOneB,  &kInterleaved1F1B, &kEager1F1B,     &kLoopedBfs, &kHanayo,
-    &kZbH1,  &kZbH2,      &kZbAuto,          &kZbInterleaved, &kZbV,       &kVHalf,
-    &kVMin,  &kDualPipeV, &kDualPipe,        &kChimera,
+constexpr std::array<const Generator*, 19> kGenerators = {
+    &kGpipe,
+    &kOneFOneB,
+    &kInterleaved1F1B,
+    &kEager1F1B,
+    &kLoopedBfs,
+    &kHanayo,
+    &kZbH1,
+    &kZbH2,
+    &kZbAuto,
+    &kZbInterleaved,
+    &kZbV,
+    &kVHalf,
+    &kVMin,
+    &kDualPipeV,
+    &kDualPipe,
+    &kChimera,
+    &kPipeDream,
+    &kPipeDreamVerticalSync,
+    &kPipeDream2Bw,
 };
 
 void require_sizes(const ScheduleRequest& request) {

@@ -9,7 +9,7 @@ from pipert.cli import formats, values
 from pipert.cli.costs import add_costs, check_lengths, costs_of, simulate
 from pipert.cli.failures import BadScheduleError, UsageError
 from pipert.cli.output import print_json, table
-from pipert.cli.source import add_sizes, build
+from pipert.cli.source import add_forward_only, add_sizes, build
 
 NAME = "compare"
 SUMMARY = "a table of schedules for given sizes and costs, best makespan first"
@@ -19,11 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the schedules, their sizes, the costs and the limit."""
     parser.add_argument(
         "schedules",
-        metavar="NAME_OR_CSV",
+        metavar="NAME_OR_FILE",
         nargs="*",
         help="default: all names of `list`",
     )
     add_sizes(parser, required=True)
+    add_forward_only(parser)
     parser.add_argument(
         "--memory", type=values.number, metavar="N", help="mark schedules whose peak is above it"
     )
@@ -48,10 +49,24 @@ class Result:
     peak_memory: float  # the most of any rank
     peak_bytes: float | None  # likewise
     over_memory: bool
+    asynchronous: bool
+    weight_versions: int  # of a stage's weights at once, the most of any rank
 
-    def rank_among_others(self) -> tuple[float, float, str]:
-        """Sorts the best first; a time that differs by rounding alone is the same."""
-        return (float(f"{self.makespan:.9g}"), self.peak_memory, self.name)
+    def rank_among_others(self) -> tuple[bool, float, float, str]:
+        """Sorts the best first, and asynchronous ones, which compute something else, last.
+
+        A time that differs by rounding alone is the same.
+        """
+        return (self.asynchronous, float(f"{self.makespan:.9g}"), self.peak_memory, self.name)
+
+    def note(self, memory: float | None) -> str:
+        """What else there is to know."""
+        notes = []
+        if self.asynchronous:
+            notes.append(f"asynchronous, {self.weight_versions} versions of the weights")
+        if self.over_memory:
+            notes.append(f"over {memory:g} of memory")
+        return "; ".join(notes)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -91,7 +106,7 @@ def _schedule_of(name: str, args: argparse.Namespace) -> Schedule:
         expected, got = getattr(args, size), getattr(schedule, f"num_{size}")
         if expected not in (None, got):
             raise ValueError(f"--{size} must be {got} for this file, got {expected}")
-    return schedule
+    return schedule.forward_only() if args.forward_only else schedule
 
 
 def _result_of(name: str, schedule: Schedule, args: argparse.Namespace) -> Result:
@@ -109,6 +124,8 @@ def _result_of(name: str, schedule: Schedule, args: argparse.Namespace) -> Resul
         peak_memory=peak,
         peak_bytes=None if timeline.peak_bytes is None else max(timeline.peak_bytes),
         over_memory=args.memory is not None and peak > args.memory,
+        asynchronous=schedule.is_asynchronous,
+        weight_versions=max(schedule.peak_weight_versions()) if schedule.is_asynchronous else 1,
     )
 
 
@@ -122,7 +139,7 @@ def _print(results: list[Result], unfit: list[tuple[str, str]], memory: float | 
             f"{result.bubble_max:.4f}",
             f"{result.bubble_mean:.4f}",
             f"{result.peak_memory:g}",
-            f"over {memory:g} of memory" if result.over_memory else "",
+            result.note(memory),
         ]
         for result in results
     ]

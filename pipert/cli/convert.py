@@ -14,7 +14,7 @@ SUMMARY = "write a schedule to a file, in the format that the file's ending asks
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares what is read and what is written."""
     add_source(parser)
-    parser.add_argument("out", metavar="OUT", help="a .csv file, or - for stdout")
+    parser.add_argument("out", metavar="OUT", help="a .csv or .json file, or - for a CSV on stdout")
     parser.add_argument("--force", action="store_true", help="overwrite OUT if it is there")
 
 

@@ -1,18 +1,25 @@
-"""The files that schedules are kept in, by the ending of their name."""
+"""The files that schedules are kept in: a format is a word, or the ending of a file's name."""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from pipert import Schedule, schedules
+from pipert import Placement, Schedule, schedules
 from pipert.cli.failures import UsageError
 
-STANDARD_STREAM = "-"  # for CSV
+STANDARD_STREAM = "-"  # for CSV, if no format is given
+FORMATS = ("csv", "json", "zero-bubble")  # that can be read
 
 _Format = TypeVar("_Format")
-_READERS: dict[str, Callable[[str], Schedule]] = {".csv": Schedule.from_csv}
-_WRITERS: dict[str, Callable[[Schedule], str]] = {".csv": Schedule.to_csv}
+_READERS: dict[str, Callable[[str], Schedule]] = {
+    ".csv": Schedule.from_csv,
+    ".json": Schedule.from_json,
+}
+_WRITERS: dict[str, Callable[[Schedule], str]] = {
+    ".csv": Schedule.to_csv,
+    ".json": Schedule.to_json,
+}
 
 
 def is_file(text: str) -> bool:
@@ -24,15 +31,31 @@ def is_file(text: str) -> bool:
     return looks_so and text not in schedules()
 
 
-def read(file: str) -> Schedule:
-    """Reads a schedule; it may be one that verify refuses."""
+def read(file: str, format_: str | None = None, placement: Placement | None = None) -> Schedule:
+    """Reads a schedule; it may be one that verify refuses.
+
+    Args:
+        file: a path, or - for stdin.
+        format_: out of FORMATS; None: what the ending says, CSV for stdin.
+        placement: for the zero-bubble notation.
+    """
     try:
+        if file != STANDARD_STREAM and format_ is None:
+            return _of_suffix(_READERS, file)(file)
         if file == STANDARD_STREAM:
-            text = sys.stdin.buffer.read().decode(errors="replace")
-            return Schedule.parse_csv(text, name=file)
-        return _of_suffix(_READERS, file)(file)
+            return _parse(sys.stdin.buffer.read(), format_, file, placement)
+        return _parse(Path(file).read_bytes(), format_, Path(file).stem, placement)
     except ValueError as error:
         raise UsageError(f"{file}: {error}") from None
+
+
+def _parse(data: bytes, format_: str | None, name: str, placement: Placement | None) -> Schedule:
+    if format_ == "json":
+        return Schedule.parse_json(data.decode())
+    text = data.decode(errors="replace")
+    if format_ == "zero-bubble":
+        return Schedule.parse_zero_bubble(text, placement=placement, name=name)
+    return Schedule.parse_csv(text, name=name)
 
 
 def write(schedule: Schedule, file: str, *, overwrite: bool) -> None:

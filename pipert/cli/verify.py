@@ -24,9 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     sends.add_argument("--rendezvous", action="store_true", help="a send waits for its receive")
     parser.add_argument(
-        "--forward-only", action="store_true", help="for inference: forwards alone are complete"
-    )
-    parser.add_argument(
         "--memory",
         type=values.numbers,
         metavar="N[,N...]",
@@ -52,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the verdict. Returns 0 if it is good, else 1."""
-    schedule = load(args)
+    # A backward in a file that should hold forwards alone is what verifying is to find.
+    schedule = load(args, file_as_it_is=True)
     verdict = _verify(schedule, args)
     if not verdict.ok:
         for path in filter(None, (args.svg, args.png)):

@@ -1,10 +1,14 @@
 // The base floor: error texts and near names.
 
 #include <array>
+#include <cstdint>
+#include <string>
+#include <string_view>
 
 #include "base/error.h"
 #include "base/quote.h"
 #include "base/suggest.h"
+#include "base/utf8.h"
 #include "check.h"
 
 namespace pipert {
@@ -34,6 +38,31 @@ void unknown_name_tells_near_and_known_ones() {
   CHECK(unknown_name("option", "x", {}) == "unknown option 'x'; known: none");
 }
 
+void utf8_is_what_unicode_allows() {
+  for (const std::string_view good :
+       {"", "F0", "\x7f", "\xc2\x80", "\xdf\xbf", "\xe0\xa0\x80", "\xed\x9f\xbf", "\xee\x80\x80",
+        "\xf0\x90\x80\x80", "\xf4\x8f\xbf\xbf"}) {
+    CHECK(is_utf8(good));
+  }
+  for (const std::string_view bad :
+       {"\x80", "\xc2", "\xc2\x41", "\xc0\x80", "\xc1\xbf", "\xe0\x9f\xbf", "\xed\xa0\x80",
+        "\xf0\x8f\xbf\xbf", "\xf4\x90\x80\x80", "\xf8\x88\x80\x80\x80", "\xff", "a\xe2\x82"}) {
+    CHECK(!is_utf8(bad));
+  }
+}
+
+void every_code_point_is_appended_as_utf8() {
+  std::string last;
+  for (std::uint32_t code_point = 0; code_point <= 0x10FFFF; ++code_point) {
+    if (code_point == 0xD800) code_point = 0xE000;  // surrogates are none
+    std::string text;
+    append_utf8(text, code_point);
+    CHECK(is_utf8(text));
+    CHECK(code_point == 0 || last < text);  // UTF-8 sorts as the code points do
+    last = text;
+  }
+}
+
 void concat_streams_its_arguments() { CHECK(concat("rank ", 3, ", ", 0.5) == "rank 3, 0.5"); }
 
 }  // namespace
@@ -43,5 +72,7 @@ int main() {
   pipert::quote_makes_any_bytes_printable();
   pipert::near_names_come_nearest_first();
   pipert::unknown_name_tells_near_and_known_ones();
+  pipert::utf8_is_what_unicode_allows();
+  pipert::every_code_point_is_appended_as_utf8();
   pipert::concat_streams_its_arguments();
 }
