@@ -27,6 +27,7 @@ from pipert._C import (  # noqa: E402
 )
 from pipert.errors import PipelineError, RemoteTraceback  # noqa: E402
 from pipert.group import init  # noqa: E402
+from pipert.periodic import periodic_schedule  # noqa: E402
 from pipert.pipeline import Pipeline  # noqa: E402
 from pipert.report import RankReport, Report, Trace, TraceEvent  # noqa: E402
 from pipert.results import StepResult  # noqa: E402
@@ -61,6 +62,7 @@ __all__ = [
     "init",
     "lower",
     "lower_bounds",
+    "periodic_schedule",
     "render_svg",
     "schedules",
     "split",

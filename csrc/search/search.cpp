@@ -78,7 +78,7 @@ class Search {
 
   SearchResult run() {
     for (const Placement& placement : request_.placements) lower_bound_of(placement);
-    seeds_ = named_seeds(request_);
+    seeds_ = all_seeds(request_);
     for (const Seed& seed : seeds_) {
       result_.seeds.push_back({.source = seed.schedule.name, .value = seed.value});
     }

@@ -30,6 +30,7 @@ struct SearchRequest {
   MemoryCap cap;
   Objective objective = Objective::kMakespan;
   std::vector<Placement> placements;  // at least one, of the same number of ranks and one copy each
+  std::vector<Schedule> seeds = {};   // of the caller's own, to start from as well
   // Of the search; the named schedules are built and simulated in any case, and take what they
   // take. Without either limit it is kTimeLimit.
   std::optional<double> time_limit;        // seconds
@@ -51,7 +52,7 @@ struct SearchResult {
   std::string source;
   Bounds bounds;                 // the smallest over the placements
   double bound = 0.0;            // the one of the objective
-  std::vector<Candidate> seeds;  // the named schedules that fit, best first
+  std::vector<Candidate> seeds;  // the request's, and the named schedules that fit, best first
   std::int64_t iterations = 0;   // orders that were tried
   double seconds = 0.0;
 

@@ -98,6 +98,71 @@ std::optional<Schedule> build(const Generator& generator, const SearchRequest& r
   }
 }
 
+bool is_better(const Seed& a, const Seed& b) { return a.value < b.value; }
+
+bool is_wanted(const Placement& placement, const SearchRequest& request) {
+  const auto& wanted = request.placements;
+  return std::find(wanted.begin(), wanted.end(), placement) != wanted.end();
+}
+
+Seed seed_of(Schedule schedule, const SearchRequest& request) {
+  Timeline timeline = simulate(schedule, request.costs);
+  const double value = value_of(timeline, request.objective);
+  return {std::move(schedule), std::move(timeline), value};
+}
+
+// Why a schedule of the caller's can't be a seed; empty if it can.
+std::string reason_against(const Schedule& schedule, const SearchRequest& request) {
+  if (schedule.num_microbatches != request.num_microbatches) {
+    return concat("expected ", request.num_microbatches, " microbatches, got ",
+                  schedule.num_microbatches);
+  }
+  if (!is_wanted(schedule.placement, request)) return "its placement is none of the placements";
+  if (!has_plain_actions(schedule) || schedule.num_slices != 1) {
+    return "expected F, B, I and W of whole sequences alone";
+  }
+  const Verdict verdict = verify(schedule);
+  if (!verdict.ok()) return verdict.message;
+  return keeps_memory(schedule, request.cap) ? "" : "it doesn't keep memory_limit";
+}
+
+std::vector<Seed> given_seeds(const SearchRequest& request) {
+  std::vector<Seed> seeds;
+  for (const Schedule& given : request.seeds) {
+    Schedule schedule = split_overlaps(given);
+    if (const std::string reason = reason_against(schedule, request); !reason.empty()) {
+      throw ValueError(concat("seed '", schedule.name, "': ", reason));
+    }
+    seeds.push_back(seed_of(std::move(schedule), request));
+  }
+  return seeds;
+}
+
+std::vector<Seed> named_seeds(const SearchRequest& request) {
+  std::vector<Seed> seeds;
+  const auto add = [&](const Generator& generator, const Options& options) {
+    std::optional<Schedule> schedule = build(generator, request, options);
+    if (!schedule || !has_plain_actions(*schedule)) return;
+    if (!is_wanted(schedule->placement, request)) return;
+    if (!verify(*schedule).ok() || !keeps_memory(*schedule, request.cap)) return;
+    seeds.push_back(seed_of(std::move(*schedule), request));
+  };
+  for (const Generator* generator : generators()) {
+    add(*generator, {});
+    const Options options = options_for(*generator, request);
+    if (!options.empty()) add(*generator, options);
+  }
+  std::stable_sort(seeds.begin(), seeds.end(), is_better);
+  std::vector<Seed> best;  // of each name
+  for (Seed& seed : seeds) {
+    const bool is_known = std::any_of(best.begin(), best.end(), [&](const Seed& other) {
+      return other.schedule.name == seed.schedule.name;
+    });
+    if (!is_known) best.push_back(std::move(seed));
+  }
+  return best;
+}
+
 }  // namespace
 
 double value_of(const Timeline& timeline, Objective objective) {
@@ -110,33 +175,11 @@ double value_of(const Timeline& timeline, Objective objective) {
   return 0.0;
 }
 
-std::vector<Seed> named_seeds(const SearchRequest& request) {
-  std::vector<Seed> seeds;
-  const auto add = [&](const Generator& generator, const Options& options) {
-    std::optional<Schedule> schedule = build(generator, request, options);
-    if (!schedule || !has_plain_actions(*schedule)) return;
-    const auto& wanted = request.placements;
-    if (std::find(wanted.begin(), wanted.end(), schedule->placement) == wanted.end()) return;
-    if (!verify(*schedule).ok() || !keeps_memory(*schedule, request.cap)) return;
-    Timeline timeline = simulate(*schedule, request.costs);
-    const double value = value_of(timeline, request.objective);
-    seeds.push_back({std::move(*schedule), std::move(timeline), value});
-  };
-  for (const Generator* generator : generators()) {
-    add(*generator, {});
-    const Options options = options_for(*generator, request);
-    if (!options.empty()) add(*generator, options);
-  }
-  std::stable_sort(seeds.begin(), seeds.end(),
-                   [](const Seed& a, const Seed& b) { return a.value < b.value; });
-  std::vector<Seed> best;  // of each name
-  for (Seed& seed : seeds) {
-    const bool is_known = std::any_of(best.begin(), best.end(), [&](const Seed& other) {
-      return other.schedule.name == seed.schedule.name;
-    });
-    if (!is_known) best.push_back(std::move(seed));
-  }
-  return best;
+std::vector<Seed> all_seeds(const SearchRequest& request) {
+  std::vector<Seed> seeds = given_seeds(request);
+  for (Seed& seed : named_seeds(request)) seeds.push_back(std::move(seed));
+  std::stable_sort(seeds.begin(), seeds.end(), is_better);
+  return seeds;
 }
 
 }  // namespace pipert
