@@ -7,9 +7,9 @@
 
 namespace pipert {
 
-using Rank = std::int32_t;        // position in the pipeline group, from 0
-using StageIndex = std::int32_t;  // global, from 0
-using Microbatch = std::int32_t;  // from 0
+using Rank = std::int32_t;           // position in the pipeline group, from 0
+using StageIndex = std::int32_t;     // global, from 0
+using Microbatch = std::int32_t;     // from 0
 using Slice = std::int16_t;          // of a microbatch's sequence, from 0
 using WeightVersion = std::int32_t;  // of a stage's weights: 0 before the first update
 

@@ -13,6 +13,7 @@ void bind_costs(pybind11::module_& module);
 void bind_timeline(pybind11::module_& module);
 void bind_drawings(pybind11::module_& module);
 void bind_search(pybind11::module_& module);
+void bind_partition(pybind11::module_& module);
 void bind_plan(pybind11::module_& module);
 void bind_transport(pybind11::module_& module);
 void bind_runtime(pybind11::module_& module);

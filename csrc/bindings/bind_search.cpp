@@ -1,14 +1,11 @@
 // Schedule.search with its SearchResult, and lower_bounds with Bounds.
 
-#include <pybind11/stl.h>
-
-#include <variant>
+#include <utility>
 
 #include "analysis/bounds.h"
 #include "base/error.h"
 #include "bindings/bind.h"
-#include "bindings/one_or_many.h"
-#include "search/placements.h"
+#include "bindings/search_arguments.h"
 #include "search/search.h"
 
 namespace py = pybind11;
@@ -16,68 +13,28 @@ namespace py = pybind11;
 namespace pipert {
 namespace {
 
-using PlacementChoices = std::variant<PlacementChoice, std::vector<PlacementChoice>>;
-
-MemoryCap make_cap(const std::optional<OneOrMany>& memory_limit, const OneOrMany& activation_size,
-                   double kept) {
-  return {.limit = memory_limit ? to_vector(*memory_limit) : std::vector<double>(),
-          .activation_size = to_vector(activation_size),
-          .kept = kept};
-}
-
-Objective to_objective(const std::string& word) {
-  if (word == "makespan") return Objective::kMakespan;
-  if (word == "span") return Objective::kSpan;
-  throw ValueError("objective must be 'makespan' or 'span', got '" + word + "'");
-}
-
-std::vector<PlacementChoice> to_choices(const std::optional<PlacementChoices>& choices) {
-  if (!choices) return {};
-  if (const auto* one = std::get_if<PlacementChoice>(&*choices)) return {*one};
-  auto many = std::get<std::vector<PlacementChoice>>(*choices);
-  if (many.empty()) throw ValueError("placements must be at least one, got none");
-  return many;
-}
-
-// What the lengths of costs and sizes say, if `num_stages` is not given.
-std::optional<int> stages_of(std::optional<int> num_stages, const Costs& costs,
-                             const MemoryCap& cap) {
-  for (const auto* values :
-       {&costs.forward, &costs.input, &costs.weight, &costs.bytes, &cap.activation_size}) {
-    if (!num_stages && values->size() > 1) num_stages = static_cast<int>(values->size());
-  }
-  return num_stages;
-}
-
-// Throws what a signal's handler throws, such as KeyboardInterrupt.
-bool look_for_signals() {
-  const py::gil_scoped_acquire held;
-  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-  return false;
-}
-
-SearchResult search_schedule(const Costs& costs, int num_ranks, int num_microbatches,
-                             const std::optional<OneOrMany>& memory_limit,
-                             const OneOrMany& activation_size, double kept,
-                             const std::string& objective,
-                             const std::optional<PlacementChoices>& placements,
-                             std::optional<int> num_stages, std::optional<double> time_limit,
-                             std::optional<std::int64_t> iterations, std::uint64_t seed,
-                             std::optional<int> num_threads) {
+SearchResult search_schedule(
+    const Costs& costs, int num_ranks, int num_microbatches,
+    const std::optional<OneOrMany>& memory_limit, const OneOrMany& activation_size, double kept,
+    const std::string& objective, const std::optional<PlacementChoices>& placements,
+    std::optional<int> num_stages, std::vector<Schedule> seeds, std::optional<double> time_limit,
+    std::optional<std::int64_t> iterations, std::uint64_t seed, std::optional<int> num_threads) {
   if (num_threads && *num_threads < 1) {
     throw ValueError(concat("num_threads must be at least 1, got ", *num_threads));
   }
   const MemoryCap cap = make_cap(memory_limit, activation_size, kept);
-  const SearchRequest request{.costs = costs,
-                              .num_microbatches = num_microbatches,
-                              .cap = cap,
-                              .objective = to_objective(objective),
-                              .placements = placements_of(to_choices(placements), num_ranks,
-                                                          stages_of(num_stages, costs, cap)),
-                              .time_limit = time_limit,
-                              .iterations = iterations,
-                              .seed = seed,
-                              .num_threads = num_threads.value_or(0)};
+  const SearchRequest request{
+      .costs = costs,
+      .num_microbatches = num_microbatches,
+      .cap = cap,
+      .objective = to_objective(objective),
+      .placements = placements_of(to_choices(placements), num_ranks,
+                                  num_stages ? num_stages : longest_of(costs, cap)),
+      .seeds = std::move(seeds),
+      .time_limit = time_limit,
+      .iterations = iterations,
+      .seed = seed,
+      .num_threads = num_threads.value_or(0)};
   const py::gil_scoped_release released;
   return search(request, look_for_signals);
 }
@@ -141,8 +98,9 @@ void bind_result(py::module_& module) {
       .def_readonly("bound", &SearchResult::bound, "The one of the objective.")
       .def_property_readonly("gap", &SearchResult::gap,
                              "The share of the value that a better schedule could save at most.")
-      .def_property_readonly("seeds", &seeds_of,
-                             "(name, value) of the named schedules that fit, best first.")
+      .def_property_readonly(
+          "seeds", &seeds_of,
+          "(name, value) of the given seeds, and the named schedules that fit, best first.")
       .def_readonly("iterations", &SearchResult::iterations, "Orders that were tried.")
       .def_readonly("seconds", &SearchResult::seconds)
       .def("__repr__", [](const SearchResult& self) {
@@ -158,14 +116,14 @@ void bind_search(py::module_& module) {
   bind_bounds(module);
   bind_result(module);
   py::class_<Schedule> schedule(module.attr("Schedule"));
-  schedule.def_static("search", &search_schedule, py::arg("costs"), py::arg("num_ranks"),
-                      py::arg("num_microbatches"), py::arg("memory_limit") = py::none(),
-                      py::kw_only(), py::arg("activation_size") = 1.0, py::arg("kept") = 1.0,
-                      py::arg("objective") = "makespan", py::arg("placements") = py::none(),
-                      py::arg("num_stages") = py::none(), py::arg("time_limit") = py::none(),
-                      py::arg("iterations") = py::none(), py::arg("seed") = 0,
-                      py::arg("num_threads") = py::none(),
-                      R"(Finds an order of F, I and W for given costs and memory, on all cores.
+  schedule.def_static(
+      "search", &search_schedule, py::arg("costs"), py::arg("num_ranks"),
+      py::arg("num_microbatches"), py::arg("memory_limit") = py::none(), py::kw_only(),
+      py::arg("activation_size") = 1.0, py::arg("kept") = 1.0, py::arg("objective") = "makespan",
+      py::arg("placements") = py::none(), py::arg("num_stages") = py::none(),
+      py::arg("seeds") = std::vector<Schedule>(), py::arg("time_limit") = py::none(),
+      py::arg("iterations") = py::none(), py::arg("seed") = 0, py::arg("num_threads") = py::none(),
+      R"(Finds an order of F, I and W for given costs and memory, on all cores.
 
 It is never worse than the best named schedule of the same placements that fits the memory, and
 comes with a lower bound. Ctrl-C ends it.
@@ -184,6 +142,7 @@ Args:
     placements: "loop", "v", a Placement, or a list of them; None: loop and V of num_stages.
     num_stages: Of the model; None: as many as there are costs or sizes, as a Placement has, two
         for each rank with placements="v", else one.
+    seeds: Schedules to start from besides the named ones, such as one of periodic_schedule.
     time_limit: Seconds of the search; the named schedules are built and simulated in any case.
         None: 10, or no limit if there are iterations.
     iterations: How many orders are tried for each placement. With this limit alone the answer

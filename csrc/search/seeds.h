@@ -14,9 +14,9 @@ struct Seed {
 };
 
 // The request's own seeds, and of every registered generator the schedule with one of the request's
-// placements, if there is one and it keeps the request's limits; best first. Named schedules of other
-// actions than F, B, I and W are left out. zb_auto is tried with its defaults and with the request's
-// limit and times. Throws ValueError for a seed of the request's that doesn't fit it.
+// placements, if there is one and it keeps the request's limits; best first. Named schedules of
+// other actions than F, B, I and W are left out. zb_auto is tried with its defaults and with the
+// request's limit and times. Throws ValueError for a seed of the request's that doesn't fit it.
 std::vector<Seed> all_seeds(const SearchRequest& request);
 
 // The objective's part of a timeline.
