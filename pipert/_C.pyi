@@ -111,6 +111,7 @@ class Schedule:
         objective: str = "makespan",
         placements: str | Placement | Sequence[str | Placement] | None = None,
         num_stages: int | None = None,
+        seeds: Sequence[Schedule] = ...,
         time_limit: float | None = None,
         iterations: int | None = None,
         seed: int = 0,
@@ -410,6 +411,41 @@ class SearchResult:
     def iterations(self) -> int: ...
     @property
     def seconds(self) -> float: ...
+
+class PartitionResult:
+    @property
+    def balance(self) -> list[int]: ...
+    @property
+    def costs(self) -> Costs: ...
+    @property
+    def search(self) -> SearchResult: ...
+    @property
+    def schedule(self) -> Schedule: ...
+    @property
+    def value(self) -> float: ...
+    @property
+    def bound(self) -> float: ...
+    @property
+    def even_balance(self) -> list[int]: ...
+    @property
+    def even_value(self) -> float: ...
+
+def search_partition(
+    layers: Costs,
+    num_ranks: int,
+    num_microbatches: int,
+    memory_limit: float | Sequence[float] | None = None,
+    *,
+    activation_size: float | Sequence[float] = 1.0,
+    kept: float = 1.0,
+    objective: str = "makespan",
+    placements: str | Placement | Sequence[str | Placement] | None = None,
+    num_stages: int | None = None,
+    num_layers: int | None = None,
+    time_limit: float | None = None,
+    iterations: int | None = None,
+    seed: int = 0,
+) -> PartitionResult: ...
 
 # --- plan -------------------------------------------------------------------------------------
 

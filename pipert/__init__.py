@@ -14,6 +14,7 @@ from pipert._C import (  # noqa: E402
     Lowering,
     MessageSpan,
     Placement,
+    PartitionResult,
     Program,
     Schedule,
     SearchResult,
@@ -24,6 +25,7 @@ from pipert._C import (  # noqa: E402
     lower_bounds,
     render_svg,
     schedules,
+    search_partition,
 )
 from pipert.errors import PipelineError, RemoteTraceback  # noqa: E402
 from pipert.group import init  # noqa: E402
@@ -43,6 +45,7 @@ __all__ = [
     "Gap",
     "Lowering",
     "MessageSpan",
+    "PartitionResult",
     "Pipeline",
     "PipelineError",
     "Placement",
@@ -65,5 +68,6 @@ __all__ = [
     "periodic_schedule",
     "render_svg",
     "schedules",
+    "search_partition",
     "split",
 ]

@@ -22,11 +22,6 @@ using ByEdge = std::map<std::optional<EdgeTuple>, double>;  // None: all others
 using OneOrByEdge = std::variant<double, ByEdge>;
 using LinkTuples = std::vector<std::vector<EdgeTuple>>;
 
-// Empty for None.
-std::vector<double> to_vector(const std::optional<OneOrMany>& values) {
-  return values ? to_vector(*values) : std::vector<double>();
-}
-
 std::optional<std::vector<double>> from_vector(const std::vector<double>& values) {
   return values.empty() ? std::nullopt : std::optional(values);
 }

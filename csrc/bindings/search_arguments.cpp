@@ -11,7 +11,7 @@ namespace pipert {
 
 MemoryCap make_cap(const std::optional<OneOrMany>& memory_limit, const OneOrMany& activation_size,
                    double kept) {
-  return {.limit = memory_limit ? to_vector(*memory_limit) : std::vector<double>(),
+  return {.limit = to_vector(memory_limit),
           .activation_size = to_vector(activation_size),
           .kept = kept};
 }
