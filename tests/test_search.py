@@ -166,6 +166,25 @@ def test_a_slow_stage_costs_no_more_than_its_own_work():
     assert result.bounds.makespan_reason == "work"
 
 
+@pytest.mark.parametrize("objective", ["makespan", "span"])
+@pytest.mark.parametrize(
+    "transfers",
+    [
+        {"bandwidth": 0.5, "bytes": 1},
+        {"bandwidth": 0.5, "bytes": [1, 2, 1, 1], "links": [[(0, 1), (1, 2), (2, 3)]]},
+        {"latency": {None: 0.2, (1, 2): 3.0}},
+        {"latency": 0.4, "blocking": True},
+        {"update": 2.0, "reduce": [1, 0, 0, 4]},
+    ],
+    ids=["queues", "a shared link", "a slow edge", "blocking", "updates"],
+)
+def test_what_the_search_does_not_clock_counts_in_what_comes_out(transfers, objective):
+    costs = Costs(**transfers)
+    result = Schedule.search(costs, 4, 8, 5, objective=objective, iterations=1500)
+    assert_sound(result, costs, 5, objective)
+    assert len(result.seeds) > 2
+
+
 def test_schedules_of_placements_that_were_not_asked_for_are_no_seeds():
     def names(**arguments):
         result = Schedule.search(Costs(), 4, 8, iterations=10, num_stages=8, **arguments)

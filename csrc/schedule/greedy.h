@@ -43,7 +43,8 @@ struct GreedyOrder {
   OrderTimes times;
 };
 
-// REQUIRES vectors of the right shapes, and limits of at least least_room().
+// REQUIRES vectors of the right shapes, and limits of at least one activation of each stage of the
+// rank.
 GreedyOrder schedule_greedily(const Workload& workload, const GreedyRules& rules);
 
 }  // namespace pipert

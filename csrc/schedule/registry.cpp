@@ -31,24 +31,12 @@ extern const Generator kPipeDream2Bw;
 namespace {
 
 constexpr std::array<const Generator*, 19> kGenerators = {
-    &kGpipe,
-    &kOneFOneB,
-    &kInterleaved1F1B,
-    &kEager1F1B,
-    &kLoopedBfs,
-    &kHanayo,
-    &kZbH1,
-    &kZbH2,
-    &kZbAuto,
-    &kZbInterleaved,
-    &kZbV,
-    &kVHalf,
-    &kVMin,
-    &kDualPipeV,
-    &kDualPipe,
-    &kChimera,
-    &kPipeDream,
-    &kPipeDreamVerticalSync,
+    &kGpipe,         &kOneFOneB,  &kInterleaved1F1B,
+    &kEager1F1B,     &kLoopedBfs, &kHanayo,
+    &kZbH1,          &kZbH2,      &kZbAuto,
+    &kZbInterleaved, &kZbV,       &kVHalf,
+    &kVMin,          &kDualPipeV, &kDualPipe,
+    &kChimera,       &kPipeDream, &kPipeDreamVerticalSync,
     &kPipeDream2Bw,
 };
 

@@ -22,10 +22,6 @@ struct Workload {
   ActivationRoom room;
 };
 
-// What each rank needs at least: a microbatch's backward begins at the last stage, so one
-// activation of each stage of a rank is alive at once. Shape (num_ranks,).
-std::vector<double> least_room(const Placement& placement, const std::vector<double>& size);
-
 // Sizes add up in any order: what is above a limit by rounding alone is not above it.
 constexpr double with_rounding(double limit) { return limit * (1.0 + 1e-9); }
 

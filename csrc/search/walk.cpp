@@ -103,7 +103,7 @@ std::int64_t Walk::change_order(std::int64_t tries, const std::atomic<bool>& sto
   return done;
 }
 
-bool Walk::try_step(double temperature) {
+void Walk::try_step(double temperature) {
   const Rank rank = random_.below(workload_.placement.num_ranks());
   auto& lanes = order_[as_index(rank)];
   const int size = static_cast<int>(lanes.size());
@@ -112,7 +112,7 @@ bool Walk::try_step(double temperature) {
   int way = random_.pick(lengths);
   if (random_.below(2) == 0) way = -way;
   const int to = std::clamp(from + way, 0, size - 1);
-  if (lanes[as_index(from)] == lanes[as_index(to)]) return false;
+  if (lanes[as_index(from)] == lanes[as_index(to)]) return;
   shift(lanes, as_index(from), as_index(to));
   const double most = cost_ - temperature * std::log(1.0 - random_.fraction());
   const double rest = kShareOfEnds * least_sum_ / workload_.placement.num_ranks();
@@ -123,11 +123,10 @@ bool Walk::try_step(double temperature) {
     if (times && cost_of(*times) <= most) {
       cost_ = cost_of(*times);
       keep(order_, value_of(*times), true);
-      return true;
+      return;
     }
   }
   shift(lanes, as_index(to), as_index(from));
-  return false;
 }
 
 }  // namespace pipert

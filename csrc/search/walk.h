@@ -52,7 +52,7 @@ class Walk {
   double cost_of(const OrderTimes& times) const;
   void keep(const LaneOrder& order, double value, bool by_steps);
   double try_one(const GreedyRules& rules);
-  bool try_step(double temperature);
+  void try_step(double temperature);
 
   const Workload& workload_;
   Objective objective_;
