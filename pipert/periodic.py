@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -36,7 +37,7 @@ def periodic_schedule(
     """Finds a schedule of F, I and W that repeats one pattern, with the shortest period there is.
 
     Args:
-        costs: Times of F, I and W, one number or one for each stage, and a latency. Times are
+        costs: Times of F, I and W, one number or one for each stage, and latencies. Times are
             rounded up to a 120th of the longest rank's work while the order is sought.
         placement: Of one copy of the model.
         num_microbatches: At least 1.
@@ -80,7 +81,8 @@ class _Problem:
 
     placement: Placement
     durations: dict[str, list[int]]  # by kind, then stage
-    latency: int
+    down: list[int]  # of the message from each stage to the next
+    up: list[int]  # of its gradient
     limits: list[int] | None  # by rank, in the unit of sizes
     sizes: list[int]  # of an activation, by stage
 
@@ -91,11 +93,6 @@ class _Problem:
             sum(self.durations[kind][stage] for kind in _KINDS for stage in stages)
             for stages in map(self.placement.stages_of, range(self.placement.num_ranks))
         )
-
-    def lag(self, stage: int) -> int:
-        """Of a message between a stage and the next, either way."""
-        ranks = self.placement.ranks
-        return 0 if ranks[stage] == ranks[stage + 1] else self.latency
 
 
 def _import_solver() -> ModuleType:
@@ -118,6 +115,15 @@ def _spread(name: str, values: float | Sequence[float], size: int, what: str) ->
     return given * size if len(given) == 1 else given
 
 
+def _latency(costs: Costs, source: int, destination: int) -> float:
+    if source == destination:
+        return 0.0
+    latency = costs.latency
+    if isinstance(latency, dict):
+        return latency.get((source, destination), latency.get(None, 0.0))
+    return latency
+
+
 def _problem(
     costs: Costs,
     placement: Placement,
@@ -135,7 +141,10 @@ def _problem(
     )
     if longest <= 0:
         raise ValueError("forward, input or weight must be above 0 somewhere, all are 0")
-    tick = longest / _TICKS
+
+    def ticks(value: float) -> int:
+        return math.ceil(value * _TICKS / longest - 1e-9)
+
     sizes = _spread("activation_size", activation_size, stages, "num_stages")
     unit = max(sizes) / 1000 or 1.0
     limits = None
@@ -144,11 +153,9 @@ def _problem(
         limits = [math.floor(limit / unit + 1e-6) for limit in given]
     return _Problem(
         placement=placement,
-        durations={
-            kind: [math.ceil(value / tick - 1e-9) for value in values]
-            for kind, values in times.items()
-        },
-        latency=math.ceil(costs.latency / tick - 1e-9),
+        durations={kind: [ticks(value) for value in values] for kind, values in times.items()},
+        down=[ticks(_latency(costs, *edge)) for edge in pairwise(placement.ranks)],
+        up=[ticks(_latency(costs, b, a)) for a, b in pairwise(placement.ranks)],
         limits=limits,
         sizes=[math.ceil(size / unit - 1e-6) for size in sizes],
     )
@@ -173,7 +180,7 @@ class _Model:
         self.whole: dict[_Key, Any] = {}  # and the whole periods before it
         self.start: dict[_Key, Any] = {}
         self.num_stages = problem.placement.num_stages
-        passage = sum(map(sum, problem.durations.values())) + 2 * problem.latency * self.num_stages
+        passage = sum(map(sum, [*problem.durations.values(), problem.down, problem.up]))
         self.most_periods = 2 * (passage // period + 2)
         for stage in range(self.num_stages):
             for kind in _KINDS:
@@ -202,9 +209,8 @@ class _Model:
             add(start[stage, "I"] >= self._end(stage, "F"))
             add(start[stage, "W"] >= self._end(stage, "I"))
             if stage + 1 < self.num_stages:
-                lag = self.problem.lag(stage)
-                add(start[stage + 1, "F"] >= self._end(stage, "F") + lag)
-                add(start[stage, "I"] >= self._end(stage + 1, "I") + lag)
+                add(start[stage + 1, "F"] >= self._end(stage, "F") + self.problem.down[stage])
+                add(start[stage, "I"] >= self._end(stage + 1, "I") + self.problem.up[stage])
 
     def _keep_actions_apart(self, rank: int) -> None:
         # Each action stands there twice, a period apart: two of them meet modulo the period just if

@@ -81,6 +81,27 @@ def test_a_limit_for_each_rank_and_a_size_for_each_stage():
     assert schedule.verify(memory_limit=limits, activation_size=sizes).ok
 
 
+def test_a_latency_of_one_edge_is_regarded():
+    costs = Costs(latency={(0, 1): 6.0, None: 0.0})
+    schedule = periodic_schedule(
+        costs, placement=Placement.loop(2, 2), num_microbatches=12, memory_limit=5
+    )
+    timeline = schedule.simulate(costs)
+    # Two forwards pass on rank 0 while a message is on its way: so many are ahead that none waits.
+    assert timeline.makespan <= 12 * 3 + 2 + 6 + 3
+
+
+def test_a_search_goes_on_from_a_pattern():
+    costs = Costs(forward=3, input=3, weight=2, latency=0.1)
+    placement = Placement.v_shaped(3, 6)
+    seed = periodic_schedule(costs, placement=placement, num_microbatches=9, memory_limit=7)
+    found = pipert.Schedule.search(
+        costs, 3, 9, 7, placements=placement, seeds=[seed], iterations=500
+    )
+    assert ("periodic", seed.simulate(costs).makespan) in found.seeds
+    assert found.value <= seed.simulate(costs).makespan
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

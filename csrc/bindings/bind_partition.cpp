@@ -40,16 +40,16 @@ PartitionResult search_layers(const Costs& layers, int num_ranks, int num_microb
                               std::optional<double> time_limit,
                               std::optional<std::int64_t> iterations, std::uint64_t seed) {
   const MemoryCap cap = make_cap(memory_limit, activation_size, kept);
-  PartitionRequest request{.search = {.costs = layers,
-                                      .num_microbatches = num_microbatches,
-                                      .cap = cap,
-                                      .objective = to_objective(objective),
-                                      .placements = {},
-                                      .time_limit = time_limit,
-                                      .iterations = iterations,
-                                      .seed = seed},
-                           .num_layers = num_layers_of(num_layers, layers, cap)};
+  PartitionRequest request;
+  request.num_layers = num_layers_of(num_layers, layers, cap);
+  request.search.costs = layers;
+  request.search.num_microbatches = num_microbatches;
+  request.search.cap = cap;
+  request.search.objective = to_objective(objective);
   request.search.placements = to_placements(placements, num_ranks, num_stages, request.num_layers);
+  request.search.time_limit = time_limit;
+  request.search.iterations = iterations;
+  request.search.seed = seed;
   const py::gil_scoped_release released;
   return search_partition(request, look_for_signals);
 }

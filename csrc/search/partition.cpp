@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <limits>
 #include <numeric>
 #include <optional>
@@ -23,6 +24,10 @@ constexpr std::int64_t kShortSearch = 200;
 constexpr double kShareOfCuts = 0.6;
 
 void require_layers(std::string_view name, const std::vector<double>& values, int num_layers) {
+  for (const double value : values) {
+    if (std::isfinite(value) && value >= 0.0) continue;
+    throw ValueError(concat(name, " must be finite and at least 0, got ", value));
+  }
   if (values.size() <= 1 || values.size() == as_index(num_layers)) return;
   throw ValueError(
       concat(name, " must be one number or ", num_layers, " (num_layers), got ", values.size()));
