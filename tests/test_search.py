@@ -215,7 +215,7 @@ def test_no_time_still_gives_what_the_names_give():
         ({"placements": Placement.loop(3, 3)}, "placements must have 2 ranks and 3 stages, got 3"),
         ({"placements": Placement.bidirectional(2)}, "one copy of the model, got 2 copies"),
         ({"num_stages": 3}, "num_stages must be a positive multiple of"),
-        ({"costs": Costs(forward=[1, 2], input=[1, 2, 3, 4])}, "input must be one number or 2"),
+        ({"costs": Costs(forward=[1, 2], input=[1, 2, 3, 4])}, "must be one number or [24]"),
         ({"costs": Costs(weight=-1)}, "weight must be finite and at least 0, got -1"),
         ({"num_ranks": 0}, "num_ranks must be at least 1, got 0"),
         ({"num_microbatches": 0}, "num_microbatches must be at least 1, got 0"),
