@@ -24,10 +24,16 @@ CHUNKS = {
 }
 
 
-def costs_of(times: tuple[float, ...]) -> Costs:
-    """F, I, W and the latency as Costs."""
+def costs_of(times: tuple[float, ...], weight_share: float = 1.0) -> Costs:
+    """F, I, W and the latency as Costs, and what stays of an activation from I to W."""
     forward, input_half, weight_half, latency = times
-    return Costs(forward=forward, input=input_half, weight=weight_half, latency=latency)
+    return Costs(
+        forward=forward,
+        input=input_half,
+        weight=weight_half,
+        latency=latency,
+        weight_share=weight_share,
+    )
 
 
 def measured(result: SearchResult, work: float) -> dict[str, Any]:
@@ -57,19 +63,21 @@ def profiles(time_limit: float) -> list[dict[str, Any]]:
         times = tuple(float(line[column]) for column in ("F_ms", "I_ms", "W_ms", "c_ms"))
         # What stays of an activation from I to W: all, or the share that the paper computes.
         per_token = 34 + 5 * int(line["heads"]) * int(line["seq"]) / int(line["hidden"])
-        for kept in (1.0, 32 / per_token):
+        for weight_share in (1.0, 32 / per_token):
             for objective in ("span", "makespan"):
                 for cap in CAPS:
                     result = Schedule.search(
-                        costs_of(times),
+                        costs_of(times, weight_share),
                         ranks,
                         microbatches,
                         cap * ranks,
-                        kept=kept,
                         objective=objective,
                         time_limit=time_limit,
                     )
-                    head = {"profile": f"{line['model']} m={microbatches}", "kept": round(kept, 3)}
+                    head = {
+                        "profile": f"{line['model']} m={microbatches}",
+                        "weight_share": round(weight_share, 3),
+                    }
                     head |= {"objective": objective, "cap": cap}
                     rows.append(head | measured(result, microbatches * sum(times[:3])))
                     show(rows[-1])
@@ -81,7 +89,7 @@ def chunks(time_limit: float) -> list[dict[str, Any]]:
     rows = []
     for name, times in CHUNKS.items():
         result = Schedule.search(costs_of(times), 8, 24, 20, placements="v", time_limit=time_limit)
-        head = {"profile": name, "kept": 1.0, "objective": "makespan", "cap": 1.25}
+        head = {"profile": name, "weight_share": 1.0, "objective": "makespan", "cap": 1.25}
         rows.append(head | measured(result, 2 * 24 * sum(times[:3])))
         show(rows[-1])
     return rows
@@ -90,7 +98,8 @@ def chunks(time_limit: float) -> list[dict[str, Any]]:
 def show(row: dict[str, Any]) -> None:
     """One line of the table."""
     print(
-        f"{row['profile']:13} kept {row['kept']:5.3f} {row['objective']:8} cap {row['cap']:4.2f}p  "
+        f"{row['profile']:13} share {row['weight_share']:5.3f} {row['objective']:8} "
+        f"cap {row['cap']:4.2f}p  "
         f"value {row['value']:8.1f}  bubble {row['bubble']:.4f}  bound {row['bound_bubble']:.4f}  "
         f"best named {row['best_named_bubble']:.4f} {row['best_named']:8}  "
         f"{row['source']:15} {row['seconds']:5.1f} s",

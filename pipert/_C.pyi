@@ -107,7 +107,6 @@ class Schedule:
         memory_limit: float | Sequence[float] | None = None,
         *,
         activation_size: float | Sequence[float] = 1.0,
-        kept: float = 1.0,
         objective: str = "makespan",
         placements: str | Placement | Sequence[str | Placement] | None = None,
         num_stages: int | None = None,
@@ -163,6 +162,7 @@ class Schedule:
         forward_only: bool = False,
         memory_limit: float | Sequence[float] | None = None,
         activation_size: float | Sequence[float] = 1.0,
+        weight_share: float = 1.0,
         tied_stages: Sequence[Sequence[int]] = ...,
     ) -> Verdict: ...
     def peak_weight_versions(self) -> list[int]: ...
@@ -387,7 +387,6 @@ def lower_bounds(
     *,
     memory_limit: float | Sequence[float] | None = None,
     activation_size: float | Sequence[float] = 1.0,
-    kept: float = 1.0,
 ) -> Bounds: ...
 
 class SearchResult:
@@ -437,7 +436,6 @@ def search_partition(
     memory_limit: float | Sequence[float] | None = None,
     *,
     activation_size: float | Sequence[float] = 1.0,
-    kept: float = 1.0,
     objective: str = "makespan",
     placements: str | Placement | Sequence[str | Placement] | None = None,
     num_stages: int | None = None,

@@ -93,11 +93,11 @@ def bubble(row, value):
     return 1 - published_table.sizes(row)[1] * (f + i + w) / value
 
 
-def bounds_of(row, limit, kept=1.0):
+def bounds_of(row, limit, weight_share=1.0):
     p, m = published_table.sizes(row)
     f, i, w, c = published_table.times(row)
-    costs = Costs(forward=f, input=i, weight=w, latency=c)
-    return lower_bounds(Placement.loop(p, p), m, costs, memory_limit=limit, kept=kept)
+    costs = Costs(forward=f, input=i, weight=w, latency=c, weight_share=weight_share)
+    return lower_bounds(Placement.loop(p, p), m, costs, memory_limit=limit)
 
 
 @pytest.mark.parametrize("row", published_table.rows(), ids=published_table.name)
@@ -122,7 +122,7 @@ def test_the_first_profile_at_one_and_a_half_times_the_memory():
     # Held until W, the weight halves that there is no room to put off cost 12.81 %. With what the
     # zero-bubble paper frees at I only the fill is left.
     held = bounds_of(row, 12)
-    freed = bounds_of(row, 12, kept=0.37)
+    freed = bounds_of(row, 12, weight_share=0.37)
     assert (f"{bubble(row, held.span):.4f}", held.span_reason) == ("0.1281", "path")
     assert (f"{bubble(row, freed.span):.4f}", freed.span_reason) == ("0.0524", "fill and drain")
 
@@ -152,7 +152,7 @@ def test_less_than_any_schedule_can_do_with_says_the_least():
         ({"memory_limit": [4, 4, 4]}, r"memory_limit must be one number or 2 \(num_ranks\), got 3"),
         ({"activation_size": [1]}, None),
         ({"activation_size": [1, 1, 1]}, r"activation_size must be one number or 2 \(num_stages"),
-        ({"kept": 1.5}, "kept must be from 0 to 1, got 1.5"),
+        ({"costs": Costs(weight_share=1.5)}, "weight_share must be from 0 to 1, got 1.5"),
         ({"num_microbatches": 0}, "num_microbatches must be at least 1, got 0"),
         ({"costs": Costs(forward=[1, 2, 3])}, r"forward must be one number or 2 \(num_stages\)"),
         ({"costs": Costs(latency=-1)}, "latency must be finite and at least 0, got -1"),

@@ -416,7 +416,9 @@ def test_search_takes_limits_by_rank_spans_and_chunks(ask):
     code, answer = ask("search", "--ranks", "2", *words, "--memory", "2,1", "--objective", "span")
     assert (code, answer["value"]) == (0, max(answer["spans"]))
     assert answer["peak_memory"] <= [2, 1]
-    code, answer = ask("search", "--ranks", "2", *words, "--placement", "v", "--kept", "0.4")
+    code, answer = ask(
+        "search", "--ranks", "2", *words, "--placement", "v", "--weight-share", "0.4"
+    )
     assert (code, answer["placement"]) == (0, [0, 1, 1, 0])
 
 
@@ -493,7 +495,10 @@ def test_search_takes_limits_by_rank_spans_and_chunks(ask):
         ("compare --ranks 2 --microbatches 4 --memory -2", "--memory: expected a number.*'-2'"),
         ("search --ranks 2 --microbatches 4 --memory 0.5", "--memory must be at least 1 on rank 0"),
         ("search --ranks 2 --microbatches 4 --memory 1,2,3", r"--memory must be one number or 2"),
-        ("search --ranks 2 --microbatches 4 --kept 2", "--kept must be from 0 to 1, got 2"),
+        (
+            "search --ranks 2 --microbatches 4 --weight-share 2",
+            "weight_share must be from 0 to 1, got 2",
+        ),
         ("search --ranks 2 --microbatches 4 --stages 3", "--stages must be a positive multiple"),
         ("search --ranks 2 --microbatches 4 --placement w", "--placement: invalid choice: 'w'"),
         ("search --ranks 2 --microbatches 4 --out -", "--out: expected a file, got -"),

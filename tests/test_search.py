@@ -17,16 +17,22 @@ CHUNK_PROFILES = [
 ROUNDING = 1 + 1e-9
 
 
-def costs_of(times):
+def costs_of(times, share=1.0):
     forward, input_half, weight_half, latency = times
-    return Costs(forward=forward, input=input_half, weight=weight_half, latency=latency)
+    return Costs(
+        forward=forward,
+        input=input_half,
+        weight=weight_half,
+        latency=latency,
+        weight_share=share,
+    )
 
 
 def objective_of(timeline, objective):
     return timeline.makespan if objective == "makespan" else max(timeline.spans)
 
 
-def kept(row):
+def weight_share(row):
     hidden, heads, length = (int(row[column]) for column in ("hidden", "heads", "seq"))
     return 32 / (34 + 5 * heads * length / hidden)
 
@@ -104,14 +110,14 @@ def test_at_most_a_point_above_the_bound_on_the_published_profiles_at_any_cap(ro
 @pytest.mark.parametrize("row", published_table.rows(), ids=published_table.name)
 def test_at_most_a_point_above_the_bound_where_a_part_is_freed_at_the_input_half(row):
     p, m = published_table.sizes(row)
-    costs = costs_of(published_table.times(row))
+    share = weight_share(row)
+    costs = costs_of(published_table.times(row), share)
     work = m * sum(published_table.times(row)[:3])
     for objective in ("span", "makespan"):
         for limit in (p, 2 * p):
-            result = Schedule.search(
-                costs, p, m, limit, objective=objective, kept=kept(row), iterations=1200
-            )
-            assert result.schedule.verify()
+            result = Schedule.search(costs, p, m, limit, objective=objective, iterations=1200)
+            verdict = result.schedule.verify(memory_limit=limit, weight_share=share)
+            assert verdict, verdict.message
             assert all(result.value <= value * ROUNDING for _, value in result.seeds)
             assert work / result.bound - work / result.value < 0.01
 
@@ -123,7 +129,8 @@ def test_the_first_profile_at_one_and_a_half_times_the_memory():
     held = Schedule.search(costs, 8, 24, 12, objective="span", iterations=1200)
     assert held.gap < 1e-9  # nothing can be better, as long as activations stay until W
     assert f"{1 - work / held.value:.4f}" == "0.1281"
-    freed = Schedule.search(costs, 8, 24, 12, objective="span", kept=kept(row), iterations=1200)
+    costs = costs_of(published_table.times(row), weight_share(row))
+    freed = Schedule.search(costs, 8, 24, 12, objective="span", iterations=1200)
     assert 1 - work / freed.value <= 0.0690
 
 
@@ -223,7 +230,7 @@ def test_no_time_still_gives_what_the_names_give():
         ({"time_limit": -1}, "time_limit must be at least 0, got -1"),
         ({"iterations": -1}, "iterations must be at least 0, got -1"),
         ({"num_threads": 0}, "num_threads must be at least 1, got 0"),
-        ({"kept": -0.1}, "kept must be from 0 to 1, got -0.1"),
+        ({"costs": Costs(weight_share=1.5)}, "weight_share must be from 0 to 1, got 1.5"),
     ],
 )
 def test_mistakes_are_told(arguments, message):

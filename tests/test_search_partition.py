@@ -184,7 +184,7 @@ def test_what_does_not_fit_is_told(layers, options, message):
         ),
         (
             Schedule.build("gpipe", num_ranks=2, num_microbatches=4),
-            "seed 'gpipe': it doesn't keep memory_limit",
+            "seed 'gpipe': rank 0 holds activations of 3 at 0F2",
         ),
         (
             Schedule.build("pipedream", num_ranks=2, num_microbatches=4),

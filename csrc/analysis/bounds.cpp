@@ -27,22 +27,22 @@
 // times pick out; with X all actions of q this is the work of q.
 //
 // path, with memory: let X be all F and I of some stages of a rank, and x when the last of these I
-// ends. The weight halves of those stages that are still to come hold `kept` of their activation
-// each, together no more than the limit, which bounds what they take; the rest of them was done
-// before x, so it counts in the sum too.
+// ends. The weight halves of those stages that are still to come hold `weight_share` of their
+// activation each, together no more than the limit, which bounds what they take; the rest of them
+// was done before x, so it counts in the sum too.
 //
 // fill and drain, of rank q: until its first I it can only do forwards, none of which frees
 // anything, so no more than there is room for; what they leave of the chain from o to that I is
 // idle. Its last forward is of its highest stage t, of some microbatch j: all its stages' forwards
 // of j come before. From the end of that to I(t, j), and on to I(o, j), it can only do I and W of
 // what is alive then besides j's own activations, and I and W of j above o. Memory bounds the
-// former (a whole activation gives I and W, `kept` of one gives W). What is left is idle. If all
-// forwards can't be alive at once, some I comes before the last forward, so the two windows don't
-// overlap, and both add to the work.
+// former (a whole activation gives I and W, `weight_share` of one gives W). What is left is idle.
+// If all forwards can't be alive at once, some I comes before the last forward, so the two windows
+// don't overlap, and both add to the work.
 //
 // in flight, of rank q: the activation of (u, m) is alive from the start of F to the end of I, and
-// `kept` of it while W runs, at least as long as the chain from u to the last stage and back; the
-// sum over all, times size, is no more than the limit times the window.
+// `weight_share` of it while W runs, at least as long as the chain from u to the last stage and
+// back; the sum over all, times size, is no more than the limit times the window.
 
 namespace pipert {
 namespace {
@@ -66,8 +66,8 @@ void require_length(std::string_view name, const std::vector<double>& values, in
 
 void require_cap(const Placement& placement, const MemoryCap& cap) {
   require_length("activation_size", cap.activation_size, placement.num_stages(), "num_stages");
-  if (!(cap.kept >= 0.0 && cap.kept <= 1.0))
-    throw ValueError(concat("kept must be from 0 to 1, got ", cap.kept));
+  if (!(cap.weight_share >= 0.0 && cap.weight_share <= 1.0))
+    throw ValueError(concat("weight_share must be from 0 to 1, got ", cap.weight_share));
   if (cap.limit.empty()) return;
   require_length("memory_limit", cap.limit, placement.num_ranks(), "num_ranks");
   for (Rank rank = 0; rank < placement.num_ranks(); ++rank) {
@@ -178,7 +178,7 @@ class Calculation {
     double held = 0.0;
     for (const StageIndex s : placement_.stages_of(rank)) {
       const double whole = forward(s) + chains.round_trip(s) + input(s);
-      held += size(s) * (whole + cap_.kept * weight(s));
+      held += size(s) * (whole + cap_.weight_share * weight(s));
     }
     return limit(rank) > 0.0 ? count_ * held / limit(rank) : 0.0;
   }
@@ -209,10 +209,11 @@ class Calculation {
       room -= size(s);
       if (s != lowest) own_work += input(s) + weight(s);
       alive.push_back({input(s) + weight(s), size(s), count_ - 1.0});
-      if (cap_.kept < 1.0) alive.push_back({weight(s), cap_.kept * size(s), count_ - 1.0});
+      if (cap_.weight_share < 1.0)
+        alive.push_back({weight(s), cap_.weight_share * size(s), count_ - 1.0});
     }
     room = std::max(0.0, room);
-    if (cap_.kept == 1.0) room = whole(rank, room);
+    if (cap_.weight_share == 1.0) room = whole(rank, room);
     const double others = most_value(alive, room);
     const double to_highest = chains.round_trip(highest);
     const double to_lowest =
@@ -239,7 +240,7 @@ class Calculation {
   }
 
   double path_with_memory(Rank rank, const StageChains& chains) const {
-    if (limit(rank) == kInfinity || cap_.kept == 0.0) return 0.0;
+    if (limit(rank) == kInfinity || cap_.weight_share == 0.0) return 0.0;
     std::vector<StageIndex> stages;
     for (const StageIndex s : placement_.stages_of(rank)) {
       if (s >= chains.origin() && chains.input_tail(s)) stages.push_back(s);
@@ -254,8 +255,8 @@ class Calculation {
         const StageIndex s = stages[i];
         sum += count_ * (forward(s) + input(s));
         weights += count_ * weight(s);
-        pending.push_back({weight(s), cap_.kept * size(s), 1.0 * count_});
-        const double room = cap_.kept == 1.0 ? whole(rank, limit(rank)) : limit(rank);
+        pending.push_back({weight(s), cap_.weight_share * size(s), 1.0 * count_});
+        const double room = cap_.weight_share == 1.0 ? whole(rank, limit(rank)) : limit(rank);
         const double done = std::max(0.0, weights - most_value(pending, room));
         best = std::max(best, chains.forward_head(stages[first]) + sum + done +
                                   *chains.input_tail(stages[first]));

@@ -17,8 +17,9 @@ namespace pipert {
 struct MemoryCap {
   std::vector<double> limit = {};  // one number, one for each rank, or none: no limit
   std::vector<double> activation_size = {
-      1.0};           // of one microbatch; one number, or one for each stage
-  double kept = 1.0;  // the share of it that stays from the end of its I to the end of its W
+      1.0};  // of one microbatch; one number, or one for each stage
+  double weight_share =
+      1.0;  // the share of it that stays from the end of its I to the end of its W
 };
 
 // Which argument gives a bound; docs/schedules.md numbers them.

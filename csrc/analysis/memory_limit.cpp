@@ -26,8 +26,38 @@ double at(const std::vector<double>& values, std::int32_t index) {
   return values.size() == 1 ? values.front() : values[as_index(index)];
 }
 
-Verdict passed(const Schedule& schedule, const BackwardForms& forms, Rank rank, int position,
-               double alive, double limit) {
+// What the activations of one rank take, action by action.
+class Held {
+ public:
+  Held(const BackwardForms& forms, const VerifyOptions& options)
+      : forms_(forms), options_(options) {}
+
+  // What is held while the action runs.
+  double begin(const Action& action) {
+    held_ += size(action) * forms_.change(action).at_start;
+    return held_;
+  }
+
+  void end(const Action& action) { held_ -= size(action) * freed_share(action); }
+
+  bool frees(const Action& action) const { return freed_share(action) > 0.0; }
+
+ private:
+  double size(const Action& action) const { return at(options_.activation_size, action.stage); }
+
+  double freed_share(const Action& action) const {
+    if (action.kind == ActionKind::kInputGrad) return 1.0 - options_.weight_share;
+    if (action.kind == ActionKind::kWeightGrad) return options_.weight_share;
+    return -forms_.change(action).at_end;
+  }
+
+  const BackwardForms& forms_;
+  const VerifyOptions& options_;
+  double held_ = 0.0;
+};
+
+Verdict passed(const Schedule& schedule, const Held& held, Rank rank, int position, double alive,
+               double limit) {
   const auto& actions = schedule.ranks[as_index(rank)];
   const Action& action = actions[as_index(position)];
   Counterexample counterexample;
@@ -37,7 +67,7 @@ Verdict passed(const Schedule& schedule, const BackwardForms& forms, Rank rank, 
   std::string freed = "nothing frees one later";
   for (int i = position + 1; i < static_cast<int>(actions.size()); ++i) {
     const Action& later = actions[as_index(i)];
-    if (forms.change(later).at_end >= 0) continue;
+    if (!held.frees(later)) continue;
     freed = concat("the next to be freed is by ", to_string(later), " (position ", i, ")");
     counterexample.add({rank, i}, later, Role::kRelated, "frees the next");
     break;
@@ -55,18 +85,17 @@ void require_memory_options(const Schedule& schedule, const VerifyOptions& optio
     require_values("memory_limit", options.memory_limit, schedule.num_ranks(), "num_ranks");
   }
   require_values("activation_size", options.activation_size, schedule.num_stages(), "num_stages");
+  if (options.weight_share >= 0.0 && options.weight_share <= 1.0) return;
+  throw ValueError(concat("weight_share must be from 0 to 1, got ", options.weight_share));
 }
 
 std::vector<double> memory_on(const Schedule& schedule, Rank rank, const VerifyOptions& options) {
   const BackwardForms forms(schedule);
+  Held held(forms, options);
   std::vector<double> memory;
-  double alive = 0.0;
   for (const Action& action : schedule.ranks[as_index(rank)]) {
-    const double size = at(options.activation_size, action.stage);
-    const ActivationChange change = forms.change(action);
-    alive += change.at_start * size;
-    memory.push_back(alive);
-    alive += change.at_end * size;
+    memory.push_back(held.begin(action));
+    held.end(action);
   }
   return memory;
 }
@@ -77,14 +106,12 @@ Verdict check_memory(const Schedule& schedule, const VerifyOptions& options) {
   for (Rank rank = 0; rank < schedule.num_ranks(); ++rank) {
     const double limit = at(options.memory_limit, rank);
     const double rounding = 1e-9 * limit;  // sizes add up in any order
-    double alive = 0.0;
+    Held held(forms, options);
     int position = 0;
     for (const Action& action : schedule.ranks[as_index(rank)]) {
-      const double size = at(options.activation_size, action.stage);
-      const ActivationChange change = forms.change(action);
-      alive += change.at_start * size;
-      if (alive > limit + rounding) return passed(schedule, forms, rank, position, alive, limit);
-      alive += change.at_end * size;
+      const double alive = held.begin(action);
+      if (alive > limit + rounding) return passed(schedule, held, rank, position, alive, limit);
+      held.end(action);
       ++position;
     }
   }

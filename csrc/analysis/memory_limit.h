@@ -5,8 +5,9 @@
 
 namespace pipert {
 
-// kMemory, at the first forward that passes its rank's limit. An activation is alive from its F to
-// its B, or to its W if B is split. REQUIRES a complete schedule, overlapped pairs taken apart.
+// kMemory, at the first action that passes its rank's limit. An activation is alive as
+// BackwardForms::change tells; of one whose B is split, only the options' weight_share after its I.
+// REQUIRES a complete schedule, overlapped pairs taken apart.
 Verdict check_memory(const Schedule& schedule, const VerifyOptions& options);
 
 // By position: the activations alive during each action of the rank. REQUIRES as above.

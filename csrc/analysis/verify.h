@@ -34,14 +34,15 @@ enum class SendMode : std::uint8_t {
 struct VerifyOptions {
   bool forward_only =
       false;  // an inference schedule: F alone is complete, and no backward may be there
-  std::optional<int>
-      capacity;  // messages in flight on each directed edge; nullopt: no bound; 0: rendezvous
+  std::optional<int> capacity =
+      std::nullopt;  // messages in flight on each directed edge; nullopt: no bound; 0: rendezvous
   SendMode send_mode = SendMode::kBuffered;
   // What the activations of each rank may take at any time; one number for all ranks, or none: no
   // limit. In the unit of `activation_size`.
   std::vector<double> memory_limit = {};
   // Of one microbatch on each stage; one number for all stages.
   std::vector<double> activation_size = {1.0};
+  double weight_share = 1.0;  // of it, what stays from the end of I to the end of W
   // Groups of stages that share weights, such as the embedding and the head, beyond the copies that
   // the placement tells of. A stage is in one group at most.
   std::vector<std::vector<StageIndex>> tied_stages = {};

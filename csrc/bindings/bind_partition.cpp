@@ -33,13 +33,12 @@ std::vector<Placement> to_placements(const std::optional<PlacementChoices>& choi
 
 PartitionResult search_layers(const Costs& layers, int num_ranks, int num_microbatches,
                               const std::optional<OneOrMany>& memory_limit,
-                              const OneOrMany& activation_size, double kept,
-                              const std::string& objective,
+                              const OneOrMany& activation_size, const std::string& objective,
                               const std::optional<PlacementChoices>& placements,
                               std::optional<int> num_stages, std::optional<int> num_layers,
                               std::optional<double> time_limit,
                               std::optional<std::int64_t> iterations, std::uint64_t seed) {
-  const MemoryCap cap = make_cap(memory_limit, activation_size, kept);
+  const MemoryCap cap = make_cap(memory_limit, activation_size, layers);
   PartitionRequest request;
   request.num_layers = num_layers_of(num_layers, layers, cap);
   request.search.costs = layers;
@@ -80,11 +79,10 @@ void bind_partition(py::module_& module) {
       });
   module.def("search_partition", &search_layers, py::arg("layers"), py::arg("num_ranks"),
              py::arg("num_microbatches"), py::arg("memory_limit") = py::none(), py::kw_only(),
-             py::arg("activation_size") = 1.0, py::arg("kept") = 1.0,
-             py::arg("objective") = "makespan", py::arg("placements") = py::none(),
-             py::arg("num_stages") = py::none(), py::arg("num_layers") = py::none(),
-             py::arg("time_limit") = py::none(), py::arg("iterations") = py::none(),
-             py::arg("seed") = 0,
+             py::arg("activation_size") = 1.0, py::arg("objective") = "makespan",
+             py::arg("placements") = py::none(), py::arg("num_stages") = py::none(),
+             py::arg("num_layers") = py::none(), py::arg("time_limit") = py::none(),
+             py::arg("iterations") = py::none(), py::arg("seed") = 0,
              R"(Finds which layers make up each stage, together with the order of the stages' work.
 
 The result is never worse than stages of equally many layers under a short search. Ctrl-C ends it.
@@ -97,7 +95,6 @@ Args:
     memory_limit: What the activations of a rank may take at any time; one number, or one for each
         rank; None: no limit. In the unit of activation_size.
     activation_size: Of one microbatch on a layer; one number, or one for each layer.
-    kept: As in Schedule.search.
     objective: As in Schedule.search.
     placements: As in Schedule.search; None: one stage on each rank, and a V of two.
     num_stages: Of the model, for placements that are words.

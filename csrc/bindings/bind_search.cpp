@@ -13,16 +13,18 @@ namespace py = pybind11;
 namespace pipert {
 namespace {
 
-SearchResult search_schedule(
-    const Costs& costs, int num_ranks, int num_microbatches,
-    const std::optional<OneOrMany>& memory_limit, const OneOrMany& activation_size, double kept,
-    const std::string& objective, const std::optional<PlacementChoices>& placements,
-    std::optional<int> num_stages, std::vector<Schedule> seeds, std::optional<double> time_limit,
-    std::optional<std::int64_t> iterations, std::uint64_t seed, std::optional<int> num_threads) {
+SearchResult search_schedule(const Costs& costs, int num_ranks, int num_microbatches,
+                             const std::optional<OneOrMany>& memory_limit,
+                             const OneOrMany& activation_size, const std::string& objective,
+                             const std::optional<PlacementChoices>& placements,
+                             std::optional<int> num_stages, std::vector<Schedule> seeds,
+                             std::optional<double> time_limit,
+                             std::optional<std::int64_t> iterations, std::uint64_t seed,
+                             std::optional<int> num_threads) {
   if (num_threads && *num_threads < 1) {
     throw ValueError(concat("num_threads must be at least 1, got ", *num_threads));
   }
-  const MemoryCap cap = make_cap(memory_limit, activation_size, kept);
+  const MemoryCap cap = make_cap(memory_limit, activation_size, costs);
   const SearchRequest request{
       .costs = costs,
       .num_microbatches = num_microbatches,
@@ -40,10 +42,9 @@ SearchResult search_schedule(
 }
 
 Bounds bounds_of(const Placement& placement, int num_microbatches, const Costs& costs,
-                 const std::optional<OneOrMany>& memory_limit, const OneOrMany& activation_size,
-                 double kept) {
+                 const std::optional<OneOrMany>& memory_limit, const OneOrMany& activation_size) {
   return lower_bounds(placement, num_microbatches, costs,
-                      make_cap(memory_limit, activation_size, kept));
+                      make_cap(memory_limit, activation_size, costs));
 }
 
 std::vector<std::pair<std::string, double>> seeds_of(const SearchResult& result) {
@@ -70,17 +71,15 @@ void bind_bounds(py::module_& module) {
       });
   module.def("lower_bounds", &bounds_of, py::arg("placement"), py::arg("num_microbatches"),
              py::arg("costs"), py::kw_only(), py::arg("memory_limit") = py::none(),
-             py::arg("activation_size") = 1.0, py::arg("kept") = 1.0,
-             py::call_guard<py::gil_scoped_release>(),
+             py::arg("activation_size") = 1.0, py::call_guard<py::gil_scoped_release>(),
              R"(What no schedule of one copy of the model can beat, in any order.
 
 Args:
     placement: Which rank owns which stage.
     num_microbatches: At least 1.
-    costs: What actions and messages take.
+    costs: What actions and messages take; its weight_share, what of an activation stays from I to W.
     memory_limit: As in Schedule.verify.
     activation_size: As in Schedule.verify.
-    kept: The share of an activation that stays from the end of its I to that of its W.
 
 Raises:
     ValueError: Values that don't fit the placement, two copies of the model, or a limit that no
@@ -119,7 +118,7 @@ void bind_search(py::module_& module) {
   schedule.def_static(
       "search", &search_schedule, py::arg("costs"), py::arg("num_ranks"),
       py::arg("num_microbatches"), py::arg("memory_limit") = py::none(), py::kw_only(),
-      py::arg("activation_size") = 1.0, py::arg("kept") = 1.0, py::arg("objective") = "makespan",
+      py::arg("activation_size") = 1.0, py::arg("objective") = "makespan",
       py::arg("placements") = py::none(), py::arg("num_stages") = py::none(),
       py::arg("seeds") = std::vector<Schedule>(), py::arg("time_limit") = py::none(),
       py::arg("iterations") = py::none(), py::arg("seed") = 0, py::arg("num_threads") = py::none(),
@@ -129,15 +128,14 @@ It is never worse than the best named schedule of the same placements that fits 
 comes with a lower bound. Ctrl-C ends it.
 
 Args:
-    costs: What actions and messages take; one number, or one for each stage.
+    costs: What actions and messages take; one number, or one for each stage. Its weight_share (of
+        several the largest) says what of an activation takes room from I to W.
     num_ranks: Ranks of the pipeline, at least 1.
     num_microbatches: At least 1.
     memory_limit: What the activations of a rank may take at any time; one number, or one for each
         rank; None: no limit. As in Schedule.verify: in the unit of activation_size.
     activation_size: Of one microbatch on a stage; one number, or one for each stage. With the
         default of 1 a rank of two stages that holds both activations of a microbatch holds 2.
-    kept: The share of an activation that stays from the end of its I to that of its W. With less
-        than 1, verify, which takes all of it to stay, may find more than the limit.
     objective: "makespan", first start to last end; or "span", the longest of any rank.
     placements: "loop", "v", a Placement, or a list of them; None: loop and V of num_stages.
     num_stages: Of the model; None: as many as there are costs or sizes, as a Placement has, two

@@ -23,15 +23,15 @@ std::vector<int> weight_versions_of(const Schedule& schedule) {
 
 Verdict verify_schedule(const Schedule& schedule, std::optional<int> capacity, bool rendezvous,
                         bool forward_only, const std::optional<OneOrMany>& memory_limit,
-                        const OneOrMany& activation_size,
+                        const OneOrMany& activation_size, double weight_share,
                         std::vector<std::vector<StageIndex>> tied_stages) {
-  return verify(schedule,
-                {.forward_only = forward_only,
-                 .capacity = capacity,
-                 .send_mode = rendezvous ? SendMode::kRendezvous : SendMode::kBuffered,
-                 .memory_limit = memory_limit ? to_vector(*memory_limit) : std::vector<double>(),
-                 .activation_size = to_vector(activation_size),
-                 .tied_stages = std::move(tied_stages)});
+  return verify(schedule, {.forward_only = forward_only,
+                           .capacity = capacity,
+                           .send_mode = rendezvous ? SendMode::kRendezvous : SendMode::kBuffered,
+                           .memory_limit = to_vector(memory_limit),
+                           .activation_size = to_vector(activation_size),
+                           .weight_share = weight_share,
+                           .tied_stages = std::move(tied_stages)});
 }
 
 std::optional<std::string> defect_of(const Verdict& verdict) {
@@ -110,6 +110,7 @@ void bind_verify(py::module_& module) {
   schedule.def("verify", &verify_schedule, py::kw_only(), py::arg("capacity") = py::none(),
                py::arg("rendezvous") = false, py::arg("forward_only") = false,
                py::arg("memory_limit") = py::none(), py::arg("activation_size") = 1.0,
+               py::arg("weight_share") = 1.0,
                py::arg("tied_stages") = std::vector<std::vector<StageIndex>>(),
                py::call_guard<py::gil_scoped_release>(),
                R"(Shows that the schedule is complete, ordered, free of deadlock and within memory.
@@ -125,6 +126,8 @@ Args:
         rank; None: no limit. An activation lives from its F to its B, or to its W.
     activation_size: Of one microbatch on a stage, in the same unit; one number, or one for each
         stage.
+    weight_share: Of an activation, what stays from the end of its I to the end of its W, from 0 to
+        1; 1: all of it.
     tied_stages: Groups of stages that share weights, such as [[0, 3]] for an embedding and its head;
         the copies of a bidirectional schedule are known. Their REDUCE_GRADs are one collective.
 
@@ -132,7 +135,7 @@ Returns:
     A Verdict: true if the schedule is good, else with .defect, .message and .counterexample.
 
 Raises:
-    ValueError: A negative capacity; limits, sizes or tied stages that don't fit the schedule.)");
+    ValueError: A negative capacity; limits, sizes, a share or tied stages that don't fit the schedule.)");
   schedule.def("peak_weight_versions", &weight_versions_of,
                py::call_guard<py::gil_scoped_release>(),
                R"(By rank: the most versions of a stage's weights that it keeps at once.

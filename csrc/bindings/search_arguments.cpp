@@ -10,10 +10,11 @@ namespace py = pybind11;
 namespace pipert {
 
 MemoryCap make_cap(const std::optional<OneOrMany>& memory_limit, const OneOrMany& activation_size,
-                   double kept) {
+                   const Costs& costs) {
+  const auto& shares = costs.weight_share;
   return {.limit = to_vector(memory_limit),
           .activation_size = to_vector(activation_size),
-          .kept = kept};
+          .weight_share = shares.empty() ? 1.0 : *std::max_element(shares.begin(), shares.end())};
 }
 
 Objective to_objective(const std::string& word) {

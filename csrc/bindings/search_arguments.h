@@ -16,8 +16,9 @@ namespace pipert {
 
 using PlacementChoices = std::variant<PlacementChoice, std::vector<PlacementChoice>>;
 
+// With the costs' share of an activation that stays from I to W; of several the largest.
 MemoryCap make_cap(const std::optional<OneOrMany>& memory_limit, const OneOrMany& activation_size,
-                   double kept);
+                   const Costs& costs);
 
 // Throws ValueError for another word than "makespan" and "span".
 Objective to_objective(const std::string& word);

@@ -109,7 +109,7 @@ class Greedy {
     for (const StageIndex each : own) {
       const double size = room_.size[as_index(each)];
       held += size * (at(each).forwards - at(each).inputs +
-                      room_.kept * (at(each).inputs - at(each).weights));
+                      room_.weight_share * (at(each).inputs - at(each).weights));
       reserved -= size;
       if (each >= stage && held + reserved > limit) return false;
     }

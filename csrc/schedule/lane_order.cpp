@@ -129,7 +129,7 @@ OrderClock::OrderClock(const Workload& workload)
 bool OrderClock::keeps_limits(Rank rank, const std::vector<LaneCode>& lanes) {
   const auto own = workload_.placement.stages_of(rank);
   const double limit = with_rounding(workload_.room.limit[as_index(rank)]);
-  const double kept = workload_.room.kept;
+  const double weight_share = workload_.room.weight_share;
   int* const counts = counts_.data() + first_lane_[as_index(rank)];
   std::fill_n(counts, 3 * own.size(), 0);
   double held = 0.0;
@@ -142,7 +142,7 @@ bool OrderClock::keeps_limits(Rank rank, const std::vector<LaneCode>& lanes) {
       if (held > limit) return false;
     } else {
       if (count > counts[code - 1]) return false;
-      held -= size * (kind == kInputLane ? 1.0 - kept : kept);
+      held -= size * (kind == kInputLane ? 1.0 - weight_share : weight_share);
     }
   }
   return true;

@@ -12,7 +12,7 @@ namespace pipert {
 struct ActivationRoom {
   std::vector<double> limit;  // shape (num_ranks,); infinity: none
   std::vector<double> size;   // of one microbatch on a stage, shape (num_stages,)
-  double kept = 1.0;          // the share of it that stays from the end of its I to that of its W
+  double weight_share = 1.0;  // the share of it that stays from the end of its I to that of its W
 };
 
 struct Workload {

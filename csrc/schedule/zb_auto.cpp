@@ -9,7 +9,7 @@
 //   rank 1: .  F0 F1 F2 I0 F3 I1 W0 F4 I2 I3 W1 W2 I4 W3 W4 .
 //   rank 2: .  .  F0 I0 F1 I1 F2 I2 F3 I3 W0 F4 I4 W1 W2 W3 W4
 //
-// Options, all ints: memory_limit K (default p), in activations of one stage; kept_percent: how
+// Options, all ints: memory_limit K (default p), in activations of one stage; weight_percent: how
 // much of an activation stays from the end of its I to that of its W (default 100; the paper frees
 // the rest at I); forward, input, weight, latency: the times F, I, W and c, in any one unit
 // (default 1, 1, 1, 0).
@@ -34,8 +34,8 @@
 namespace pipert {
 namespace {
 
-constexpr std::array<std::string_view, 6> kOptions = {"memory_limit", "kept_percent", "forward",
-                                                      "input",        "weight",       "latency"};
+constexpr std::array<std::string_view, 6> kOptions = {"memory_limit", "weight_percent", "forward",
+                                                      "input",        "weight",         "latency"};
 
 // Actions to be placed in all attempts together: some seconds' work. The first is always made.
 constexpr std::int64_t kEffort = 20'000'000;
@@ -59,7 +59,8 @@ Workload workload_of(const Schedule& frame, const ScheduleRequest& request) {
   };
   const double limit =
       static_cast<double>(option(request, "memory_limit", request.num_ranks, 1, most));
-  const double kept = static_cast<double>(option(request, "kept_percent", 100, 0, 100)) / 100.0;
+  const double weight_share =
+      static_cast<double>(option(request, "weight_percent", 100, 0, 100)) / 100.0;
   return {.placement = frame.placement,
           .num_microbatches = request.num_microbatches,
           .times = {.forward = time("forward", 1),
@@ -69,7 +70,7 @@ Workload workload_of(const Schedule& frame, const ScheduleRequest& request) {
                     .gradient = time("latency", 0)},
           .room = {.limit = std::vector<double>(ranks, limit),
                    .size = std::vector<double>(ranks, 1.0),
-                   .kept = kept}};
+                   .weight_share = weight_share}};
 }
 
 enum class Depth : std::uint8_t {

@@ -68,7 +68,7 @@ Workload workload_of(const SearchRequest& request, const Placement& placement) {
           .times = resolve_costs(request.costs, placement),
           .room = {.limit = spread(limit, placement.num_ranks()),
                    .size = spread(request.cap.activation_size, placement.num_stages()),
-                   .kept = request.cap.kept}};
+                   .weight_share = request.cap.weight_share}};
 }
 
 class Search {

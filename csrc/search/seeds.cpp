@@ -43,7 +43,8 @@ Options options_for(const Generator& generator, const SearchRequest& request) {
   options["input"] = whole(costs.input, longest);
   options["weight"] = whole(costs.weight, longest);
   options["latency"] = whole({costs.latency.standard}, longest);
-  options["kept_percent"] = static_cast<std::int64_t>(std::ceil(100.0 * request.cap.kept - 1e-9));
+  options["weight_percent"] =
+      static_cast<std::int64_t>(std::ceil(100.0 * request.cap.weight_share - 1e-9));
   double activations = request.num_microbatches;
   if (!request.cap.limit.empty()) {
     const double limit = *std::min_element(request.cap.limit.begin(), request.cap.limit.end());
@@ -55,23 +56,10 @@ Options options_for(const Generator& generator, const SearchRequest& request) {
   return options;
 }
 
-bool keeps_memory(const Schedule& schedule, const MemoryCap& cap) {
-  const auto at = [](const std::vector<double>& values, int index) {
-    return values.size() == 1 ? values.front() : values[as_index(index)];
-  };
-  if (cap.limit.empty()) return true;
-  for (Rank rank = 0; rank < schedule.num_ranks(); ++rank) {
-    double held = 0.0;
-    for (const Action& action : schedule.ranks[as_index(rank)]) {
-      const double size = at(cap.activation_size, action.stage);
-      if (action.kind == ActionKind::kForward) held += size;
-      if (action.kind == ActionKind::kBackward) held -= size;
-      if (action.kind == ActionKind::kInputGrad) held -= size * (1.0 - cap.kept);
-      if (action.kind == ActionKind::kWeightGrad) held -= size * cap.kept;
-      if (held > at(cap.limit, rank) * (1.0 + 1e-9)) return false;
-    }
-  }
-  return true;
+VerifyOptions options_of(const MemoryCap& cap) {
+  return {.memory_limit = cap.limit,
+          .activation_size = cap.activation_size,
+          .weight_share = cap.weight_share};
 }
 
 bool has_plain_actions(const Schedule& schedule) {
@@ -121,9 +109,7 @@ std::string reason_against(const Schedule& schedule, const SearchRequest& reques
   if (!has_plain_actions(schedule) || schedule.num_slices != 1) {
     return "expected F, B, I and W of whole sequences alone";
   }
-  const Verdict verdict = verify(schedule);
-  if (!verdict.ok()) return verdict.message;
-  return keeps_memory(schedule, request.cap) ? "" : "it doesn't keep memory_limit";
+  return verify(schedule, options_of(request.cap)).message;
 }
 
 std::vector<Seed> given_seeds(const SearchRequest& request) {
@@ -144,7 +130,7 @@ std::vector<Seed> named_seeds(const SearchRequest& request) {
     std::optional<Schedule> schedule = build(generator, request, options);
     if (!schedule || !has_plain_actions(*schedule)) return;
     if (!is_wanted(schedule->placement, request)) return;
-    if (!verify(*schedule).ok() || !keeps_memory(*schedule, request.cap)) return;
+    if (!verify(*schedule, options_of(request.cap)).ok()) return;
     seeds.push_back(seed_of(std::move(*schedule), request));
   };
   for (const Generator* generator : generators()) {

@@ -25,13 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="activations that a rank may hold, of one stage each; one number, or one a rank",
     )
     parser.add_argument(
-        "--kept",
-        type=values.number,
-        default=1.0,
-        metavar="SHARE",
-        help="of an activation, what stays from I to W; default 1",
-    )
-    parser.add_argument(
         "--objective",
         choices=("makespan", "span"),
         default="makespan",
@@ -93,7 +86,6 @@ def _search(args: argparse.Namespace) -> SearchResult:
             args.ranks,
             args.microbatches,
             args.memory[0] if args.memory and len(args.memory) == 1 else args.memory,
-            kept=args.kept,
             objective=args.objective,
             placements=args.placement,
             num_stages=stages,
@@ -103,8 +95,7 @@ def _search(args: argparse.Namespace) -> SearchResult:
         )
     except ValueError as error:
         words = re.sub(r"\bnum_(ranks|microbatches|stages)\b", r"--\1", str(error))
-        words = re.sub(r"\bmemory_limit\b", "--memory", words)
-        raise UsageError(re.sub(r"^kept\b", "--kept", words)) from None
+        raise UsageError(re.sub(r"\bmemory_limit\b", "--memory", words)) from None
 
 
 def _result_json(result: SearchResult, args: argparse.Namespace) -> dict[str, Any]:

@@ -158,6 +158,7 @@ void clocks_that_track_few_ranks_know_as_much_as_full_ones_where_stages_have_a_u
                                                  .num_microbatches = num_microbatches,
                                                  .num_stages = 0,
                                                  .options = {}});
+            if (is_asynchronous(built) && training) continue;  // holds updates, which don't run yet
             const Schedule schedule = training ? built : forward_only(built);
             const Dataflow dataflow(schedule);
             CHECK(known(dataflow, Clocks(dataflow, 0)) == known(dataflow, Clocks(dataflow, 8)));

@@ -60,7 +60,7 @@ double at(const std::vector<double>& values, int index) {
 MemoryCap random_cap(Generator32& random, const Placement& placement) {
   MemoryCap cap;
   cap.activation_size = numbers(random, placement.num_stages());
-  cap.kept = pick(random, 0, 2) == 0 ? pick(random, 0, 10) / 10.0 : 1.0;
+  cap.weight_share = pick(random, 0, 2) == 0 ? pick(random, 0, 10) / 10.0 : 1.0;
   for (Rank rank = 0; rank < placement.num_ranks(); ++rank) {
     double least = 0.0;
     for (const StageIndex stage : placement.stages_of(rank))
@@ -89,7 +89,8 @@ Problem random_problem(Generator32& random) {
       .placement = placement,
       .num_microbatches = pick(random, 1, 6),
       .times = resolve_costs(problem.costs, placement),
-      .room = {.limit = problem.cap.limit, .size = sizes, .kept = problem.cap.kept}};
+      .room = {
+          .limit = problem.cap.limit, .size = sizes, .weight_share = problem.cap.weight_share}};
   return problem;
 }
 
@@ -124,7 +125,7 @@ void check_list_scheduling(Generator32& random) {
 
   const Schedule schedule = to_schedule(greedy.lanes, workload, "greedy");
   CHECK(verify(schedule).ok());
-  if (problem.cap.kept == 1.0) {
+  if (problem.cap.weight_share == 1.0) {
     CHECK(verify(schedule, options_of(problem.cap)).ok());
   }
   const Timeline timeline = simulate(schedule, problem.costs);
@@ -158,7 +159,7 @@ void check_clock(Generator32& random) {
   }
   const Schedule schedule = to_schedule(order, workload, "shuffled");
   VerifyOptions options;
-  if (problem.cap.kept == 1.0) {
+  if (problem.cap.weight_share == 1.0) {
     options = options_of(problem.cap);
   } else if (!ordered) {
     return;  // verify() does not know of shares that stay
