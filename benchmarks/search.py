@@ -12,7 +12,7 @@ from typing import Any
 
 from environment import RESULTS, write_json
 
-from pipert import Costs, Schedule, SearchResult
+from pipert import Costs, Schedule, SearchResult, search_partition
 
 QUESTION = "How good are the schedules that the search finds, against named ones and the bound?"
 TABLE = pathlib.Path(__file__).parents[1] / "tests" / "data" / "zero_bubble_table.csv"
@@ -24,7 +24,7 @@ CHUNKS = {
 }
 
 
-def costs_of(times: tuple[float, ...], weight_share: float = 1.0) -> Costs:
+def costs_of(times: tuple[Any, ...], weight_share: float = 1.0) -> Costs:
     """F, I, W and the latency as Costs, and what stays of an activation from I to W."""
     forward, input_half, weight_half, latency = times
     return Costs(
@@ -95,6 +95,61 @@ def chunks(time_limit: float) -> list[dict[str, Any]]:
     return rows
 
 
+def partitions(time_limit: float) -> list[dict[str, Any]]:
+    """Eight even stages of which the fourth takes 1.4 times as long: what moving layers recovers."""
+    rows = []
+    for placement, chunks_a_rank in (("loop", 1), ("v", 2)):
+        for layers_a_rank in (10, 12, 16):
+            row = {"placement": placement, "layers_a_rank": layers_a_rank}
+            rows.append(row | slow_stage(placement, chunks_a_rank, layers_a_rank, time_limit))
+            print(
+                f"{placement:4} {layers_a_rank} layers a rank: even {rows[-1]['even']:.2f}, "
+                f"found {rows[-1]['found']:.2f}, all ranks alike {rows[-1]['perfect']:.2f}, "
+                f"recovered {100 * rows[-1]['recovered']:.0f} %",
+                flush=True,
+            )
+    return rows
+
+
+def slow_stage(
+    placement: str, chunks_a_rank: int, layers_a_rank: int, time_limit: float
+) -> dict[str, Any]:
+    """Of 8 ranks, 24 microbatches, a quarter more memory than 1F1B's; times of F = I = W."""
+    ranks, microbatches, memory = 8, 24, 10
+    times = [1.0 / layers_a_rank] * (ranks * layers_a_rank)
+    for layer in range(3 * layers_a_rank, 4 * layers_a_rank):
+        times[layer] *= 1.4
+    stages = chunks_a_rank * ranks
+    found = search_partition(
+        costs_of((times, times, times, 0.02)),
+        ranks,
+        microbatches,
+        memory,
+        activation_size=1 / layers_a_rank,
+        placements=placement,
+        num_stages=stages,
+        time_limit=time_limit,
+    )
+    share = sum(times) / stages
+    perfect = Schedule.search(
+        costs_of((share, share, share, 0.02)),
+        ranks,
+        microbatches,
+        memory,
+        activation_size=1 / chunks_a_rank,
+        placements=placement,
+        num_stages=stages,
+        time_limit=time_limit,
+    ).value
+    return {
+        "even": found.even_value,
+        "found": found.value,
+        "perfect": perfect,
+        "recovered": (found.even_value - found.value) / (found.even_value - perfect),
+        "balance": found.balance,
+    }
+
+
 def show(row: dict[str, Any]) -> None:
     """One line of the table."""
     print(
@@ -119,6 +174,7 @@ def main() -> None:
         "time_limit_s": args.time_limit,
         "chunk_time_limit_s": args.chunk_time_limit,
         "chunks": chunks(args.chunk_time_limit),
+        "partitions": partitions(args.chunk_time_limit),
         "profiles": profiles(args.time_limit),
     }
     write_json(QUESTION, content, args.out)
