@@ -96,7 +96,7 @@ def chunks(time_limit: float) -> list[dict[str, Any]]:
 
 
 def partitions(time_limit: float) -> list[dict[str, Any]]:
-    """Eight even stages of which the fourth takes 1.4 times as long: what moving layers recovers."""
+    """Eight even stages, the fourth 1.4 times as long: what moving layers recovers."""
     rows = []
     for placement, chunks_a_rank in (("loop", 1), ("v", 2)):
         for layers_a_rank in (10, 12, 16):
