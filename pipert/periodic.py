@@ -18,7 +18,7 @@ from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
-from pipert._C import Action, Costs, Placement, Schedule
+from pipert._C import Action, Costs, Placement, Schedule, lower_bounds
 
 _TICKS = 120  # of the longest rank's work: finer times make orders no better and the solver slow
 _KINDS = ("F", "I", "W")
@@ -51,28 +51,28 @@ def periodic_schedule(
 
     Raises:
         ImportError: Without `pip install 'pipert[search]'`.
-        ValueError: Arguments that don't fit together, or no pattern under the limit in time.
+        TimeoutError: No pattern was found in time; there is one.
+        ValueError: Arguments that don't fit together, or a limit that no schedule can keep, with
+            the least that would do.
     """
     solver = _import_solver()
-    if num_microbatches < 1:
-        raise ValueError(f"num_microbatches must be at least 1, got {num_microbatches}")
-    if placement.num_copies != 1:
-        raise ValueError(f"the placement must have 1 copy of the model, got {placement.num_copies}")
     if not time_limit > 0:
         raise ValueError(f"time_limit must be above 0, got {time_limit}")
+    lower_bounds(  # refuses what doesn't fit
+        placement,
+        num_microbatches,
+        costs,
+        memory_limit=memory_limit,
+        activation_size=activation_size,
+    )
     problem = _problem(costs, placement, memory_limit, activation_size)
     deadline = time.monotonic() + time_limit
-    for period in _periods(problem.shortest_period):
+    for period in _periods(problem):
         left = deadline - time.monotonic()
-        if left <= 0:
-            break
-        starts = _solve(solver, problem, period, max(left / 3, 0.1))
+        starts = _solve(solver, problem, period, left / 3) if left > 0 else None
         if starts is not None:
             return _unroll(problem, starts, period, num_microbatches)
-    raise ValueError(
-        f"expected a memory_limit that a pattern of F, I and W keeps, found none in "
-        f"{time_limit:g} s for {memory_limit}"
-    )
+    raise TimeoutError(f"no pattern was found in {time_limit:g} s (time_limit)")
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,30 @@ class _Problem:
     limits: list[int] | None  # by rank, in the unit of sizes
     sizes: list[int]  # of an activation, by stage
 
+    def alive(self, stage: int) -> int:
+        """The least time from the start of a stage's F to the end of its W."""
+        later = range(stage + 1, self.placement.num_stages)
+        way = sum(self.durations["F"][other] + self.durations["I"][other] for other in later)
+        transfers = sum(self.down[stage:]) + sum(self.up[stage:])
+        return way + transfers + sum(self.durations[kind][stage] for kind in _KINDS)
+
     @property
     def shortest_period(self) -> int:
-        """The longest work of a rank for one microbatch."""
-        return max(
-            sum(self.durations[kind][stage] for kind in _KINDS for stage in stages)
-            for stages in map(self.placement.stages_of, range(self.placement.num_ranks))
-        )
+        """What a rank's work takes, or a microbatch in its share of the rank's memory."""
+        shortest = 1
+        for rank in range(self.placement.num_ranks):
+            stages = self.placement.stages_of(rank)
+            work = sum(self.durations[kind][stage] for kind in _KINDS for stage in stages)
+            shortest = max(shortest, work)
+            if self.limits is not None and self.limits[rank] > 0:
+                held = sum(self.sizes[stage] * self.alive(stage) for stage in stages)
+                shortest = max(shortest, -(-held // self.limits[rank]))
+        return shortest
+
+    @property
+    def passage(self) -> int:
+        """A microbatch's whole way: with this period there is never another beside it."""
+        return sum(map(sum, [*self.durations.values(), self.down, self.up]))
 
 
 def _import_solver() -> ModuleType:
@@ -105,13 +122,8 @@ def _import_solver() -> ModuleType:
     return cp_model
 
 
-def _spread(name: str, values: float | Sequence[float], size: int, what: str) -> list[float]:
-    given = [float(v) for v in (values if isinstance(values, Sequence) else [values])]
-    for value in given:
-        if not math.isfinite(value) or value < 0:
-            raise ValueError(f"{name} must be finite and at least 0, got {value:g}")
-    if len(given) not in (1, size):
-        raise ValueError(f"{name} must be one number or {size} ({what}), got {len(given)}")
+def _spread(values: Any, size: int) -> list[float]:
+    given = [float(value) for value in (values if hasattr(values, "__len__") else [values])]
     return given * size if len(given) == 1 else given
 
 
@@ -130,30 +142,30 @@ def _problem(
     memory_limit: float | Sequence[float] | None,
     activation_size: float | Sequence[float],
 ) -> _Problem:
-    names = zip(_KINDS, ("forward", "input", "weight"), strict=True)
     stages = placement.num_stages
     times = {
-        kind: _spread(name, getattr(costs, name), stages, "num_stages") for kind, name in names
+        kind: _spread(getattr(costs, name), stages)
+        for kind, name in zip(_KINDS, ("forward", "input", "weight"), strict=True)
     }
     longest = max(
         sum(times[kind][stage] for kind in _KINDS for stage in placement.stages_of(rank))
         for rank in range(placement.num_ranks)
     )
-    if longest <= 0:
-        raise ValueError("forward, input or weight must be above 0 somewhere, all are 0")
 
     def ticks(value: float) -> int:
-        return math.ceil(value * _TICKS / longest - 1e-9)
+        return math.ceil(value * _TICKS / longest - 1e-9) if longest > 0 else 0
 
-    sizes = _spread("activation_size", activation_size, stages, "num_stages")
+    sizes = _spread(activation_size, stages)
     unit = max(sizes) / 1000 or 1.0
     limits = None
     if memory_limit is not None:
-        given = _spread("memory_limit", memory_limit, placement.num_ranks, "num_ranks")
+        given = _spread(memory_limit, placement.num_ranks)
         limits = [math.floor(limit / unit + 1e-6) for limit in given]
     return _Problem(
         placement=placement,
-        durations={kind: [ticks(value) for value in values] for kind, values in times.items()},
+        durations={  # at least one each, so that starts tell what comes first
+            kind: [max(1, ticks(value)) for value in values] for kind, values in times.items()
+        },
         down=[ticks(_latency(costs, *edge)) for edge in pairwise(placement.ranks)],
         up=[ticks(_latency(costs, b, a)) for a, b in pairwise(placement.ranks)],
         limits=limits,
@@ -161,12 +173,13 @@ def _problem(
     )
 
 
-def _periods(shortest: int) -> Iterator[int]:
-    """From the shortest that the work allows to four times as long, in steps of 2 %."""
-    period = shortest
-    while period <= 4 * shortest:
+def _periods(problem: _Problem) -> Iterator[int]:
+    """From the shortest there can be to one for which there surely is a pattern, 2 % at a time."""
+    period, passage = problem.shortest_period, problem.passage
+    while period < passage:
         yield period
         period += max(1, period // 50)
+    yield max(period, passage)
 
 
 class _Model:
@@ -180,8 +193,7 @@ class _Model:
         self.whole: dict[_Key, Any] = {}  # and the whole periods before it
         self.start: dict[_Key, Any] = {}
         self.num_stages = problem.placement.num_stages
-        passage = sum(map(sum, [*problem.durations.values(), problem.down, problem.up]))
-        self.most_periods = 2 * (passage // period + 2)
+        self.most_periods = 2 * (problem.passage // period + 2)
         for stage in range(self.num_stages):
             for kind in _KINDS:
                 inside, whole = self._new_time()

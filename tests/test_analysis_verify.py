@@ -149,6 +149,18 @@ def test_the_sizes_must_fit_each_other():
     assert verdict.message == "num_microbatches must be at least 1, got 0"
 
 
+def test_a_schedule_without_ranks_is_malformed():
+    text = """{"format": "pipert.schedule", "version": 1, "name": "none", "num_slices": 1,
+        "num_microbatches": 2147483647, "placement": {"ranks": [], "num_copies": 1},
+        "actions": []}"""
+    empty = Schedule.parse_json(text)
+    verdict = empty.verify()
+    assert (verdict.defect, verdict.message) == (
+        "malformed",
+        "a schedule must have at least one rank, got none",
+    )
+
+
 def test_a_full_edge_is_told_with_its_capacity():
     verdict = verdict_of("0F0 0F1 0B0 0B1", "1F0 1B0 1F1 1B1", rendezvous=True)
     assert verdict.message == (

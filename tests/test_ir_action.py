@@ -174,5 +174,7 @@ def test_indices_that_do_not_fit_the_kind_are_rejected():
         Action("F", -1, 0)
     with pytest.raises(ValueError, match=r"slice must be in \[0, 9999\], got -1"):
         Action("F", 0, 0, slice=-1)
+    with pytest.raises(ValueError, match="microbatch must be at least 0, got -1"):
+        Action("UNSHARD", 0, -1)
     with pytest.raises(ValueError, match="SEND_F takes no weight version"):
         Action("SEND_F", 0, 0, version=1)

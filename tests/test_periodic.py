@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import pytest
 
 import pipert
@@ -110,10 +111,9 @@ def test_a_search_goes_on_from_a_pattern():
         ({"memory_limit": [1, 2, 3]}, r"memory_limit must be one number or 2 \(num_ranks\), got 3"),
         ({"memory_limit": -1}, "memory_limit must be finite and at least 0, got -1"),
         ({"activation_size": [1, 2, 3]}, r"activation_size must be one number or 2 \(num_stages\)"),
-        ({"costs": Costs(forward=0, input=0, weight=0)}, "must be above 0 somewhere, all are 0"),
         ({"costs": Costs(forward=[1, 2, 3])}, r"forward must be one number or 2 \(num_stages\)"),
-        ({"placement": Placement.bidirectional(2)}, "must have 1 copy of the model, got 2"),
-        ({"memory_limit": 0.5}, "expected a memory_limit that a pattern .* keeps, found none"),
+        ({"placement": Placement.bidirectional(2)}, "one copy of the model, got 2"),
+        ({"memory_limit": 0.5}, "memory_limit must be at least 1 on rank 0"),
     ],
 )
 def test_what_does_not_fit_is_told(change, message):
@@ -125,6 +125,28 @@ def test_what_does_not_fit_is_told(change, message):
     }
     with pytest.raises(ValueError, match=message):
         periodic_schedule(arguments.pop("costs"), **arguments)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 3, 8])
+def test_the_least_memory_is_enough(num_ranks):
+    placement = Placement.loop(num_ranks, num_ranks)
+    schedule = periodic_schedule(
+        Costs(), placement=placement, num_microbatches=4, memory_limit=np.ones(num_ranks)
+    )
+    assert schedule.verify(memory_limit=1).ok
+
+
+def test_actions_that_take_no_time_have_a_pattern_too():
+    costs = Costs(forward=0, input=0, weight=0)
+    schedule = periodic_schedule(costs, placement=Placement.v_shaped(2, 4), num_microbatches=3)
+    assert schedule.verify().ok
+
+
+def test_no_pattern_in_time_is_told():
+    with pytest.raises(TimeoutError, match=r"no pattern was found in 1e-09 s \(time_limit\)"):
+        periodic_schedule(
+            Costs(), placement=Placement.loop(2, 2), num_microbatches=4, time_limit=1e-9
+        )
 
 
 def test_without_the_solver_the_error_says_what_to_install(monkeypatch):

@@ -557,3 +557,14 @@ def test_actions_of_sharded_parameters_are_refused_by_name():
     schedule = pipert.Schedule([["0UNSHARD", "0F0", "0B0"]])
     with pytest.raises(ValueError, match="0UNSHARD"):
         pipert.lower(schedule)
+
+
+def test_as_many_receive_slots_as_there_can_be_are_no_harm():
+    schedule = pipert.Schedule.build("hanayo", num_ranks=3, num_microbatches=7)
+    most = 2**31 - 1
+    for ours, usual in zip(
+        pipert.lower(schedule, receive_slots=most),
+        pipert.lower(schedule, receive_slots=1000),
+        strict=True,
+    ):
+        assert str(ours) == str(usual)

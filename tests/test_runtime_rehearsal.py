@@ -175,8 +175,13 @@ def test_a_rehearsal_wants_a_program_for_each_rank():
         rehearse(programs[:1], schedule.placement)
     with pytest.raises(ValueError, match="capacity must be at least 0, got -1"):
         rehearse(programs, schedule.placement, capacity=-1)
+    with pytest.raises(ValueError, match="the program of rank 1 at place 1, got that of rank 0"):
+        rehearse([programs[0], programs[0]], schedule.placement)
 
 
 def test_blind_programs_hold_what_a_stage_could_run():
+    nothing = Schedule([["0F0"]], num_microbatches=-1)
+    with pytest.raises(ValueError, match="num_microbatches must be at least 1, got -1"):
+        lower_blindly(nothing)
     with pytest.raises(ValueError, match=r"expected F, B, I and W of .*, got 0REDUCE_GRAD"):
         lower_blindly(Schedule([["0F0", "0B0", "0REDUCE_GRAD"]]))

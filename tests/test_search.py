@@ -192,6 +192,77 @@ def test_what_the_search_does_not_clock_counts_in_what_comes_out(transfers, obje
     assert len(result.seeds) > 2
 
 
+@pytest.mark.parametrize("placements", ["loop", "v", None])
+@pytest.mark.parametrize("num_stages", [4, 8])
+def test_schedules_that_would_deadlock_where_transfers_block_are_left_out(num_stages, placements):
+    costs = Costs(latency=0.1, blocking=True)
+    result = Schedule.search(
+        costs, 4, 8, placements=placements, num_stages=num_stages, iterations=200
+    )
+    assert result.value == result.schedule.simulate(costs).makespan
+    refused = 0
+    for name, _ in result.seeds:
+        schedule = Schedule.build(name, num_ranks=4, num_microbatches=8, num_stages=num_stages)
+        assert schedule.simulate(costs)
+    for name in ("zb_h2", "zb_interleaved", "zb_v"):
+        try:
+            Schedule.build(name, num_ranks=4, num_microbatches=8, num_stages=num_stages).simulate(
+                costs
+            )
+        except ValueError:
+            refused += 1
+            assert name not in dict(result.seeds)
+    assert refused > 0
+
+
+def test_a_seed_that_would_deadlock_is_named():
+    seed = Schedule.build("zb_h2", num_ranks=4, num_microbatches=8)
+    with pytest.raises(ValueError, match="seed 'zb_h2': it deadlocks where transfers hold up"):
+        Schedule.search(Costs(blocking=True), 4, 8, seeds=[seed])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_it_is_never_worse_than_any_group_size(seed):
+    p, m = 2 + seed % 3, 6 + seed
+    costs = Costs(forward=1 + seed / 7, input=1.3, weight=0.4, latency=0.3)
+    found = Schedule.search(costs, p, m, placements="loop", num_stages=2 * p, iterations=0)
+    for name in ("interleaved_1f1b", "zb_interleaved"):
+        for size in range(p, m + 1):
+            try:
+                schedule = Schedule.build(
+                    name, num_ranks=p, num_microbatches=m, num_stages=2 * p, group_size=size
+                )
+            except ValueError:
+                continue
+            assert found.value <= schedule.simulate(costs).makespan * ROUNDING
+
+
+def test_a_named_source_can_be_built_again_with_its_options():
+    rebuilt = 0
+    for p, m in ((2, 5), (2, 7), (3, 8), (4, 9), (4, 12)):
+        for stages in (p, 2 * p):
+            costs = Costs(forward=1.2, input=1.5, weight=0.5, latency=0.1)
+            found = Schedule.search(costs, p, m, 2 * stages, num_stages=stages, iterations=0)
+            if found.source not in schedules():
+                assert found.options == {}
+                continue
+            rebuilt += 1
+            again = Schedule.build(
+                found.source,
+                num_ranks=p,
+                num_microbatches=m,
+                num_stages=stages,
+                **found.options,
+            )
+            assert again.simulate(costs).makespan == found.value
+    assert rebuilt > 0
+
+
+def test_many_threads_are_no_harm():
+    result = Schedule.search(Costs(latency=0.1), 3, 6, 3, time_limit=0.3, num_threads=400)
+    assert_sound(result, Costs(latency=0.1), 3, "makespan")
+
+
 def test_schedules_of_placements_that_were_not_asked_for_are_no_seeds():
     def names(**arguments):
         result = Schedule.search(Costs(), 4, 8, iterations=10, num_stages=8, **arguments)

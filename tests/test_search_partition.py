@@ -5,7 +5,10 @@ import itertools
 import threading
 
 import pytest
+import torch
+from torch import nn
 
+import pipert
 from pipert import Costs, Placement, Schedule, search_partition
 
 pytestmark = pytest.mark.timeout(120)
@@ -78,14 +81,46 @@ def test_it_finds_what_trying_all_partitions_finds(seed):
     assert found.bound <= found.search.bound <= found.value <= found.even_value
 
 
-def test_the_result_is_what_split_and_pipeline_take():
+def test_the_balance_is_what_split_takes():
     layers = Costs(forward=[1, 1, 4, 1], input=[1, 1, 4, 1], weight=[1, 1, 4, 1])
     found = search_partition(layers, 2, 6, placements="loop", iterations=100)
     assert found.balance == [2, 2]
     assert found.costs.forward == [2, 5]
-    assert found.schedule.num_stages == len(found.balance)
     assert found.schedule.simulate(found.costs).makespan == found.value
     assert repr(found).startswith(f"<PartitionResult: {found.value:g} with 2 stages")
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(4)))
+    stages = pipert.split(model, num_stages=len(found.balance), balance=found.balance)
+    options = {"schedule": "1f1b", "num_microbatches": 6, "loss_fn": nn.functional.mse_loss}
+    with pipert.Pipeline(stages, **options) as pipe:
+        assert [len(stage) for stage in pipe.stages.values()] == [2, 2]
+        assert pipe.step(torch.ones(6, 2), target=torch.ones(6, 2)).loss is not None
+
+
+@pytest.mark.parametrize(
+    ("sizes", "limit", "placement"),
+    [
+        ([5, 1, 1, 1, 1, 1, 1, 1], 5, "loop"),
+        ([6, 2, 2, 2], [6, 6], "loop"),
+        ([1] * 8, [1, 5, 5, 5], "loop"),
+        ([1] * 8, [8, 2, 2, 2], "v"),
+    ],
+)
+def test_cuts_that_keep_the_limit_are_found_where_even_ones_do_not(sizes, limit, placement):
+    ranks = len(limit) if isinstance(limit, list) else 4
+    stages = ranks if placement == "loop" else 2 * ranks
+    found = search_partition(
+        Costs(forward=[1] * len(sizes)),
+        ranks,
+        8,
+        limit,
+        activation_size=sizes,
+        placements=placement,
+        num_stages=stages,
+        iterations=50,
+    )
+    edges = [0, *itertools.accumulate(found.balance)]
+    held = [sum(sizes[a:b]) for a, b in itertools.pairwise(edges)]
+    assert found.schedule.verify(memory_limit=limit, activation_size=held).ok
 
 
 def test_costs_of_stages_are_sums_and_messages_those_of_the_last_layer():
@@ -96,7 +131,7 @@ def test_costs_of_stages_are_sums_and_messages_those_of_the_last_layer():
         update=[1, 1, 2, 2],
         bytes=[10, 20, 30, 40],
         activation_bytes=[1, 1, 1, 3],
-        weight_share=[0, 1, 0, 1],
+        weight_share=0.5,
         bandwidth=100,
     )
     found = search_partition(layers, 1, 2, placements=Placement(1, [0, 0]), iterations=10)
@@ -107,14 +142,7 @@ def test_costs_of_stages_are_sums_and_messages_those_of_the_last_layer():
     assert costs.bytes == [10 * first, 40]
     assert costs.update == [sum([1, 1, 2, 2][:first]), sum([1, 1, 2, 2][first:])]
     assert costs.activation_bytes == [sum([1, 1, 1, 3][:first]), sum([1, 1, 1, 3][first:])]
-    shares = [0, 1, 0, 3]
-    weights = [1, 1, 1, 3]
-    assert costs.weight_share == pytest.approx(
-        [
-            sum(shares[:first]) / sum(weights[:first]),
-            sum(shares[first:]) / sum(weights[first:]),
-        ]
-    )
+    assert costs.weight_share == [0.5]
 
 
 def test_stages_keep_the_memory_limit():
@@ -164,6 +192,15 @@ def test_the_same_request_gives_the_same_answer():
         (Costs(forward=[1] * 4), {"memory_limit": 0.5}, "memory_limit"),
         (Costs(forward=[1] * 4), {"objective": "speed"}, "objective must be 'makespan' or 'span'"),
         (Costs(forward=[1, -1, 1, 1]), {}, "forward must be finite and at least 0, got -1"),
+        (Costs(input=[]), {"num_layers": 4}, r"input must be one number or 4 .*, got 0"),
+        (Costs(forward=[1] * 4), {"time_limit": -1}, "time_limit must be at least 0, got -1"),
+        (Costs(forward=[1] * 4), {"iterations": -1}, "iterations must be at least 0, got -1"),
+        (Costs(forward=[1] * 4), {"memory_limit": []}, "memory_limit must be .* an empty list"),
+        (
+            Costs(forward=[1] * 4, weight_share=[1, 0.5, 1, 1]),
+            {},
+            "weight_share must be one for all stages here, got 1 and 0.5",
+        ),
     ],
 )
 def test_what_does_not_fit_is_told(layers, options, message):
@@ -199,6 +236,12 @@ def test_what_does_not_fit_is_told(layers, options, message):
 def test_a_seed_that_does_not_fit_is_refused(seed, message):
     with pytest.raises(ValueError, match=message):
         Schedule.search(Costs(), 2, 4, 2, placements="loop", num_stages=2, seeds=[seed])
+
+
+def test_a_search_without_end_in_time_ends_with_its_iterations():
+    layers = Costs(forward=[1.0] * 6)
+    found = search_partition(layers, 3, 4, time_limit=float("inf"), iterations=50)
+    assert found.value >= found.bound
 
 
 def test_ctrl_c_ends_the_search():

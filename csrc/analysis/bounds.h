@@ -22,7 +22,7 @@ struct MemoryCap {
       1.0;  // the share of it that stays from the end of its I to the end of its W
 };
 
-// Which argument gives a bound; docs/schedules.md numbers them.
+// Which argument gives a bound; docs/schedules.md has their formulas.
 enum class BoundReason : std::uint8_t { kWork, kFillAndDrain, kPath, kInFlight };
 
 struct Bound {

@@ -29,7 +29,8 @@ struct Gap {
 
 // By rank, in order of time. With the rank's spans they fill the time from the timeline's first
 // start to its last end without a hole or an overlap (if spans don't overlap), to the last bit.
-// O(n log n). Throws ValueError for a timeline of which one rank has spans out of order.
+// O(n log n + gaps): on a link that many share there is a gap for each message ahead. Throws
+// ValueError for a timeline of which one rank has spans out of order.
 std::vector<std::vector<Gap>> gaps_of(const Timeline& timeline);
 
 // "producer", "transfer", ...

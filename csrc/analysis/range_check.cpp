@@ -66,6 +66,9 @@ class RangeCheck {
       return {Defect::kMalformed,
               concat("num_microbatches must be at least 1, got ", schedule_.num_microbatches)};
     }
+    if (schedule_.num_ranks() < 1) {
+      return {Defect::kMalformed, "a schedule must have at least one rank, got none"};
+    }
     if (schedule_.num_slices < 1 || schedule_.num_slices > kMaxSlice + 1) {
       return {Defect::kMalformed, concat("num_slices must be at least 1 and at most ",
                                          kMaxSlice + 1, ", got ", schedule_.num_slices)};

@@ -22,6 +22,9 @@ Slice to_slice(int slice) {
 Action make_action(const std::string& kind, StageIndex stage, std::optional<Microbatch> microbatch,
                    const std::optional<Action>& paired, std::optional<int> slice,
                    WeightVersion version) {
+  if (microbatch && *microbatch < 0) {
+    throw ValueError(concat("microbatch must be at least 0, got ", *microbatch));
+  }
   Action action{.kind = parse_kind(kind),
                 .slice = slice ? to_slice(*slice) : kWholeSequence,
                 .stage = stage,

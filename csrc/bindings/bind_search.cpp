@@ -91,8 +91,12 @@ void bind_result(py::module_& module) {
       .def_readonly("schedule", &SearchResult::schedule)
       .def_readonly("timeline", &SearchResult::timeline, "By simulate, under the same costs.")
       .def_readonly("value", &SearchResult::value, "The objective: the makespan or longest span.")
-      .def_readonly("source", &SearchResult::source,
-                    "The name of a schedule, 'list scheduling' or 'local search'.")
+      .def_readonly(
+          "source", &SearchResult::source,
+          "The name of a schedule, 'list scheduling', 'local search' or, where transfers block "
+          "and all of these deadlock, 'one at a time'.")
+      .def_readonly("options", &SearchResult::options,
+                    "Those that Schedule.build takes to build a source that is a name; else empty.")
       .def_readonly("bounds", &SearchResult::bounds, "No schedule can be faster.")
       .def_readonly("bound", &SearchResult::bound, "The one of the objective.")
       .def_property_readonly("gap", &SearchResult::gap,
@@ -128,8 +132,8 @@ It is never worse than the best named schedule of the same placements that fits 
 comes with a lower bound. Ctrl-C ends it.
 
 Args:
-    costs: What actions and messages take; one number, or one for each stage. Its weight_share (of
-        several the largest) says what of an activation takes room from I to W.
+    costs: What actions and messages take; one number, or one for each stage. Its weight_share,
+        one for all stages here, says what of an activation takes room from I to W.
     num_ranks: Ranks of the pipeline, at least 1.
     num_microbatches: At least 1.
     memory_limit: What the activations of a rank may take at any time; one number, or one for each

@@ -25,6 +25,9 @@ Verdict verify_schedule(const Schedule& schedule, std::optional<int> capacity, b
                         bool forward_only, const std::optional<OneOrMany>& memory_limit,
                         const OneOrMany& activation_size, double weight_share,
                         std::vector<std::vector<StageIndex>> tied_stages) {
+  if (memory_limit && to_vector(memory_limit).empty()) {
+    throw ValueError("memory_limit must be one number or one for each rank, got an empty list");
+  }
   return verify(schedule, {.forward_only = forward_only,
                            .capacity = capacity,
                            .send_mode = rendezvous ? SendMode::kRendezvous : SendMode::kBuffered,

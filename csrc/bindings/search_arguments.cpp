@@ -11,10 +11,21 @@ namespace pipert {
 
 MemoryCap make_cap(const std::optional<OneOrMany>& memory_limit, const OneOrMany& activation_size,
                    const Costs& costs) {
+  MemoryCap cap;
+  cap.limit = to_vector(memory_limit);
+  if (memory_limit && cap.limit.empty()) {
+    throw ValueError("memory_limit must be one number or one for each rank, got an empty list");
+  }
+  cap.activation_size = to_vector(activation_size);
   const auto& shares = costs.weight_share;
-  return {.limit = to_vector(memory_limit),
-          .activation_size = to_vector(activation_size),
-          .weight_share = shares.empty() ? 1.0 : *std::max_element(shares.begin(), shares.end())};
+  const auto other = std::find_if(shares.begin(), shares.end(),
+                                  [&](double share) { return share != shares.front(); });
+  if (other != shares.end()) {
+    throw ValueError(concat("weight_share must be one for all stages here, got ", shares.front(),
+                            " and ", *other));
+  }
+  if (!shares.empty()) cap.weight_share = shares.front();
+  return cap;
 }
 
 Objective to_objective(const std::string& word) {

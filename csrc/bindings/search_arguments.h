@@ -16,7 +16,8 @@ namespace pipert {
 
 using PlacementChoices = std::variant<PlacementChoice, std::vector<PlacementChoice>>;
 
-// With the costs' share of an activation that stays from I to W; of several the largest.
+// With the costs' share of an activation that stays from I to W. Throws ValueError for an empty
+// limit, and for several shares.
 MemoryCap make_cap(const std::optional<OneOrMany>& memory_limit, const OneOrMany& activation_size,
                    const Costs& costs);
 

@@ -178,6 +178,10 @@ std::vector<Program> lower_blindly(const Schedule& schedule) {
     throw ValueError(concat("the placement is for ", schedule.placement.num_ranks(),
                             " ranks, the schedule has ", schedule.num_ranks()));
   }
+  if (schedule.num_microbatches < 1) {
+    throw ValueError(
+        concat("num_microbatches must be at least 1, got ", schedule.num_microbatches));
+  }
   const Schedule apart = split_overlaps(schedule);
   const Wiring wiring(apart);
   const Departures departures = departures_of(apart, wiring);

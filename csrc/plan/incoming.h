@@ -30,7 +30,7 @@ class Incoming {
   const MessageKey& message(int sequence) const { return messages_[as_index(sequence)]; }
 
   // Whether another receive can be posted now.
-  bool can_post() const { return has_more() && num_held_ < slots_ + num_late_; }
+  bool can_post() const { return has_more() && num_held_ - num_late_ < slots_; }
   bool has_more() const { return num_posted_ < static_cast<int>(messages_.size()); }
 
   // Posts the next message into `slot`; returns its sequence.

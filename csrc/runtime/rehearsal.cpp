@@ -99,6 +99,11 @@ Rehearsal rehearse(const std::vector<Program>& programs, const Placement& placem
     throw ValueError(concat("expected one program for each of the ", placement.num_ranks(),
                             " ranks of the placement, got ", programs.size()));
   }
+  for (std::size_t rank = 0; rank < programs.size(); ++rank) {
+    if (as_index(programs[rank].rank) == rank) continue;
+    throw ValueError(concat("expected the program of rank ", rank, " at place ", rank,
+                            ", got that of rank ", programs[rank].rank));
+  }
   Rehearsal result;
   result.actions.resize(programs.size());
   result.stalled_at.resize(programs.size());

@@ -22,23 +22,6 @@ std::vector<double> of_last_layers(const std::vector<double>& layers, const Cuts
   return stages;
 }
 
-// By stage, the mean of its layers weighted by `weights`, which may be empty: then all count alike.
-std::vector<double> stage_means(const std::vector<double>& layers, std::vector<double> weights,
-                                const Cuts& cuts) {
-  if (layers.size() <= 1) return layers;
-  if (weights.size() <= 1) weights.assign(layers.size(), 1.0);
-  std::vector<double> products(layers.size());
-  std::transform(layers.begin(), layers.end(), weights.begin(), products.begin(),
-                 std::multiplies<>());
-  std::vector<double> means = stage_sums(products, cuts);
-  const std::vector<double> totals = stage_sums(weights, cuts);
-  const std::vector<double> sums = stage_sums(layers, cuts);
-  for (std::size_t i = 0; i < means.size(); ++i) {
-    means[i] = totals[i] > 0.0 ? means[i] / totals[i] : sums[i] / cuts[i];
-  }
-  return means;
-}
-
 }  // namespace
 
 std::vector<double> stage_sums(const std::vector<double>& layers, const Cuts& cuts) {
@@ -69,7 +52,6 @@ Costs stage_costs(const Costs& layers, const Cuts& cuts) {
   }
   stages.bytes = of_last_layers(layers.bytes, cuts);
   stages.gradient_bytes = of_last_layers(layers.gradient_bytes, cuts);
-  stages.weight_share = stage_means(layers.weight_share, layers.activation_bytes, cuts);
   return stages;
 }
 

@@ -11,8 +11,8 @@ namespace pipert {
 using Cuts = std::vector<int>;
 
 // The costs of `layers` put together to stages: times and activations are sums, a message is that
-// of the stage's last layer. REQUIRES at least one layer in each stage, and costs of as many layers
-// in all, or one for all of them.
+// of the stage's last layer. REQUIRES at least one layer in each stage, costs of as many layers in
+// all, or one for all of them, and one weight_share.
 Costs stage_costs(const Costs& layers, const Cuts& cuts);
 
 // By stage, the sum of `layers`, which has one entry, or one for each layer.

@@ -1,8 +1,10 @@
 #include "search/partition.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <optional>
@@ -12,6 +14,7 @@
 
 #include "base/error.h"
 #include "base/index.h"
+#include "search/loads.h"
 
 namespace pipert {
 namespace {
@@ -23,56 +26,53 @@ constexpr std::int64_t kShortSearch = 200;
 // Of the time, for moving cuts; the rest is for the order of the best ones.
 constexpr double kShareOfCuts = 0.6;
 
+// A cost by layer, and whether it may be left out.
+struct LayerCost {
+  std::string_view name;
+  std::vector<double> Costs::* values;
+  bool is_optional = false;
+};
+
+constexpr std::array<LayerCost, 13> kLayerCosts = {{
+    {"forward", &Costs::forward},
+    {"input", &Costs::input},
+    {"weight", &Costs::weight},
+    {"recompute", &Costs::recompute, true},
+    {"update", &Costs::update},
+    {"reduce", &Costs::reduce},
+    {"unshard", &Costs::unshard},
+    {"reshard", &Costs::reshard},
+    {"offload", &Costs::offload},
+    {"reload", &Costs::reload},
+    {"bytes", &Costs::bytes},
+    {"gradient_bytes", &Costs::gradient_bytes, true},
+    {"activation_bytes", &Costs::activation_bytes, true},
+}};
+
 void require_layers(std::string_view name, const std::vector<double>& values, int num_layers) {
   for (const double value : values) {
     if (std::isfinite(value) && value >= 0.0) continue;
     throw ValueError(concat(name, " must be finite and at least 0, got ", value));
   }
-  if (values.size() <= 1 || values.size() == as_index(num_layers)) return;
+  if (values.size() == 1 || values.size() == as_index(num_layers)) return;
   throw ValueError(
       concat(name, " must be one number or ", num_layers, " (num_layers), got ", values.size()));
 }
 
+// One number for each layer.
+std::vector<double> by_layer(const std::vector<double>& values, int num_layers) {
+  if (values.size() != 1) return values;
+  return std::vector<double>(as_index(num_layers), values.front());
+}
+
 // Work of one microbatch, by layer.
 std::vector<double> work_of_layers(const Costs& costs, int num_layers) {
-  const auto at = [](const std::vector<double>& values, int i) {
-    return values.size() == 1 ? values.front() : values[as_index(i)];
-  };
-  std::vector<double> work;
-  for (int i = 0; i < num_layers; ++i) {
-    work.push_back(at(costs.forward, i) + at(costs.input, i) + at(costs.weight, i));
+  std::vector<double> work = by_layer(costs.forward, num_layers);
+  for (const auto* values : {&costs.input, &costs.weight}) {
+    const std::vector<double> more = by_layer(*values, num_layers);
+    std::transform(work.begin(), work.end(), more.begin(), work.begin(), std::plus<>());
   }
   return work;
-}
-
-double longest_work(const std::vector<double>& stage_work, const Placement& placement) {
-  std::vector<double> by_rank(as_index(placement.num_ranks()), 0.0);
-  for (StageIndex stage = 0; stage < placement.num_stages(); ++stage) {
-    by_rank[as_index(placement.rank_of(stage))] += stage_work[as_index(stage)];
-  }
-  return *std::max_element(by_rank.begin(), by_rank.end());
-}
-
-// Moves layers between stages while the rank with the most work gets less.
-Cuts balance_ranks(Cuts cuts, const std::vector<double>& work, const Placement& placement) {
-  const int num_stages = placement.num_stages();
-  double longest = longest_work(stage_sums(work, cuts), placement);
-  for (bool improved = true; improved;) {
-    improved = false;
-    for (int from = 0; from < num_stages; ++from) {
-      for (int to = 0; to < num_stages; ++to) {
-        if (from == to) continue;
-        Cuts moved = with_layer_moved(cuts, from, to);
-        if (moved.empty()) continue;
-        const double value = longest_work(stage_sums(work, moved), placement);
-        if (value >= longest * (1.0 - 1e-12)) continue;
-        longest = value;
-        cuts = std::move(moved);
-        improved = true;
-      }
-    }
-  }
-  return cuts;
 }
 
 // The best cuts of one placement so far.
@@ -90,18 +90,21 @@ class PartitionSearch {
         placement_(placement),
         stop_(stop),
         end_(end),
-        work_(work_of_layers(request.search.costs, request.num_layers)) {}
+        loads_(work_of_layers(request.search.costs, request.num_layers),
+               by_layer(request.search.cap.activation_size, request.num_layers),
+               request.search.cap.limit, placement) {}
 
-  // Starts from cuts that are balanced in layers, in stages and in ranks, and moves layers. Throws
-  // what search() throws if none of these can be scheduled.
+  // Starts from cuts that are balanced in layers, in stages and in ranks, which also keep the
+  // limits if they can, and moves layers. Throws what search() throws if none of these can be
+  // scheduled.
   Best run() {
     const int num_stages = placement_.num_stages();
     even_ = even_cuts(request_.num_layers, num_stages);
-    const Cuts balanced = balanced_cuts(work_, num_stages);
+    const Cuts balanced = loads_.balanced_stages();
     consider(even_);
     even_value_ = best_.value;
-    for (const Cuts& cuts : {balanced, balance_ranks(balanced, work_, placement_),
-                             balance_ranks(even_, work_, placement_)}) {
+    for (const Cuts& cuts :
+         {balanced, loads_.balanced_ranks(even_), loads_.balanced_ranks(balanced)}) {
       consider(cuts);
     }
     if (best_.cuts.empty()) throw ValueError(reason_);
@@ -169,7 +172,7 @@ class PartitionSearch {
   const Placement& placement_;
   const std::function<bool()>& stop_;
   Clock::time_point end_;
-  std::vector<double> work_;  // of one microbatch, by layer
+  Loads loads_;
   Cuts even_;
   double even_value_ = 0.0;
   Best best_;
@@ -179,23 +182,10 @@ class PartitionSearch {
 
 void require_request(const PartitionRequest& request) {
   const SearchRequest& search = request.search;
-  for (const auto& [name, cost] :
-       std::initializer_list<std::pair<std::string_view, std::vector<double> Costs::*>>{
-           {"forward", &Costs::forward},
-           {"input", &Costs::input},
-           {"weight", &Costs::weight},
-           {"recompute", &Costs::recompute},
-           {"update", &Costs::update},
-           {"reduce", &Costs::reduce},
-           {"unshard", &Costs::unshard},
-           {"reshard", &Costs::reshard},
-           {"offload", &Costs::offload},
-           {"reload", &Costs::reload},
-           {"bytes", &Costs::bytes},
-           {"gradient_bytes", &Costs::gradient_bytes},
-           {"activation_bytes", &Costs::activation_bytes},
-           {"weight_share", &Costs::weight_share}}) {
-    require_layers(name, search.costs.*cost, request.num_layers);
+  for (const LayerCost& cost : kLayerCosts) {
+    const auto& values = search.costs.*cost.values;
+    if (values.empty() && cost.is_optional) continue;
+    require_layers(cost.name, values, request.num_layers);
   }
   require_layers("activation_size", search.cap.activation_size, request.num_layers);
   if (search.placements.empty()) throw ValueError("placements must have at least one, got none");
@@ -206,8 +196,7 @@ void require_request(const PartitionRequest& request) {
   }
 }
 
-// Of any partition: all the work is done by num_ranks ranks, one of them has the longest layer, and
-// one microbatch passes all layers and back.
+// Of any partition: all the work is done by num_ranks ranks, and one of them has the longest layer.
 double bound_of_partitions(const PartitionRequest& request) {
   const std::vector<double> work = work_of_layers(request.search.costs, request.num_layers);
   const double total = std::accumulate(work.begin(), work.end(), 0.0);
@@ -221,13 +210,9 @@ double bound_of_partitions(const PartitionRequest& request) {
 PartitionResult search_partition(const PartitionRequest& request,
                                  const std::function<bool()>& stop) {
   require_request(request);
+  require_search_limits(request.search);
   const auto start = Clock::now();
-  const bool is_timed = request.search.time_limit || !request.search.iterations;
-  const double time_limit = request.search.time_limit.value_or(kTimeLimit);
-  const auto after = [&](double seconds) {
-    return start +
-           std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
-  };
+  const std::optional<double> time_limit = time_limit_of(request.search);
   const auto num_placements = static_cast<double>(request.search.placements.size());
   PartitionResult result;
   result.even_value = std::numeric_limits<double>::infinity();
@@ -236,8 +221,10 @@ PartitionResult search_partition(const PartitionRequest& request,
   std::string reason;
   for (std::size_t i = 0; i < request.search.placements.size(); ++i) {
     const double share = kShareOfCuts * (static_cast<double>(i) + 1.0) / num_placements;
-    PartitionSearch cuts(request, request.search.placements[i], stop,
-                         is_timed ? after(share * time_limit) : Clock::time_point::max());
+    const auto end = time_limit ? start + std::chrono::duration_cast<Clock::duration>(
+                                              std::chrono::duration<double>(share * *time_limit))
+                                : Clock::time_point::max();
+    PartitionSearch cuts(request, request.search.placements[i], stop, end);
     try {
       Best found = cuts.run();
       if (cuts.even_value() < result.even_value) {
@@ -253,11 +240,12 @@ PartitionResult search_partition(const PartitionRequest& request,
   }
   if (!chosen) throw ValueError(reason);
   const std::chrono::duration<double> spent = Clock::now() - start;
-  if (is_timed) chosen->time_limit = std::max(0.1 * time_limit, time_limit - spent.count());
+  if (time_limit) chosen->time_limit = std::max(0.1 * *time_limit, *time_limit - spent.count());
   result.cuts = std::move(best.cuts);
   result.costs = chosen->costs;
   result.search = pipert::search(*chosen, stop);
   if (result.search.value > best.value) result.search = std::move(best.search);
+  // The two add up the same work in another order.
   result.bound = std::min(bound_of_partitions(request), result.search.bound);
   return result;
 }

@@ -43,19 +43,6 @@ void require_placements(const SearchRequest& request) {
   }
 }
 
-void require_limits(const SearchRequest& request) {
-  if (request.num_microbatches < 1) {
-    throw ValueError(concat("num_microbatches must be at least 1, got ", request.num_microbatches));
-  }
-  require_feasible(request.placements.front().num_stages(), request.num_microbatches);
-  if (request.time_limit && !(*request.time_limit >= 0.0)) {
-    throw ValueError(concat("time_limit must be at least 0, got ", *request.time_limit));
-  }
-  if (request.iterations && *request.iterations < 0) {
-    throw ValueError(concat("iterations must be at least 0, got ", *request.iterations));
-  }
-}
-
 std::vector<double> spread(const std::vector<double>& values, int size) {
   return values.size() == 1 ? std::vector<double>(as_index(size), values.front()) : values;
 }
@@ -71,6 +58,26 @@ Workload workload_of(const SearchRequest& request, const Placement& placement) {
                    .weight_share = request.cap.weight_share}};
 }
 
+// Each microbatch there and back before the next: slow, within any limit, and it never deadlocks.
+Schedule one_at_a_time(const Placement& placement, int num_microbatches) {
+  Schedule schedule{.name = "one at a time",
+                    .num_microbatches = num_microbatches,
+                    .placement = placement,
+                    .ranks = {}};
+  schedule.ranks.resize(as_index(placement.num_ranks()));
+  for (Rank rank = 0; rank < placement.num_ranks(); ++rank) {
+    const auto stages = placement.stages_of(rank);
+    auto& actions = schedule.ranks[as_index(rank)];
+    for (Microbatch m = 0; m < num_microbatches; ++m) {
+      for (const StageIndex stage : stages) actions.push_back(forward(stage, m));
+      for (auto stage = stages.rbegin(); stage != stages.rend(); ++stage) {
+        actions.push_back(backward(*stage, m));
+      }
+    }
+  }
+  return schedule;
+}
+
 class Search {
  public:
   Search(const SearchRequest& request, const std::function<bool()>& stop)
@@ -78,7 +85,7 @@ class Search {
 
   SearchResult run() {
     for (const Placement& placement : request_.placements) lower_bound_of(placement);
-    seeds_ = all_seeds(request_);
+    seeds_ = all_seeds(request_, stop_);
     for (const Seed& seed : seeds_) {
       result_.seeds.push_back({.source = seed.schedule.name, .value = seed.value});
     }
@@ -111,8 +118,11 @@ class Search {
     field->workload = workload_of(request_, request_.placements[index]);
     field->bound = bounds_[index];
     field->rules = all_rules(field->workload);
-    // One walk that goes on for long finds more than many short ones.
-    const int num_walks = request_.iterations ? kNumWalks : std::max(2, num_threads());
+    // One walk that goes on for long finds more than many short ones. Each has rules of its own to
+    // begin with.
+    const int num_walks = request_.iterations
+                              ? kNumWalks
+                              : std::clamp(num_threads(), 2, static_cast<int>(field->rules.size()));
     for (int i = 0; i < num_walks; ++i) {
       const std::uint64_t seed = Random(request_.seed + 0x1000 * index + as_index(i)).next();
       field->walks.emplace_back(field->workload, request_.objective, field->bound, seed);
@@ -133,12 +143,9 @@ class Search {
 
   RoundLimits limits() const {
     RoundLimits limits;
-    const double seconds = request_.time_limit.value_or(
-        request_.iterations ? std::numeric_limits<double>::infinity() : kTimeLimit);
-    constexpr double long_enough = 1e8;  // seconds that the clock can still count
-    if (seconds < long_enough) {
+    if (const auto seconds = time_limit_of(request_)) {
       limits.deadline = begin_ + std::chrono::duration_cast<Clock::duration>(
-                                     std::chrono::duration<double>(seconds));
+                                     std::chrono::duration<double>(*seconds));
     }
     limits.tries = request_.iterations;
     limits.num_threads = num_threads();
@@ -154,24 +161,39 @@ class Search {
       Seed& best = seeds_.front();
       result_.value = best.value;
       result_.source = best.schedule.name;
+      result_.options = std::move(best.options);
       result_.schedule = std::move(best.schedule);
       result_.timeline = std::move(best.timeline);
     }
     for (const auto& field : fields_) {
       for (const Walk& walk : field->walks) consider(*field, walk);
     }
+    // Where transfers hold up their ranks, all of these may deadlock.
+    if (result_.schedule.ranks.empty()) {
+      take(one_at_a_time(request_.placements.front(), request_.num_microbatches));
+    }
   }
 
   void consider(const Field& field, const Walk& walk) {
     if (walk.best_value() >= result_.value * (1.0 - kRounding)) return;
     Schedule schedule = to_schedule(walk.best(), field.workload, "search");
-    Timeline timeline = simulate(schedule, request_.costs);
-    const double value = pipert::value_of(timeline, request_.objective);
-    if (value >= result_.value * (1.0 - kRounding)) return;
+    if (take(std::move(schedule))) {
+      result_.source = walk.best_is_by_steps() ? "local search" : "list scheduling";
+    }
+  }
+
+  // Whether it is better than what there is, which it then replaces.
+  bool take(Schedule schedule) {
+    std::optional<Timeline> timeline = timeline_under(request_.costs, schedule);
+    if (!timeline) return false;
+    const double value = pipert::value_of(*timeline, request_.objective);
+    if (value >= result_.value * (1.0 - kRounding)) return false;
     result_.value = value;
-    result_.source = walk.best_is_by_steps() ? "local search" : "list scheduling";
+    result_.source = schedule.name;
+    result_.options.clear();
     result_.schedule = std::move(schedule);
-    result_.timeline = std::move(timeline);
+    result_.timeline = *std::move(timeline);
+    return true;
   }
 
   const SearchRequest& request_;
@@ -185,9 +207,29 @@ class Search {
 
 }  // namespace
 
+void require_search_limits(const SearchRequest& request) {
+  if (request.num_microbatches < 1) {
+    throw ValueError(concat("num_microbatches must be at least 1, got ", request.num_microbatches));
+  }
+  require_feasible(request.placements.front().num_stages(), request.num_microbatches);
+  if (request.time_limit && !(*request.time_limit >= 0.0)) {
+    throw ValueError(concat("time_limit must be at least 0, got ", *request.time_limit));
+  }
+  if (request.iterations && *request.iterations < 0) {
+    throw ValueError(concat("iterations must be at least 0, got ", *request.iterations));
+  }
+}
+
+std::optional<double> time_limit_of(const SearchRequest& request) {
+  constexpr double longest = 1e8;  // seconds that the clock can still count
+  if (!request.time_limit && request.iterations) return std::nullopt;
+  const double seconds = request.time_limit.value_or(kTimeLimit);
+  return seconds < longest ? std::optional(seconds) : std::nullopt;
+}
+
 SearchResult search(const SearchRequest& request, const std::function<bool()>& stop) {
   require_placements(request);
-  require_limits(request);
+  require_search_limits(request);
   return Search(request, stop).run();
 }
 

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -39,9 +40,9 @@ struct SearchRequest {
   int num_threads = 0;  // 0: one for each core
 };
 
-// A place where the search has been.
+// A schedule that the search starts from.
 struct Candidate {
-  std::string source;  // "zb_v", "list", "local search": where it comes from
+  std::string source;  // "zb_v": its name
   double value = 0.0;  // its objective, by simulate()
 };
 
@@ -50,8 +51,9 @@ struct SearchResult {
   Timeline timeline;  // by simulate()
   double value = 0.0;
   std::string source;
-  Bounds bounds;                 // the smallest over the placements
-  double bound = 0.0;            // the one of the objective
+  std::map<std::string, std::int64_t> options;  // of a named schedule, where it is one
+  Bounds bounds;                                // the smallest over the placements
+  double bound = 0.0;                           // the one of the objective
   std::vector<Candidate> seeds;  // the request's, and the named schedules that fit, best first
   std::int64_t iterations = 0;   // orders that were tried
   double seconds = 0.0;
@@ -59,6 +61,12 @@ struct SearchResult {
   // How much of the time, at most, a better schedule could save: 1 - bound / value.
   double gap() const { return value > bound ? 1.0 - bound / value : 0.0; }
 };
+
+// Throws ValueError for numbers of microbatches, seconds or iterations that no search can have.
+void require_search_limits(const SearchRequest& request);
+
+// Seconds; nullopt: no limit.
+std::optional<double> time_limit_of(const SearchRequest& request);
 
 // `stop` is asked from the calling thread every few milliseconds; once it says true the search ends
 // and the best so far comes back. Throws ValueError for a request that fits no placement, and for

@@ -93,10 +93,11 @@ bool is_wanted(const Placement& placement, const SearchRequest& request) {
   return std::find(wanted.begin(), wanted.end(), placement) != wanted.end();
 }
 
-Seed seed_of(Schedule schedule, const SearchRequest& request) {
-  Timeline timeline = simulate(schedule, request.costs);
-  const double value = value_of(timeline, request.objective);
-  return {std::move(schedule), std::move(timeline), value};
+std::optional<Seed> seed_of(Schedule schedule, const SearchRequest& request) {
+  std::optional<Timeline> timeline = timeline_under(request.costs, schedule);
+  if (!timeline) return std::nullopt;
+  const double value = value_of(*timeline, request.objective);
+  return Seed{std::move(schedule), {}, *std::move(timeline), value};
 }
 
 // Why a schedule of the caller's can't be a seed; empty if it can.
@@ -119,24 +120,57 @@ std::vector<Seed> given_seeds(const SearchRequest& request) {
     if (const std::string reason = reason_against(schedule, request); !reason.empty()) {
       throw ValueError(concat("seed '", schedule.name, "': ", reason));
     }
-    seeds.push_back(seed_of(std::move(schedule), request));
+    std::optional<Seed> seed = seed_of(std::move(schedule), request);
+    if (!seed) {
+      throw ValueError(
+          concat("seed '", given.name, "': it deadlocks where transfers hold up their ranks"));
+    }
+    seeds.push_back(*std::move(seed));
   }
   return seeds;
 }
 
-std::vector<Seed> named_seeds(const SearchRequest& request) {
+// Group sizes other than the default, from num_ranks to num_microbatches; of many, some.
+std::vector<Options> group_sizes(const Generator& generator, const SearchRequest& request) {
+  constexpr int most = 24;
+  std::vector<Options> options;
+  if (std::find(generator.options.begin(), generator.options.end(), "group_size") ==
+      generator.options.end()) {
+    return options;
+  }
+  const int least = request.placements.front().num_ranks() + 1;
+  const int step = std::max(1, (request.num_microbatches - least) / most);
+  for (int size = request.num_microbatches; size >= least; size -= step) {
+    options.push_back({{"group_size", size}});
+  }
+  return options;
+}
+
+std::vector<Options> variants_of(const Generator& generator, const SearchRequest& request) {
+  std::vector<Options> variants = group_sizes(generator, request);
+  const Options options = options_for(generator, request);
+  if (!options.empty()) variants.push_back(options);
+  variants.push_back({});
+  return variants;
+}
+
+std::vector<Seed> named_seeds(const SearchRequest& request, const std::function<bool()>& stop) {
   std::vector<Seed> seeds;
   const auto add = [&](const Generator& generator, const Options& options) {
     std::optional<Schedule> schedule = build(generator, request, options);
     if (!schedule || !has_plain_actions(*schedule)) return;
     if (!is_wanted(schedule->placement, request)) return;
     if (!verify(*schedule, options_of(request.cap)).ok()) return;
-    seeds.push_back(seed_of(std::move(*schedule), request));
+    std::optional<Seed> seed = seed_of(*std::move(schedule), request);
+    if (!seed) return;
+    seed->options = options;
+    seeds.push_back(*std::move(seed));
   };
   for (const Generator* generator : generators()) {
-    add(*generator, {});
-    const Options options = options_for(*generator, request);
-    if (!options.empty()) add(*generator, options);
+    for (const Options& options : variants_of(*generator, request)) {
+      if (stop && stop()) break;
+      add(*generator, options);
+    }
   }
   std::stable_sort(seeds.begin(), seeds.end(), is_better);
   std::vector<Seed> best;  // of each name
@@ -151,6 +185,15 @@ std::vector<Seed> named_seeds(const SearchRequest& request) {
 
 }  // namespace
 
+std::optional<Timeline> timeline_under(const Costs& costs, const Schedule& schedule) {
+  require_costs(costs, schedule);
+  try {
+    return simulate(schedule, costs);
+  } catch (const ValueError&) {
+    return std::nullopt;  // it deadlocks
+  }
+}
+
 double value_of(const Timeline& timeline, Objective objective) {
   switch (objective) {
     case Objective::kMakespan:
@@ -161,9 +204,9 @@ double value_of(const Timeline& timeline, Objective objective) {
   return 0.0;
 }
 
-std::vector<Seed> all_seeds(const SearchRequest& request) {
+std::vector<Seed> all_seeds(const SearchRequest& request, const std::function<bool()>& stop) {
   std::vector<Seed> seeds = given_seeds(request);
-  for (Seed& seed : named_seeds(request)) seeds.push_back(std::move(seed));
+  for (Seed& seed : named_seeds(request, stop)) seeds.push_back(std::move(seed));
   std::stable_sort(seeds.begin(), seeds.end(), is_better);
   return seeds;
 }

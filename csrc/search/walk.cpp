@@ -91,6 +91,7 @@ std::int64_t Walk::change_rules(std::int64_t tries, const std::atomic<bool>& sto
 
 std::int64_t Walk::change_order(std::int64_t tries, const std::atomic<bool>& stop) {
   constexpr std::array<double, 4> heats = {3e-3, 3e-3, 1e-3, 3e-4};
+  if (best_.empty()) return 0;
   order_ = best_;
   cost_ = cost_of(*clock_.run(order_));
   const double hot = best_value_ * random_.pick(heats);
