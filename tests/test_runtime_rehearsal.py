@@ -15,7 +15,7 @@ from pipert._C import lower_blindly, rehearse
 # claim expects is not contested, and would hide a deadlock that verify() only imagines: every
 # SAMPLE-th of these is run again, with a limit that a machine hardly misses by chance.
 SHORT_MS, PATIENT_MS, LONG_MS = 4, 300, 10_000
-SAMPLE = 20
+SAMPLE = 25
 
 # What may become of a schedule with each defect.
 ENDINGS = {
