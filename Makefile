@@ -26,6 +26,7 @@ test: test-cpp test-python
 
 test-cpp: $(torch_stamp)
 	$(call test_floors,address,undefined)
+	$(test_threads)
 
 test-python: setup
 	python -m pytest $(PYTEST_ARGS)
@@ -82,4 +83,12 @@ define test_floors
 	  -DPIPERT_SANITIZE=$(1)$(if $(2),$(comma)$(2)) -DPIPERT_WERROR=$(PIPERT_WERROR)
 	cmake --build build/floors-$(1)
 	ctest --test-dir build/floors-$(1) --output-on-failure --no-tests=error
+endef
+
+# The tests that start threads, and what they need, under the thread sanitizer: `make sanitize` has all tests there.
+define test_threads
+	cmake -G Ninja -S . -B build/floors-thread -DPIPERT_TORCH=OFF \
+	  -DPIPERT_SANITIZE=thread -DPIPERT_WERROR=$(PIPERT_WERROR)
+	cmake --build build/floors-thread --target test_plan test_search
+	ctest --test-dir build/floors-thread --output-on-failure --no-tests=error -R '^(test_plan|test_search)$$'
 endef

@@ -103,3 +103,8 @@ def test_how_many_versions_a_rank_keeps(ranks, peaks):
 def test_how_many_versions_are_kept_is_asked_of_a_good_schedule_alone():
     with pytest.raises(ValueError, match="bad schedule 'custom': 0F0v1 on rank 0: version 1 is"):
         Schedule([["0F0v1", "0B0v1"]]).peak_weight_versions()
+
+
+def test_forwards_alone_need_no_more_versions_than_they_name():
+    forwards = Schedule([rank.split() for rank in STASHED]).forward_only()
+    assert forwards.peak_weight_versions() == [1, 1]

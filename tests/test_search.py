@@ -131,7 +131,8 @@ def test_the_first_profile_at_one_and_a_half_times_the_memory():
     assert f"{1 - work / held.value:.4f}" == "0.1281"
     costs = costs_of(published_table.times(row), weight_share(row))
     freed = Schedule.search(costs, 8, 24, 12, objective="span", iterations=1200)
-    assert 1 - work / freed.value <= 0.0690
+    assert freed.gap < 1e-9
+    assert f"{1 - work / freed.value:.4f}" == "0.0524"
 
 
 @pytest.mark.slow
@@ -317,7 +318,10 @@ import pipert
 costs = pipert.Costs(forward=2, input=3, weight=1, latency=1)
 threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
 try:
-    pipert.Schedule.search(costs, 4, 16, 4, placements="v", time_limit=1000)
+    # It can't reach its bound, so it takes as long as it may. Room for 1.9 activations is room for
+    # one: no microbatch starts on rank 0 before the last one is through all ranks and back, which
+    # takes 4 x (2 + 3) + 6 x 1 + 1 = 27, times 16 = 432. The bound counts 1.9 at a time.
+    pipert.Schedule.search(costs, 4, 16, 1.9, placements="loop", time_limit=1000)
 except KeyboardInterrupt:
     print("interrupted")
 """

@@ -17,7 +17,9 @@ namespace pipert {
 namespace {
 
 std::vector<int> weight_versions_of(const Schedule& schedule) {
-  require_valid(schedule);
+  VerifyOptions options;
+  options.forward_only = is_forward_only(schedule);
+  require_valid(schedule, options);
   return peak_weight_versions(split_overlaps(schedule));
 }
 

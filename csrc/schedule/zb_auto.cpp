@@ -24,6 +24,7 @@
 #include <limits>
 #include <optional>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -61,13 +62,14 @@ Workload workload_of(const Schedule& frame, const ScheduleRequest& request) {
       static_cast<double>(option(request, "memory_limit", request.num_ranks, 1, most));
   const double weight_share =
       static_cast<double>(option(request, "weight_percent", 100, 0, 100)) / 100.0;
+  StageTimes times{.forward = time("forward", 1),
+                   .input = time("input", 1),
+                   .weight = time("weight", 1),
+                   .activation = time("latency", 0),
+                   .gradient = time("latency", 0)};
   return {.placement = frame.placement,
           .num_microbatches = request.num_microbatches,
-          .times = {.forward = time("forward", 1),
-                    .input = time("input", 1),
-                    .weight = time("weight", 1),
-                    .activation = time("latency", 0),
-                    .gradient = time("latency", 0)},
+          .times = std::move(times),
           .room = {.limit = std::vector<double>(ranks, limit),
                    .size = std::vector<double>(ranks, 1.0),
                    .weight_share = weight_share}};
