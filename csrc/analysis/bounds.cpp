@@ -10,6 +10,7 @@
 #include "analysis/stage_chains.h"
 #include "base/error.h"
 #include "base/index.h"
+#include "base/one_or_each.h"
 
 // Note [Proofs of the bounds]
 //
@@ -49,33 +50,18 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-double at(const std::vector<double>& values, int index) {
-  return values.size() == 1 ? values.front() : values[as_index(index)];
-}
-
-void require_length(std::string_view name, const std::vector<double>& values, int size,
-                    std::string_view of_what) {
-  for (const double value : values) {
-    if (!std::isfinite(value) || value < 0.0)
-      throw ValueError(concat(name, " must be finite and at least 0, got ", value));
-  }
-  if (values.size() == 1 || values.size() == as_index(size)) return;
-  throw ValueError(
-      concat(name, " must be one number or ", size, " (", of_what, "), got ", values.size()));
-}
-
 void require_cap(const Placement& placement, const MemoryCap& cap) {
-  require_length("activation_size", cap.activation_size, placement.num_stages(), "num_stages");
+  require_one_or_each("activation_size", cap.activation_size, placement.num_stages(), "num_stages");
   if (!(cap.weight_share >= 0.0 && cap.weight_share <= 1.0))
     throw ValueError(concat("weight_share must be from 0 to 1, got ", cap.weight_share));
   if (cap.limit.empty()) return;
-  require_length("memory_limit", cap.limit, placement.num_ranks(), "num_ranks");
+  require_one_or_each("memory_limit", cap.limit, placement.num_ranks(), "num_ranks");
   for (Rank rank = 0; rank < placement.num_ranks(); ++rank) {
     double least = 0.0;
     for (const StageIndex stage : placement.stages_of(rank)) {
-      least += at(cap.activation_size, stage);
+      least += one_of(cap.activation_size, stage);
     }
-    const double limit = at(cap.limit, rank);
+    const double limit = one_of(cap.limit, rank);
     if (least > limit * (1.0 + 1e-9)) {
       throw ValueError(concat("memory_limit must be at least ", least, " on rank ", rank,
                               " (one activation of each of its stages), got ", limit));
@@ -149,8 +135,10 @@ class Calculation {
   double forward(StageIndex stage) const { return times_.forward[as_index(stage)]; }
   double input(StageIndex stage) const { return times_.input[as_index(stage)]; }
   double weight(StageIndex stage) const { return times_.weight[as_index(stage)]; }
-  double size(StageIndex stage) const { return at(cap_.activation_size, stage); }
-  double limit(Rank rank) const { return cap_.limit.empty() ? kInfinity : at(cap_.limit, rank); }
+  double size(StageIndex stage) const { return one_of(cap_.activation_size, stage); }
+  double limit(Rank rank) const {
+    return cap_.limit.empty() ? kInfinity : one_of(cap_.limit, rank);
+  }
 
   double head_of(StageIndex stage) const {
     double head = 0.0;

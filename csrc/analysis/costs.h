@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <string_view>
 #include <vector>
 
 #include "base/ids.h"
@@ -48,11 +49,12 @@ struct Costs {
   std::vector<double> weight_share = {1.0};
 };
 
+// Throws ValueError for values that are not finite and at least 0, and for costs that are neither
+// one for all nor one for each of `size` stages, or layers, as `what` says.
+void require_times(const Costs& costs, int size, std::string_view what);
+
 // Throws ValueError for costs that don't fit the schedule.
 void require_costs(const Costs& costs, const Schedule& schedule);
-
-// `values[stage]`, or the one value of all stages. REQUIRES values that fit the schedule.
-double of_stage(const std::vector<double>& values, StageIndex stage);
 
 // How long an action holds up its rank, transfers apart; 0 for an overlapped pair, a SEND, a RECV.
 // Of a microbatch that is cut into `num_slices` each slice takes as much of it as the others.

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/one_or_each.h"
+
 namespace pipert {
 namespace {
 
@@ -116,11 +118,11 @@ std::vector<double> peak_bytes(const Schedule& schedule, const Costs& costs) {
   std::vector<double> peaks;
   if (costs.activation_bytes.empty()) return peaks;
   const auto size_of = [&](StageIndex stage) {
-    const double whole = of_stage(costs.activation_bytes, stage) / schedule.num_slices;
+    const double whole = one_of(costs.activation_bytes, stage) / schedule.num_slices;
     const bool is_first = schedule.placement.is_first(stage);
     return Size{.whole = whole,
-                .after_input_half = whole * of_stage(costs.weight_share, stage),
-                .input = is_first ? 0.0 : of_stage(costs.bytes, stage - 1) / schedule.num_slices};
+                .after_input_half = whole * one_of(costs.weight_share, stage),
+                .input = is_first ? 0.0 : one_of(costs.bytes, stage - 1) / schedule.num_slices};
   };
   for (const auto& actions : schedule.ranks) peaks.push_back(peak_of(actions, size_of));
   return peaks;

@@ -1,30 +1,15 @@
 #include "analysis/memory_limit.h"
 
-#include <cmath>
 #include <string_view>
 #include <utility>
 
 #include "analysis/backward_forms.h"
 #include "base/error.h"
 #include "base/index.h"
+#include "base/one_or_each.h"
 
 namespace pipert {
 namespace {
-
-void require_values(std::string_view name, const std::vector<double>& values, int size,
-                    std::string_view of_what) {
-  for (const double value : values) {
-    if (!std::isfinite(value) || value < 0.0)
-      throw ValueError(concat(name, " must be finite and at least 0, got ", value));
-  }
-  if (values.size() == 1 || values.size() == as_index(size)) return;
-  throw ValueError(
-      concat(name, " must be one number or ", size, " (", of_what, "), got ", values.size()));
-}
-
-double at(const std::vector<double>& values, std::int32_t index) {
-  return values.size() == 1 ? values.front() : values[as_index(index)];
-}
 
 // What the activations of one rank take, action by action.
 class Held {
@@ -43,7 +28,7 @@ class Held {
   bool frees(const Action& action) const { return freed_share(action) > 0.0; }
 
  private:
-  double size(const Action& action) const { return at(options_.activation_size, action.stage); }
+  double size(const Action& action) const { return one_of(options_.activation_size, action.stage); }
 
   double freed_share(const Action& action) const {
     if (action.kind == ActionKind::kInputGrad) return 1.0 - options_.weight_share;
@@ -82,9 +67,10 @@ Verdict passed(const Schedule& schedule, const Held& held, Rank rank, int positi
 
 void require_memory_options(const Schedule& schedule, const VerifyOptions& options) {
   if (!options.memory_limit.empty()) {
-    require_values("memory_limit", options.memory_limit, schedule.num_ranks(), "num_ranks");
+    require_one_or_each("memory_limit", options.memory_limit, schedule.num_ranks(), "num_ranks");
   }
-  require_values("activation_size", options.activation_size, schedule.num_stages(), "num_stages");
+  require_one_or_each("activation_size", options.activation_size, schedule.num_stages(),
+                      "num_stages");
   if (options.weight_share >= 0.0 && options.weight_share <= 1.0) return;
   throw ValueError(concat("weight_share must be from 0 to 1, got ", options.weight_share));
 }
@@ -104,7 +90,7 @@ Verdict check_memory(const Schedule& schedule, const VerifyOptions& options) {
   if (options.memory_limit.empty()) return {};
   const BackwardForms forms(schedule);
   for (Rank rank = 0; rank < schedule.num_ranks(); ++rank) {
-    const double limit = at(options.memory_limit, rank);
+    const double limit = one_of(options.memory_limit, rank);
     const double rounding = 1e-9 * limit;  // sizes add up in any order
     Held held(forms, options);
     int position = 0;

@@ -1,15 +1,10 @@
 #include "analysis/resolve_costs.h"
 
 #include "base/index.h"
+#include "base/one_or_each.h"
 
 namespace pipert {
 namespace {
-
-std::vector<double> spread(const std::vector<double>& values, int num_stages) {
-  std::vector<double> result;
-  for (StageIndex stage = 0; stage < num_stages; ++stage) result.push_back(of_stage(values, stage));
-  return result;
-}
 
 double transfer_time(const Costs& costs, Edge edge, double bytes) {
   const double bandwidth = costs.bandwidth.at(edge);

@@ -1,9 +1,7 @@
 #include "search/partition.h"
 
 #include <algorithm>
-#include <array>
 #include <chrono>
-#include <cmath>
 #include <functional>
 #include <limits>
 #include <numeric>
@@ -14,6 +12,7 @@
 
 #include "base/error.h"
 #include "base/index.h"
+#include "base/one_or_each.h"
 #include "search/loads.h"
 
 namespace pipert {
@@ -26,50 +25,11 @@ constexpr std::int64_t kShortSearch = 200;
 // Of the time, for moving cuts; the rest is for the order of the best ones.
 constexpr double kShareOfCuts = 0.6;
 
-// A cost by layer, and whether it may be left out.
-struct LayerCost {
-  std::string_view name;
-  std::vector<double> Costs::* values;
-  bool is_optional = false;
-};
-
-constexpr std::array<LayerCost, 13> kLayerCosts = {{
-    {"forward", &Costs::forward},
-    {"input", &Costs::input},
-    {"weight", &Costs::weight},
-    {"recompute", &Costs::recompute, true},
-    {"update", &Costs::update},
-    {"reduce", &Costs::reduce},
-    {"unshard", &Costs::unshard},
-    {"reshard", &Costs::reshard},
-    {"offload", &Costs::offload},
-    {"reload", &Costs::reload},
-    {"bytes", &Costs::bytes},
-    {"gradient_bytes", &Costs::gradient_bytes, true},
-    {"activation_bytes", &Costs::activation_bytes, true},
-}};
-
-void require_layers(std::string_view name, const std::vector<double>& values, int num_layers) {
-  for (const double value : values) {
-    if (std::isfinite(value) && value >= 0.0) continue;
-    throw ValueError(concat(name, " must be finite and at least 0, got ", value));
-  }
-  if (values.size() == 1 || values.size() == as_index(num_layers)) return;
-  throw ValueError(
-      concat(name, " must be one number or ", num_layers, " (num_layers), got ", values.size()));
-}
-
-// One number for each layer.
-std::vector<double> by_layer(const std::vector<double>& values, int num_layers) {
-  if (values.size() != 1) return values;
-  return std::vector<double>(as_index(num_layers), values.front());
-}
-
 // Work of one microbatch, by layer.
 std::vector<double> work_of_layers(const Costs& costs, int num_layers) {
-  std::vector<double> work = by_layer(costs.forward, num_layers);
+  std::vector<double> work = spread(costs.forward, num_layers);
   for (const auto* values : {&costs.input, &costs.weight}) {
-    const std::vector<double> more = by_layer(*values, num_layers);
+    const std::vector<double> more = spread(*values, num_layers);
     std::transform(work.begin(), work.end(), more.begin(), work.begin(), std::plus<>());
   }
   return work;
@@ -91,7 +51,7 @@ class PartitionSearch {
         stop_(stop),
         end_(end),
         loads_(work_of_layers(request.search.costs, request.num_layers),
-               by_layer(request.search.cap.activation_size, request.num_layers),
+               spread(request.search.cap.activation_size, request.num_layers),
                request.search.cap.limit, placement) {}
 
   // Starts from cuts that are balanced in layers, in stages and in ranks, which also keep the
@@ -182,12 +142,9 @@ class PartitionSearch {
 
 void require_request(const PartitionRequest& request) {
   const SearchRequest& search = request.search;
-  for (const LayerCost& cost : kLayerCosts) {
-    const auto& values = search.costs.*cost.values;
-    if (values.empty() && cost.is_optional) continue;
-    require_layers(cost.name, values, request.num_layers);
-  }
-  require_layers("activation_size", search.cap.activation_size, request.num_layers);
+  require_times(search.costs, request.num_layers, "num_layers");
+  require_one_or_each("activation_size", search.cap.activation_size, request.num_layers,
+                      "num_layers");
   if (search.placements.empty()) throw ValueError("placements must have at least one, got none");
   for (const Placement& placement : search.placements) {
     if (placement.num_stages() <= request.num_layers) continue;

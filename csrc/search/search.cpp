@@ -12,6 +12,7 @@
 #include "analysis/verify.h"
 #include "base/error.h"
 #include "base/index.h"
+#include "base/one_or_each.h"
 #include "schedule/registry.h"
 #include "search/rounds.h"
 #include "search/rules.h"
@@ -41,10 +42,6 @@ void require_placements(const SearchRequest& request) {
                               " stages"));
     }
   }
-}
-
-std::vector<double> spread(const std::vector<double>& values, int size) {
-  return values.size() == 1 ? std::vector<double>(as_index(size), values.front()) : values;
 }
 
 Workload workload_of(const SearchRequest& request, const Placement& placement) {
