@@ -459,6 +459,9 @@ def test_compare_counts_memory_as_verify_does(ask):
     assert (code, answer["schedules"][0]["over_memory"]) == (0, False)
     code, answer = ask(*words)
     assert (code, answer["schedules"][0]["over_memory"]) == (1, True)
+    words = ["compare", "zb_h1", "zb_auto", *SIZES, "--stages", "2", "--memory", "2"]
+    code, answer = ask(*words, "--weight-share", "0.2,0.4")  # the largest counts
+    assert (code, answer["unfit"]) == (0, [])
 
 
 def test_compare_ends_with_1_if_all_are_over_the_memory(call, ask):

@@ -1,5 +1,6 @@
 // Schedule.search with its SearchResult, and lower_bounds with Bounds.
 
+#include <algorithm>
 #include <utility>
 
 #include "analysis/bounds.h"
@@ -52,7 +53,10 @@ Bounds bounds_of(const Placement& placement, int num_microbatches, const Costs& 
 std::map<std::string, std::int64_t> schedule_options(const std::string& name, const Costs& costs,
                                                      const std::optional<OneOrMany>& memory_limit,
                                                      const OneOrMany& activation_size) {
-  return options_for(generator_of(name), costs, make_cap(memory_limit, activation_size, costs));
+  Costs one_share = costs;
+  auto& shares = one_share.weight_share;
+  if (!shares.empty()) shares = {*std::max_element(shares.begin(), shares.end())};
+  return options_for(generator_of(name), costs, make_cap(memory_limit, activation_size, one_share));
 }
 
 std::vector<std::pair<std::string, double>> seeds_of(const SearchResult& result) {
@@ -102,7 +106,8 @@ void bind_options(py::module_& module) {
              R"(The options of a schedule that is made for given times; none for all others.
 
 Schedule.build(name, ..., **schedule_options(name, costs)) is then the schedule for these costs. It
-knows one time of each kind, the mean over the stages, and one limit, the tightest of the ranks.
+knows one time of each kind, the mean over the stages, and one limit, the tightest of the ranks, for
+the largest activation and weight_share.
 
 Args:
     name: As in Schedule.build; "zb_auto" is the one that is made for given times.
