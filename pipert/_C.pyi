@@ -79,6 +79,9 @@ class Placement:
     def stages_of(self, rank: int) -> list[int]: ...
     def __eq__(self, other: object) -> bool: ...
 
+_Objective = Literal["makespan", "span"]
+_PlacementChoice = Literal["loop", "v"] | Placement
+
 class Schedule:
     def __init__(
         self,
@@ -107,8 +110,8 @@ class Schedule:
         memory_limit: float | Sequence[float] | None = None,
         *,
         activation_size: float | Sequence[float] = 1.0,
-        objective: str = "makespan",
-        placements: str | Placement | Sequence[str | Placement] | None = None,
+        objective: _Objective = "makespan",
+        placements: _PlacementChoice | Sequence[_PlacementChoice] | None = None,
         num_stages: int | None = None,
         seeds: Sequence[Schedule] = ...,
         time_limit: float | None = None,
@@ -117,12 +120,12 @@ class Schedule:
         num_threads: int | None = None,
     ) -> SearchResult: ...
     @staticmethod
-    def parse_csv(text: str, name: str = "csv") -> Schedule: ...
+    def parse_csv(text: str | bytes, name: str = "csv") -> Schedule: ...
     @staticmethod
     def from_csv(path: str | os.PathLike[str], name: str | None = None) -> Schedule: ...
     def to_csv(self, path: str | os.PathLike[str] | None = None) -> str: ...
     @staticmethod
-    def parse_json(text: str) -> Schedule: ...
+    def parse_json(text: str | bytes) -> Schedule: ...
     @staticmethod
     def from_json(path: str | os.PathLike[str]) -> Schedule: ...
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str: ...
@@ -135,7 +138,7 @@ class Schedule:
     ) -> Schedule: ...
     @staticmethod
     def parse_zero_bubble(
-        text: str, *, placement: Placement | None = None, name: str = "zero-bubble"
+        text: str | bytes, *, placement: Placement | None = None, name: str = "zero-bubble"
     ) -> Schedule: ...
     @property
     def name(self) -> str: ...
@@ -388,6 +391,13 @@ def lower_bounds(
     memory_limit: float | Sequence[float] | None = None,
     activation_size: float | Sequence[float] = 1.0,
 ) -> Bounds: ...
+def schedule_options(
+    name: str,
+    costs: Costs,
+    *,
+    memory_limit: float | Sequence[float] | None = None,
+    activation_size: float | Sequence[float] = 1.0,
+) -> dict[str, int]: ...
 
 class SearchResult:
     @property
@@ -438,8 +448,8 @@ def search_partition(
     memory_limit: float | Sequence[float] | None = None,
     *,
     activation_size: float | Sequence[float] = 1.0,
-    objective: str = "makespan",
-    placements: str | Placement | Sequence[str | Placement] | None = None,
+    objective: _Objective = "makespan",
+    placements: _PlacementChoice | Sequence[_PlacementChoice] | None = None,
     num_stages: int | None = None,
     num_layers: int | None = None,
     time_limit: float | None = None,

@@ -24,6 +24,7 @@ from pipert._C import (  # noqa: E402
     lower,
     lower_bounds,
     render_svg,
+    schedule_options,
     schedules,
     search_partition,
 )
@@ -67,6 +68,7 @@ __all__ = [
     "lower_bounds",
     "periodic_schedule",
     "render_svg",
+    "schedule_options",
     "schedules",
     "search_partition",
     "split",

@@ -109,8 +109,8 @@ def test_a_collective_that_stands_before_what_the_others_wait_for_is_a_deadlock(
     [
         ([[0, 4]], "tied_stages: stage must be in [0, 4), got 4"),
         ([[-1, 0]], "tied_stages: stage must be in [0, 4), got -1"),
-        ([[0, 1], [1, 2]], "tied_stages: stage 1 must be in one group, once"),
-        ([[2, 2]], "tied_stages: stage 2 must be in one group, once"),
+        ([[0, 1], [1, 2]], "stage 1 must be in one group, once, got it in groups 0 and 1"),
+        ([[2, 2]], "stage 2 must be in one group, once, got it twice in group 0"),
     ],
 )
 def test_bad_groups_are_refused(tied, message):

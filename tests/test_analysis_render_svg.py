@@ -54,6 +54,23 @@ def test_svg_shows_titles_ranks_legend_and_axis():
     assert "W weight gradient" not in words
 
 
+def words_of(schedule, costs=None):
+    svg = render_svg([("t", schedule.simulate(costs or Costs()))])
+    return " ".join(node.text for node in ElementTree.fromstring(svg).iter(f"{SVG}text"))
+
+
+def test_a_box_has_the_version_of_the_weights_where_it_fits():
+    ranks = [["0F0", "0B0", "0UPDATEv1", "0F1v1", "0B1v1", "0UPDATEv2"]]
+    words = words_of(Schedule(ranks), Costs(update=1))
+    assert " 1v1 " in words
+    assert "v2: with version 2 of the weights" in words
+    assert " 0v0 " not in words
+    narrow = words_of(Schedule(ranks), Costs(forward=0.01, update=1))
+    assert narrow.count("1v1") == 1  # of the backward alone
+    plain = words_of(one_f_one_b())
+    assert "version" not in plain
+
+
 def test_a_measured_timeline_may_start_at_any_time():
     timeline = one_f_one_b().simulate()
     later = Timeline.from_spans(

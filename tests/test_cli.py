@@ -29,6 +29,8 @@ FILES = {
     "bytes.csv": b"0F0,\xff\xfe\n1F0\n",
     "plain.txt": "0F0,0B0\n",
     "broken.json": "{}",
+    "bytes.json": b'{"format": "\xff"}',
+    "bytes.txt": b'{"format": "\xff"}',
     "printed": "f0 F0 B0 W0 b0 w0\nf0 F0 B0 b0 W0 w0\n",
 }
 DEADLOCK = "deadlock: rank 0 at 0B0 waits for 1B0 on rank 1, which at 1F1 waits for 0F1 on rank 0"
@@ -45,6 +47,7 @@ DEADLOCK_PLACES = {
         {"source": 1, "target": 3, "reason": "message"},
     ],
 }
+BYTES_JSON = r"bytes.(json|txt): row 1, column 12, format: expected UTF-8 at"
 NOT_OK = f"""not ok: {DEADLOCK}
 rank 0 | 0F0 [0B0] <0F1> 0B1
              waits for 1B0
@@ -170,6 +173,17 @@ def test_verify_holds_a_schedule_to_memory_and_tied_stages(call):
     assert call("verify", "half.csv")[0] == 0
     code, printed, _ = call("verify", "half.csv", "--tied-stages", "0,1")
     assert (code, "1REDUCE_GRAD is missing on rank 1" in printed) == (1, True)
+
+
+def test_verify_counts_the_share_of_an_activation_that_search_counts(call):
+    sizes = ["--ranks", "4", "--microbatches", "8", "--memory", "5", "--weight-share", "0.4"]
+    costs = ["--weight", "2", "--iterations", "500", "--out", "x.csv"]
+    assert call("search", *sizes, *costs)[0] == 0
+    assert call("verify", "x.csv", *sizes[4:])[0] == 0
+    Path("late.csv").write_text("0F0,0I0,0F1,0I1,0W0,0W1\n")
+    assert call("verify", "late.csv", "--memory", "1.5", "--weight-share", "0.4")[0] == 0
+    code, printed, _ = call("verify", "late.csv", "--memory", "1.5")
+    assert (code, "rank 0 holds activations of 2" in printed) == (1, True)
 
 
 def test_verify_takes_into_account_how_messages_are_sent(call):
@@ -387,6 +401,77 @@ def test_compare_with_stages_takes_costs_of_each_stage(ask):
     assert unfit["reason"].startswith("--stages must be 2 (--ranks) for schedule '1f1b', got 4")
 
 
+def test_compare_takes_stages_of_one_copy_of_the_model(call, ask):
+    words = ["compare", "dualpipe", "1f1b", "zb_v", "--ranks", "4", "--microbatches", "8"]
+    for stages in ([], ["--stages", "4"]):
+        _, answer = ask(*words, *stages)
+        best = answer["schedules"][0]
+        assert (best["name"], best["num_stages"], best["num_copies"]) == ("dualpipe", 4, 2)
+        assert best["makespan"] == 25
+        assert {each["num_copies"] for each in answer["schedules"][1:]} == {1}
+        out = call(*words, *stages)[1]
+        assert re.search(r"^dualpipe +4 +25 .* two copies of the weights$", out, re.MULTILINE)
+        assert out.count("copies of the weights") == 1
+    _, answer = ask(*words, "--stages", "8")
+    assert [each["name"] for each in answer["schedules"]] == ["zb_v"]
+    reasons = {each["name"]: each["reason"] for each in answer["unfit"]}
+    assert reasons["dualpipe"] == ("--stages must be 4, of each of 2 copies of the model, got 8")
+
+
+def test_compare_takes_costs_of_the_stages_of_one_copy(ask):
+    words = ["compare", "chimera", "both.json", "--ranks", "2", "--microbatches", "4"]
+    schedule = pipert.Schedule.build("chimera", num_ranks=2, num_microbatches=4)
+    schedule.to_json("both.json")
+    _, answer = ask(*words, "--stages", "2", "--forward", "1,5")
+    expected = schedule.simulate(pipert.Costs(forward=[1, 5, 1, 5])).makespan
+    results = [(each["name"], each["num_stages"]) for each in answer["schedules"]]
+    assert results == [("both.json", 2), ("chimera", 2)]
+    assert [each["makespan"] for each in answer["schedules"]] == [expected, expected]
+    _, answer = ask(*words, "--stages", "4")
+    reasons = {each["name"]: each["reason"] for each in answer["unfit"]}
+    assert reasons["both.json"] == "--stages must be 2 for this file, got 4"
+
+
+def test_compare_tells_the_reason_that_no_number_of_stages_mends(ask):
+    _, answer = ask("compare", "dualpipe", "--ranks", "4", "--microbatches", "7", "--stages", "4")
+    assert "--microbatches" in answer["unfit"][0]["reason"]
+
+
+def test_compare_makes_zb_auto_for_the_costs_and_memory(ask):
+    sizes = ["--ranks", "4", "--microbatches", "8", "--memory", "6"]
+    times = ["--input", "1.5", "--weight", "0.5", "--latency", "0.1"]
+    for stages in ([], ["--stages", "4"]):
+        _, answer = ask("compare", "zb_auto", "zb_h1", *sizes, *times, *stages)
+        best = answer["schedules"][0]
+        assert (best["name"], f"{best['makespan']:g}") == ("zb_auto", "29.6")
+        assert (best["peak_memory"], best["over_memory"]) == (6, False)
+        built = pipert.Schedule.build("zb_auto", num_ranks=4, num_microbatches=8, **best["options"])
+        costs = pipert.Costs(input=1.5, weight=0.5, latency=0.1)
+        assert built.simulate(costs).makespan == best["makespan"]
+    _, found = ask("search", *sizes, *times, "--iterations", "10")
+    assert found["seeds"][0] == {"name": "zb_auto", "value": best["makespan"]}
+
+
+def test_compare_counts_memory_as_verify_does(ask):
+    Path("late.csv").write_text("0F0,0I0,0F1,0I1,0W0,0W1\n")
+    words = ["compare", "late.csv", "--ranks", "1", "--microbatches", "2", "--memory", "1.5"]
+    code, answer = ask(*words, "--weight-share", "0.4")
+    assert (code, answer["schedules"][0]["over_memory"]) == (0, False)
+    code, answer = ask(*words)
+    assert (code, answer["schedules"][0]["over_memory"]) == (1, True)
+    words = ["compare", "zb_h1", "zb_auto", *SIZES, "--stages", "2", "--memory", "2"]
+    code, answer = ask(*words, "--weight-share", "0.2,0.4")  # the largest counts
+    assert (code, answer["unfit"]) == (0, [])
+
+
+def test_compare_ends_with_1_if_all_are_over_the_memory(call, ask):
+    words = ["compare", "--ranks", "4", "--microbatches", "8"]
+    code, answer = ask(*words, "--memory", "0.5")
+    assert code == 1
+    assert {each["over_memory"] for each in answer["schedules"]} == {True}
+    assert call(*words, "--memory", "2")[0] == 0  # v_min
+
+
 def test_compare_ends_with_1_if_no_schedule_fits(call):
     code, out, err = call("compare", "good.csv", "swapped.csv", "--ranks", "2", *SIZES[2:])
     assert (code, err) == (1, "")
@@ -403,6 +488,8 @@ def test_search_prints_the_value_and_its_bound_and_writes_the_schedule(call, ask
     assert found.verify(memory_limit=4)
     assert answer["value"] == answer["makespan"] == found.simulate().makespan
     assert answer["bound"] <= answer["value"] <= min(seed["value"] for seed in answer["seeds"])
+    assert call(*words, "--out", "found.json")[0] == 0
+    assert pipert.Schedule.from_json("found.json").actions == found.actions
     code, out, err = call(*words, "--out", "found.csv")
     assert (code, out) == (2, "")
     assert "found.csv: the file is there already, --force overwrites it" in err
@@ -453,7 +540,10 @@ def test_search_takes_limits_by_rank_spans_and_chunks(ask):
         ("verify plain.txt", "expected a file .* in .csv or .json, got 'plain.txt'"),
         ("verify broken.json", "broken.json: row 1, column 1: expected the key 'format'"),
         ("verify good.csv --from json", r"good.csv: row 1, column 1: expected an object at \"0F0"),
-        ("verify bytes.csv --from json", "bytes.csv: .*can't decode byte 0xff"),
+        ("verify bytes.csv --from json", "bytes.csv: row 1, column 1: expected an object at"),
+        ("verify bytes.json", BYTES_JSON),
+        ("verify bytes.txt --from json", BYTES_JSON),
+        ("verify bytes.csv --from csv", r"bytes.csv: row 1, column 2: bad action \"\\xff\\xfe\""),
         (
             "verify good.csv --from zero-bubble",
             "good.csv: row 1, column 1: expected a type and a m",
@@ -470,6 +560,17 @@ def test_search_takes_limits_by_rank_spans_and_chunks(ask):
         ("verify good.csv --memory 1,2,3", r"--memory must be one number or 2 .*, got 3"),
         ("verify good.csv --tied-stages 0,x", "--tied-stages: expected integers of .*, got '0,x'"),
         ("verify good.csv --tied-stages 0,5", r"--tied-stages: stage must be in \[0, 2\), got 5"),
+        (
+            "verify good.csv --tied-stages 0,0",
+            "--tied-stages: stage 0 must be in one group, once, got it twice in group 0",
+        ),
+        (
+            "verify good.csv --tied-stages 0,1 --tied-stages 1",
+            "--tied-stages: stage 1 must be in one group, once, got it in groups 0 and 1",
+        ),
+        ("verify good.csv --weight-share 2", "--weight-share must be from 0 to 1, got 2"),
+        ("verify good.csv --weight-share 0,1", "--weight-share: expected a number.*got '0,1'"),
+        ("show good.csv --transfers", "--transfers: expected --svg or --png with it, got neither"),
         ("verify good.csv --svg a.png", "--svg: expected a file that ends in .svg, got 'a.png'"),
         ("simulate good.csv --forward nan", "--forward: expected a number of at least 0.*'nan'"),
         ("simulate good.csv --forward=", "--forward: expected a number of at least 0.*got ''"),
@@ -480,6 +581,14 @@ def test_search_takes_limits_by_rank_spans_and_chunks(ask):
         ("simulate good.csv --latency 1e308", "costs: .*finite"),
         ("simulate good.csv --latency-of 0-1", "--latency-of: expected A-B=NUMBER.*got '0-1'"),
         ("simulate good.csv --bandwidth-of 0-1=-2", "--bandwidth-of: expected A-B.*'0-1=-2'"),
+        (
+            "simulate good.csv --latency-of 0-1=1 --latency-of 0-1=2",
+            "--latency-of: expected each edge once, got 0-1 twice",
+        ),
+        (
+            "simulate good.csv --bandwidth-of 1-0=1 --bandwidth-of 1-0=1",
+            "--bandwidth-of: expected each edge once, got 1-0 twice",
+        ),
         ("simulate good.csv --link 0-1,1", "--link: expected edges.*as A-B,C-D, got '0-1,1'"),
         ("simulate good.csv --link 0-2", r"costs: links: an edge must lead.*0 to 1, got \(0, 2\)"),
         ("simulate good.csv --link 0-1 --link 0-1", r"costs: links: .* got \(0, 1\) twice"),
@@ -497,8 +606,11 @@ def test_search_takes_limits_by_rank_spans_and_chunks(ask):
         ("search --ranks 2 --microbatches 4 --memory 1,2,3", r"--memory must be one number or 2"),
         (
             "search --ranks 2 --microbatches 4 --weight-share 2",
-            "weight_share must be from 0 to 1, got 2",
+            "--weight-share must be from 0 to 1, got 2",
         ),
+        ("search --ranks 2 --microbatches 4 --recompute 2", "unrecognized arguments: --recompute"),
+        ("search --ranks 2 --microbatches 4 --unshard 2", "unrecognized arguments: --unshard"),
+        ("search --ranks 2 --microbatches 4 --reload 2", "unrecognized arguments: --reload"),
         ("search --ranks 2 --microbatches 4 --stages 3", "--stages must be a positive multiple"),
         ("search --ranks 2 --microbatches 4 --placement w", "--placement: invalid choice: 'w'"),
         ("search --ranks 2 --microbatches 4 --out -", "--out: expected a file, got -"),

@@ -44,18 +44,69 @@ def test_a_schedule_without_a_section_is_an_error():
 
 
 def test_predictions_are_for_the_published_profiles():
-    published = [row for row in rows() if sizes(row) == (8, 24)]
-    assert gallery.profiles() == published
-    for row in published:
-        assert row["model"] in DOCUMENT
+    assert gallery.profiles() == rows()
+    assert len(rows()) == 12
+    for row in rows():
+        p, m = sizes(row)
         for name in ("1f1b", "zb_h1", "zb_h2"):
-            _, span, makespan, _ = gallery.predict(name, row)
-            schedule = pipert.Schedule.build(name, num_ranks=8, num_microbatches=24)
-            assert span == pytest.approx(bubble_rate(schedule, row))
-            assert f"{span:.4f}" == row[f"bubble_{name}"]
-            assert makespan >= span - 1e-12
+            found = gallery.predict(name, row)
+            schedule = pipert.Schedule.build(name, num_ranks=p, num_microbatches=m)
+            assert found.span_bubble == pytest.approx(bubble_rate(schedule, row))
+            assert f"{found.span_bubble:.4f}" == row[f"bubble_{name}"]
+            assert found.makespan_bubble >= found.span_bubble - 1e-12
 
 
-@pytest.mark.parametrize(("name", "peak"), [("gpipe", 24), ("1f1b", 8), ("zb_v", 8), ("zb_h2", 15)])
+def test_the_tables_have_a_row_for_each_schedule_and_a_column_for_each_profile():
+    part = DOCUMENT.partition("<!-- predictions")[2].partition("<!-- end of predictions")[0]
+    tables = [table for table in part.split("\n\n") if table.startswith("| schedule")]
+    assert len(tables) == 3
+    for table in tables:
+        head, _, *body = [[cell.strip() for cell in line.split("|")] for line in table.splitlines()]
+        assert [f"{model} span" in head for model in ("1.5B", "6.2B", "14.6B", "28.3B")] == [
+            True
+        ] * 4
+        names = dict.fromkeys(re.sub("[`,].*", "", cells[1].strip("`")) for cells in body)
+        assert list(names) == pipert.schedules()
+    published = {row["bubble_zb_h1"] for row in rows()}
+    shown = re.findall(r"^\| `zb_h1` \|(.*)$", part, re.MULTILINE)
+    assert published <= {cell.strip() for line in shown for cell in line.split("|")}
+
+
+def test_zb_auto_is_made_for_the_times_of_each_profile():
+    for row in rows():
+        p, m = sizes(row)
+        default = gallery.predict("zb_auto", row)
+        single, double = (gallery.predict("zb_auto", row, limit) for limit in (1, 2))
+        assert (single.peak, double.peak <= 2 * p) == (p, True)
+        assert single.span_bubble <= default.span_bubble + 1e-12
+        assert f"{single.span_bubble:.4f}" == row["bubble_zb_1p"]
+        zb_h2 = pipert.Schedule.build("zb_h2", num_ranks=p, num_microbatches=m)
+        assert double.span_bubble < bubble_rate(zb_h2, row)
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("gpipe", lambda p, m: m),
+        ("1f1b", lambda p, m: p),
+        ("zb_v", lambda p, m: p),
+        ("zb_h2", lambda p, m: 2 * p - 1),
+    ],
+)
 def test_peak_memory_is_in_shares_of_a_rank(name, peak):
-    assert {gallery.predict(name, row)[3] for row in gallery.profiles()} == {peak}
+    for row in rows():
+        assert gallery.predict(name, row).peak == peak(*sizes(row))
+
+
+def test_updates_and_versions_are_seen_in_the_pictures_of_asynchronous_schedules():
+    pictures = {}
+    for name in ("1f1b", "pipedream", "pipedream_vertical_sync", "pipedream_2bw"):
+        svg = (gallery.IMAGES / f"{name}.svg").read_text()
+        pictures[name] = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" class="[a-z]+">([^<]*)<', svg)
+        updates = re.findall(r"<title>\d+UPDATEv\d+</title><rect [^>]*width=\"([\d.]+)\"", svg)
+        assert len(updates) == {"1f1b": 0, "pipedream_2bw": 8}.get(name, 32)
+        assert all(float(width) > 5 for width in updates)
+    words = {name: {text for _, _, text in found} for name, found in pictures.items()}
+    assert "7v7" in words["pipedream"]
+    assert "7v4" in words["pipedream_vertical_sync"]
+    assert "7v7" not in words["pipedream_vertical_sync"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipert import Costs, Placement, Schedule, lower_bounds, schedules
+from pipert import Costs, Placement, Schedule, lower_bounds, schedule_options, schedules
 
 CHUNK_PROFILES = [
     # F, I, W, latency of one chunk in ms, and the makespan to reach on 8 ranks of two chunks
@@ -88,6 +88,74 @@ def test_what_comes_out_is_valid_within_memory_and_never_worse_than_a_name(
         if fits and named.placement in placements:
             best = objective_of(named.simulate(costs), objective)
             assert result.value <= best * ROUNDING
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    p=st.integers(1, 4),
+    m=st.integers(1, 8),
+    times=st.tuples(*[st.sampled_from([0, 0.1, 0.5, 1, 1.5, 2, 3])] * 4),
+    room=st.floats(1, 9),
+    share=st.sampled_from([0.0, 0.4, 1.0]),
+    size=st.sampled_from([0.5, 1, 2]),
+)
+def test_zb_auto_as_a_seed_is_the_one_of_its_defaults_or_options(p, m, times, room, share, size):
+    costs = costs_of(times, share)
+    limit = room * size
+    result = Schedule.search(costs, p, m, limit, activation_size=size, iterations=0)
+    options = schedule_options("zb_auto", costs, memory_limit=limit, activation_size=size)
+    build = {"num_ranks": p, "num_microbatches": m}
+    ways = [Schedule.build("zb_auto", **build, **each) for each in ({}, options)]
+    for name, value in result.seeds:
+        if name == "zb_auto":
+            assert value in [way.simulate(costs).makespan for way in ways]
+    if result.source == "zb_auto":
+        assert result.options in ({}, options)
+    if result.source in schedules():
+        again = Schedule.build(result.source, **build, **result.options)
+        assert again.actions == result.schedule.actions
+
+
+def test_the_source_of_a_search_is_zb_auto_made_for_its_costs():
+    costs = costs_of((1, 1.5, 0.5, 0.1))
+    result = Schedule.search(costs, 4, 8, 6, iterations=10)
+    assert result.source == "zb_auto"
+    assert result.options == schedule_options("zb_auto", costs, memory_limit=6)
+    made = Schedule.build("zb_auto", num_ranks=4, num_microbatches=8, **result.options)
+    default = Schedule.build("zb_auto", num_ranks=4, num_microbatches=8)
+    assert result.schedule.actions == made.actions != default.actions
+
+
+def test_options_are_one_time_of_each_kind_and_the_tightest_limit():
+    costs = Costs(forward=[1, 3], input=4, weight=1, latency={None: 2, (0, 1): 9}, weight_share=0.4)
+    options = schedule_options("zb_auto", costs, memory_limit=[7, 5.5], activation_size=[1, 2])
+    assert options == {
+        "forward": 500_000,
+        "input": 1_000_000,
+        "weight": 250_000,
+        "latency": 500_000,
+        "weight_percent": 40,
+        "memory_limit": 2,
+    }
+    uneven = schedule_options("zb_auto", Costs(weight_share=[0.2, 0.6]))
+    assert (uneven["weight_percent"], uneven["memory_limit"]) == (60, 2**31 - 1)
+    assert schedule_options("zb_auto", Costs(), memory_limit=0.5)["memory_limit"] == 1
+    assert [name for name in schedules() if schedule_options(name, costs)] == ["zb_auto"]
+
+
+@pytest.mark.parametrize(
+    ("name", "costs", "arguments", "message"),
+    [
+        ("zb_aut", Costs(), {}, "unknown schedule 'zb_aut': did you mean 'zb_auto'"),
+        ("zb_auto", Costs(forward=-1), {}, "forward must be finite and at least 0, got -1"),
+        ("zb_auto", Costs(latency=float("inf")), {}, "latency must be finite.*got inf"),
+        ("zb_auto", Costs(), {"memory_limit": float("nan")}, "memory_limit must be finite"),
+        ("1f1b", Costs(weight_share=2), {}, "weight_share must be from 0 to 1, got 2"),
+    ],
+)
+def test_options_for_bad_numbers_are_refused(name, costs, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        schedule_options(name, costs, **arguments)
 
 
 @pytest.mark.slow

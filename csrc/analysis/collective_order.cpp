@@ -175,17 +175,22 @@ Verdict Collectives::different_order(Rank rank, Rank other, const Collective& fi
 }
 
 void require_tied_stages(const Schedule& schedule, const VerifyOptions& options) {
-  std::vector<bool> tied(as_index(schedule.num_stages()), false);
-  for (const auto& group : options.tied_stages) {
-    for (const StageIndex stage : group) {
+  constexpr int none = -1;
+  std::vector<int> group_of(as_index(schedule.num_stages()), none);
+  for (int group = 0; group < static_cast<int>(options.tied_stages.size()); ++group) {
+    for (const StageIndex stage : options.tied_stages[as_index(group)]) {
       if (stage < 0 || stage >= schedule.num_stages()) {
         throw ValueError(
             concat("tied_stages: stage must be in [0, ", schedule.num_stages(), "), got ", stage));
       }
-      if (tied[as_index(stage)]) {
-        throw ValueError(concat("tied_stages: stage ", stage, " must be in one group, once"));
+      int& known = group_of[as_index(stage)];
+      if (known != none) {
+        throw ValueError(concat("tied_stages: stage ", stage,
+                                " must be in one group, once, got it ",
+                                known == group ? "twice in group " : "in groups ",
+                                known == group ? concat(group) : concat(known, " and ", group)));
       }
-      tied[as_index(stage)] = true;
+      known = group;
     }
   }
 }

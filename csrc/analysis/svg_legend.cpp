@@ -31,6 +31,17 @@ bool has_colours(const std::vector<Panel>& panels, const KindColours& colours) {
   return false;
 }
 
+bool has_versions(const std::vector<Panel>& panels) {
+  for (const Panel& panel : panels) {
+    for (const auto& spans : panel.timeline.ranks) {
+      for (const Span& span : spans) {
+        if (span.action.version > 0) return true;
+      }
+    }
+  }
+  return false;
+}
+
 double width_of(std::string_view label) { return 28.0 + 6.7 * static_cast<double>(label.size()); }
 
 class Legend {
@@ -104,12 +115,13 @@ class Legend {
   std::string out_;
 };
 
-std::string note(const LegendContent& content) {
+std::string note(const LegendContent& content, bool with_versions) {
   std::string text = "numbers are microbatches, later ones darker (anew after 8)";
   if (content.in_columns) {
     text = "too many actions for boxes: each point has the colour of what takes most of its time";
-  } else if (content.num_chunks > 1) {
-    text += "; a foot: a later stage of the rank";
+  } else {
+    if (content.num_chunks > 1) text += "; a foot: a later stage of the rank";
+    if (with_versions) text += "; v2: with version 2 of the weights";
   }
   return text + "; bubble: of the makespan; peak: " +
          (content.with_bytes ? "bytes of activations" : "activations of a stage alive at once");
@@ -135,7 +147,8 @@ DrawnLegend svg_legend(const std::vector<Panel>& panels, const LegendContent& co
     legend.arrow("gradient", "gradient");
   }
   const double extra = legend.extra_height();
-  return {legend.take() + svg_text({kLeft, kNoteBaseline + extra}, "axis", note(content)),
+  return {legend.take() +
+              svg_text({kLeft, kNoteBaseline + extra}, "axis", note(content, has_versions(panels))),
           kLegendHeight + extra};
 }
 

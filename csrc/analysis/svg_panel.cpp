@@ -19,11 +19,13 @@ namespace {
 constexpr double kMostTicks = 12.0;
 constexpr int kLongestTitle = 110;
 
-// "3", of a slice "3s1"; the kind where there is no microbatch.
-std::string box_label(const Action& action) {
+// "3", of a slice "3s1", with a later version of the weights "3v2"; the kind where there is no
+// microbatch.
+std::string box_label(const Action& action, bool with_version) {
   if (!has_microbatch(action.kind)) return std::string(kind_name(action.kind));
   std::string number = std::to_string(action.microbatch);
   if (action.slice != kWholeSequence) number += concat("s", action.slice);
+  if (with_version && action.version > 0) number += concat("v", action.version);
   return number;
 }
 
@@ -107,9 +109,12 @@ class PanelDrawing {
       out_ += svg_rect({box.x, box.y + box.height - foot, width, foot},
                        white ? "class=\"pale foot\"" : "class=\"foot\"");
     }
-    const std::string number = box_label(span.action);
-    const bool fits = static_cast<double>(number.size()) * kDigitWidth + 2.4 <= whole;
-    if (fits && box.height >= kLabelHeight) {
+    const auto fits = [&](const std::string& label) {
+      return static_cast<double>(label.size()) * kDigitWidth + 2.4 <= whole;
+    };
+    std::string number = box_label(span.action, true);
+    if (!fits(number)) number = box_label(span.action, false);
+    if (fits(number) && box.height >= kLabelHeight) {
       const double baseline = box.y + box.height / 2.0 + (with_feet ? 2.0 : 4.0);
       out_ += svg_text({box.x + width / 2.0, baseline}, white ? "light" : "dark", number);
     }

@@ -78,7 +78,7 @@ void bind_csv(py::class_<Schedule>& schedule) {
                   R"(Reads PyTorch's CSV: a row for each rank, an action in each cell.
 
 An empty cell is an idle step, which carries no meaning and is dropped. The placement and the
-numbers of microbatches and slices are read off the actions.
+numbers of microbatches and slices are read off the actions. The text may be bytes, in UTF-8.
 
 Raises:
     ValueError: Says row and column (from 1), the cell's text and what is wrong with it.)")
@@ -98,6 +98,8 @@ void bind_json(py::class_<Schedule>& schedule) {
       .def_static("parse_json", &parse_json, py::arg("text"),
                   py::call_guard<py::gil_scoped_release>(),
                   R"(Reads what to_json writes: a schedule with its name, sizes and placement.
+
+The text may be bytes, in UTF-8.
 
 Raises:
     ValueError: Says row and column (from 1), the path of the value and what is wrong with it.)")

@@ -1,11 +1,14 @@
 // Schedule.search with its SearchResult, and lower_bounds with Bounds.
 
+#include <algorithm>
 #include <utility>
 
 #include "analysis/bounds.h"
 #include "base/error.h"
 #include "bindings/bind.h"
 #include "bindings/search_arguments.h"
+#include "schedule/registry.h"
+#include "search/options.h"
 #include "search/search.h"
 
 namespace py = pybind11;
@@ -47,6 +50,15 @@ Bounds bounds_of(const Placement& placement, int num_microbatches, const Costs& 
                       make_cap(memory_limit, activation_size, costs));
 }
 
+std::map<std::string, std::int64_t> schedule_options(const std::string& name, const Costs& costs,
+                                                     const std::optional<OneOrMany>& memory_limit,
+                                                     const OneOrMany& activation_size) {
+  Costs one_share = costs;
+  auto& shares = one_share.weight_share;
+  if (!shares.empty()) shares = {*std::max_element(shares.begin(), shares.end())};
+  return options_for(generator_of(name), costs, make_cap(memory_limit, activation_size, one_share));
+}
+
 std::vector<std::pair<std::string, double>> seeds_of(const SearchResult& result) {
   std::vector<std::pair<std::string, double>> seeds;
   for (const Candidate& seed : result.seeds) seeds.emplace_back(seed.source, seed.value);
@@ -63,9 +75,10 @@ void bind_bounds(py::module_& module) {
           "Of first start on any rank to last end on any.")
       .def_property_readonly(
           "span_reason", [](const Bounds& self) { return reason_name(self.span.reason); },
-          "work, fill and drain, path, or in flight.")
-      .def_property_readonly("makespan_reason",
-                             [](const Bounds& self) { return reason_name(self.makespan.reason); })
+          "Why the span can't be shorter: work, fill and drain, path, or in flight.")
+      .def_property_readonly(
+          "makespan_reason", [](const Bounds& self) { return reason_name(self.makespan.reason); },
+          "Likewise, of the makespan's bound.")
       .def("__repr__", [](const Bounds& self) {
         return concat("<Bounds: span ", self.span.value, ", makespan ", self.makespan.value, ">");
       });
@@ -84,6 +97,26 @@ Args:
 Raises:
     ValueError: Values that don't fit the placement, two copies of the model, or a limit that no
         schedule can keep, with the least that would do.)");
+}
+
+void bind_options(py::module_& module) {
+  module.def("schedule_options", &schedule_options, py::arg("name"), py::arg("costs"),
+             py::kw_only(), py::arg("memory_limit") = py::none(), py::arg("activation_size") = 1.0,
+             py::call_guard<py::gil_scoped_release>(),
+             R"(The options of a schedule that is made for given times; none for all others.
+
+Schedule.build(name, ..., **schedule_options(name, costs)) is then the schedule for these costs. It
+knows one time of each kind, the mean over the stages, and one limit, the tightest of the ranks, for
+the largest activation and weight_share.
+
+Args:
+    name: As in Schedule.build; "zb_auto" is the one that is made for given times.
+    costs: What actions and messages take; of latencies the one of edges without their own.
+    memory_limit: As in Schedule.search; None: as many activations as it likes.
+    activation_size: As in Schedule.search.
+
+Raises:
+    ValueError: An unknown name, or numbers that are not finite and at least 0.)");
 }
 
 void bind_result(py::module_& module) {
@@ -117,6 +150,7 @@ void bind_result(py::module_& module) {
 // REQUIRES bind_ir and bind_analysis.
 void bind_search(py::module_& module) {
   bind_bounds(module);
+  bind_options(module);
   bind_result(module);
   py::class_<Schedule> schedule(module.attr("Schedule"));
   schedule.def_static(

@@ -90,13 +90,17 @@ std::span<const std::string_view> schedule_names() {
   return names;
 }
 
-Schedule build_schedule(std::string_view name, const ScheduleRequest& request) {
+const Generator& generator_of(std::string_view name) {
   const auto found = std::find_if(kGenerators.begin(), kGenerators.end(),
                                   [&](const Generator* each) { return each->name == name; });
   if (found == kGenerators.end()) {
     throw ValueError(unknown_name("schedule", name, schedule_names()));
   }
-  const Generator& generator = **found;
+  return **found;
+}
+
+Schedule build_schedule(std::string_view name, const ScheduleRequest& request) {
+  const Generator& generator = generator_of(name);
   require_sizes(request);
   require_known_options(generator, request);
   return generator.build(request);

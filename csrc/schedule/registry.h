@@ -46,6 +46,9 @@ inline constexpr std::int64_t kMostActions = 100'000'000;
 // for what the request says; a generator that sets the number of stages by an option asks again.
 void require_feasible(std::int64_t num_stages, int num_microbatches);
 
+// Throws ValueError for an unknown name, with the nearest ones.
+const Generator& generator_of(std::string_view name);
+
 // Builds a schedule by name. Throws ValueError for an unknown name (with the nearest ones), an
 // unknown option, or sizes that the generator can't take.
 Schedule build_schedule(std::string_view name, const ScheduleRequest& request);

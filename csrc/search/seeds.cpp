@@ -1,60 +1,21 @@
 #include "search/seeds.h"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <map>
-#include <numeric>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <utility>
 
 #include "analysis/verify.h"
 #include "base/error.h"
 #include "base/index.h"
 #include "schedule/registry.h"
+#include "search/options.h"
 
 namespace pipert {
 namespace {
 
-// Times as whole numbers, the longest a million.
-std::int64_t whole(const std::vector<double>& times, double longest) {
-  const double mean = std::accumulate(times.begin(), times.end(), 0.0) / double(times.size());
-  return longest > 0.0 ? std::llround(mean / longest * 1e6) : 1;
-}
-
 using Options = std::map<std::string, std::int64_t>;
-
-// zb_auto's, or none for a generator that is not made for given times.
-Options options_for(const Generator& generator, const SearchRequest& request) {
-  const auto takes = [&](std::string_view name) {
-    return std::find(generator.options.begin(), generator.options.end(), name) !=
-           generator.options.end();
-  };
-  Options options;
-  if (!takes("memory_limit") || !takes("forward")) return options;
-  const Costs& costs = request.costs;
-  double longest = costs.latency.standard;
-  for (const auto* times : {&costs.forward, &costs.input, &costs.weight}) {
-    longest = std::max(longest, *std::max_element(times->begin(), times->end()));
-  }
-  options["forward"] = whole(costs.forward, longest);
-  options["input"] = whole(costs.input, longest);
-  options["weight"] = whole(costs.weight, longest);
-  options["latency"] = whole({costs.latency.standard}, longest);
-  options["weight_percent"] =
-      static_cast<std::int64_t>(std::ceil(100.0 * request.cap.weight_share - 1e-9));
-  double activations = request.num_microbatches;
-  if (!request.cap.limit.empty()) {
-    const double limit = *std::min_element(request.cap.limit.begin(), request.cap.limit.end());
-    const auto& sizes = request.cap.activation_size;
-    const double size = *std::max_element(sizes.begin(), sizes.end());
-    if (size > 0.0) activations = std::min(activations, std::floor(limit / size * (1.0 + 1e-9)));
-  }
-  options["memory_limit"] = std::max<std::int64_t>(1, std::llround(activations));
-  return options;
-}
 
 VerifyOptions options_of(const MemoryCap& cap) {
   return {.memory_limit = cap.limit,
@@ -148,7 +109,7 @@ std::vector<Options> group_sizes(const Generator& generator, const SearchRequest
 
 std::vector<Options> variants_of(const Generator& generator, const SearchRequest& request) {
   std::vector<Options> variants = group_sizes(generator, request);
-  const Options options = options_for(generator, request);
+  const Options options = options_for(generator, request.costs, request.cap);
   if (!options.empty()) variants.push_back(options);
   variants.push_back({});
   return variants;

@@ -5,6 +5,7 @@ python docs/images/gallery.py
 
 import csv
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pipert
@@ -14,15 +15,18 @@ RANKS, MICROBATCHES = 4, 8
 IMAGES = Path(__file__).parent / "schedules"
 DOCUMENT = Path(__file__).parents[1] / "schedules.md"
 PROFILES = Path(__file__).parents[2] / "tests" / "data" / "zero_bubble_table.csv"
-PROFILE_SIZES = {"p": "8", "m": "24"}
+UPDATE = 0.3  # of a schedule that updates between its microbatches
 
 
 def picture(name: str) -> str:
-    """The SVG of one schedule, with F, I and W of a stage equally long."""
+    """The SVG of one schedule, with F, I and W of a stage equally long; with its updates."""
     schedule = Schedule.build(name, num_ranks=RANKS, num_microbatches=MICROBATCHES)
     stages = f"{schedule.num_stages} stages, " if schedule.num_stages > RANKS else ""
     title = f"{name}: {RANKS} ranks, {stages}{MICROBATCHES} microbatches, F = I = W = 1"
-    return pipert.render_svg([(title, schedule.simulate())])
+    if not schedule.is_asynchronous:
+        return pipert.render_svg([(title, schedule.simulate())])
+    title += f", updates {UPDATE:g}"
+    return pipert.render_svg([(title, schedule.simulate(Costs(update=UPDATE)))])
 
 
 def between(word: str, text: str) -> str:
@@ -56,16 +60,25 @@ def gallery_part(document: str, name: str) -> str:
 
 
 def profiles() -> list[dict[str, str]]:
-    """The published profiles of PROFILE_SIZES, one for each model."""
+    """The published profiles: four models, each with three numbers of microbatches."""
     with PROFILES.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [row for row in rows if PROFILE_SIZES.items() <= row.items()]
+        return list(csv.DictReader(file))
 
 
-def predict(name: str, profile: dict[str, str]) -> tuple[Schedule, float, float, float]:
-    """The schedule, its span bubble, its makespan bubble, and its peak memory in shares of a rank.
+@dataclass(frozen=True)
+class Prediction:
+    """What a schedule does on a profile; peak memory is in activations of a rank's whole share."""
 
-    A rank's times are split evenly between its stages.
+    stages: int  # a rank
+    span_bubble: float
+    makespan_bubble: float
+    peak: float
+
+
+def predict(name: str, profile: dict[str, str], limit: int | None = None) -> Prediction:
+    """What the schedule does on a profile; a rank's times are split evenly between its stages.
+
+    With a limit it is made for the profile's times and a memory of limit x p.
     """
     ranks, microbatches = int(profile["p"]), int(profile["m"])
     schedule = Schedule.build(name, num_ranks=ranks, num_microbatches=microbatches)
@@ -74,31 +87,60 @@ def predict(name: str, profile: dict[str, str]) -> tuple[Schedule, float, float,
         word: float(profile[column]) * share
         for word, column in (("forward", "F_ms"), ("input", "I_ms"), ("weight", "W_ms"))
     }
-    timeline = schedule.simulate(Costs(**times, latency=float(profile["c_ms"])))
+    costs = Costs(**times, latency=float(profile["c_ms"]))
+    if limit is not None:
+        options = pipert.schedule_options(name, costs, memory_limit=limit * ranks)
+        schedule = Schedule.build(name, num_ranks=ranks, num_microbatches=microbatches, **options)
+    timeline = schedule.simulate(costs)
     work = max(timeline.busy)
-    return (
-        schedule,
-        1 - work / max(timeline.spans),
-        1 - work / timeline.makespan,
-        max(timeline.peak_memory) * share,
+    return Prediction(
+        stages=schedule.num_stages // ranks,
+        span_bubble=1 - work / max(timeline.spans),
+        makespan_bubble=1 - work / timeline.makespan,
+        peak=max(timeline.peak_memory) * share,
     )
 
 
-def predictions_part() -> str:
-    """The table of all schedules on the published profiles."""
-    models = profiles()
-    heads = [f"{row['model']}: {kind} bubble" for row in models for kind in ("span", "makespan")]
-    lines = [
-        "| " + " | ".join(["schedule", "stages a rank", *heads, "peak memory"]) + " |",
-        "|" + " --- |" + " ---: |" * (len(heads) + 2),
-    ]
+def prediction_rows() -> list[tuple[str, str, int | None]]:
+    """The head of each row, its schedule, and the limit of one that is made for given times."""
+    rows: list[tuple[str, str, int | None]] = []
     for name in pipert.schedules():
-        results = [predict(name, row) for row in models]
-        schedule, peak = results[0][0], results[0][3]
-        stages = schedule.num_stages // schedule.num_ranks
-        bubbles = [f"{value:.4f}" for result in results for value in result[1:3]]
-        lines.append("| " + " | ".join([f"`{name}`", str(stages), *bubbles, f"{peak:g}"]) + " |")
+        if pipert.schedule_options(name, Costs()):
+            rows += [(f"`{name}`, p", name, 1), (f"`{name}`, 2p", name, 2)]
+        else:
+            rows.append((f"`{name}`", name, None))
+    return rows
+
+
+def prediction_table(factor: int) -> str:
+    """The table of all schedules on the profiles with m = factor x p."""
+    chosen = [row for row in profiles() if int(row["m"]) == factor * int(row["p"])]
+    ranks = sorted({int(row["p"]) for row in chosen})
+    heads = ["schedule", "stages"]
+    heads += [f"{row['model']} {kind}" for row in chosen for kind in ("span", "makespan")]
+    heads += [f"peak p={p}" for p in ranks]
+    lines = [
+        "| " + " | ".join(heads) + " |",
+        "|" + " --- |" + " ---: |" * (len(heads) - 1),
+    ]
+    for head, name, limit in prediction_rows():
+        results = [predict(name, row, limit) for row in chosen]
+        cells = [head, str(results[0].stages)]
+        for result in results:
+            cells += [f"{result.span_bubble:.4f}", f"{result.makespan_bubble:.4f}"]
+        for p in ranks:
+            peaks = [
+                each.peak for each, row in zip(results, chosen, strict=True) if int(row["p"]) == p
+            ]
+            cells.append(f"{max(peaks):g}")
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def predictions_part() -> str:
+    """A table for each number of microbatches a rank."""
+    factors = sorted({int(row["m"]) // int(row["p"]) for row in profiles()})
+    return "\n\n".join(f"**m = {factor}p**\n\n{prediction_table(factor)}" for factor in factors)
 
 
 def written(document: str) -> str:

@@ -1,6 +1,7 @@
 """What actions and messages take: the options of it, and the simulation under them."""
 
 import argparse
+from collections.abc import Collection
 
 from pipert import Costs, Schedule, Timeline
 from pipert.cli import values
@@ -26,15 +27,16 @@ _MEMORY = {
     "activation_bytes": "of one activation of a stage on its rank: peaks in bytes",
     "weight_share": "of it from I to W, 0 to 1; default 1",
 }
-_OF_STAGES = (*_TIMES, *_BYTES, *_MEMORY)
+_UNSCALED = (*_BYTES, "weight_share")
 
 
-def add_costs(parser: argparse.ArgumentParser) -> None:
-    """Declares the costs; what isn't given has the default of pipert.Costs."""
+def add_costs(parser: argparse.ArgumentParser, *, without: Collection[str] = ()) -> None:
+    """Declares the costs, but those `without`; what isn't given has the default of pipert.Costs."""
     group = parser.add_argument_group(
         "costs", "in any one unit of time; one number, or T for each stage with commas between"
     )
-    _add_of_stages(group, _TIMES, "T[,T...]")
+    times = {name: text for name, text in _TIMES.items() if name not in without}
+    _add_of_stages(group, times, "T[,T...]")
     group = parser.add_argument_group("messages between ranks")
     for name, metavar, text in (
         ("latency", "T", "time of one message; default 0"),
@@ -73,27 +75,30 @@ def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def costs_of(args: argparse.Namespace, num_stages: int, *, share: float = 1.0) -> Costs:
+def costs_of(
+    args: argparse.Namespace, num_stages: int, *, share: float = 1.0, num_copies: int = 1
+) -> Costs:
     """Makes the costs that the arguments of add_costs mean.
 
     Args:
         args: with them.
-        num_stages: of the schedule that they are for.
+        num_stages: of one copy of the model.
         share: what a stage takes of each time, and of an activation's bytes.
+        num_copies: of the model; a stage costs the same in each.
     """
     check_lengths(args, num_stages)
-    unscaled = (*_BYTES, "weight_share")
-    given = {
-        name: [value * (1.0 if name in unscaled else share) for value in getattr(args, name)]
-        for name in _OF_STAGES
-        if getattr(args, name) is not None
-    }
+    given = {}
+    for name, numbers in _given(args).items():
+        factor = 1.0 if name in _UNSCALED else share
+        given[name] = [factor * number for number in numbers]
+        if len(numbers) > 1:
+            given[name] *= num_copies
     for name in ("forward", "input", "weight"):
         given.setdefault(name, [share])
     return Costs(
         **given,
-        latency={None: args.latency, **dict(args.latency_of)},
-        bandwidth={None: args.bandwidth, **dict(args.bandwidth_of)},
+        latency={None: args.latency, **_of_edges("--latency-of", args.latency_of)},
+        bandwidth={None: args.bandwidth, **_of_edges("--bandwidth-of", args.bandwidth_of)},
         links=args.link,
         blocking=args.blocking,
     )
@@ -101,11 +106,27 @@ def costs_of(args: argparse.Namespace, num_stages: int, *, share: float = 1.0) -
 
 def check_lengths(args: argparse.Namespace, num_stages: int | None) -> None:
     """Checks that each cost is one number, or one for each stage if their number is known."""
-    for name in _OF_STAGES:
-        given = getattr(args, name)
-        if given is not None and len(given) not in (1, num_stages):
+    for name, numbers in _given(args).items():
+        if len(numbers) not in (1, num_stages):
             several = "--stages with it" if num_stages is None else f"{num_stages} (--stages)"
-            raise UsageError(f"{_option(name)}: expected 1 number or {several}, got {len(given)}")
+            raise UsageError(f"{_option(name)}: expected 1 number or {several}, got {len(numbers)}")
+
+
+def _given(args: argparse.Namespace) -> dict[str, list[float]]:
+    # A command may be without some of them.
+    numbers = {name: getattr(args, name, None) for name in (*_TIMES, *_BYTES, *_MEMORY)}
+    return {name: given for name, given in numbers.items() if given is not None}
+
+
+def _of_edges(
+    option: str, given: list[tuple[tuple[int, int], float]]
+) -> dict[tuple[int, int] | None, float]:
+    numbers: dict[tuple[int, int] | None, float] = {}
+    for edge, number in given:
+        if edge in numbers:
+            raise UsageError(f"{option}: expected each edge once, got {edge[0]}-{edge[1]} twice")
+        numbers[edge] = number
+    return numbers
 
 
 def simulate(schedule: Schedule, costs: Costs) -> Timeline:

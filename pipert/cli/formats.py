@@ -51,11 +51,10 @@ def read(file: str, format_: str | None = None, placement: Placement | None = No
 
 def _parse(data: bytes, format_: str | None, name: str, placement: Placement | None) -> Schedule:
     if format_ == "json":
-        return Schedule.parse_json(data.decode())
-    text = data.decode(errors="replace")
+        return Schedule.parse_json(data)
     if format_ == "zero-bubble":
-        return Schedule.parse_zero_bubble(text, placement=placement, name=name)
-    return Schedule.parse_csv(text, name=name)
+        return Schedule.parse_zero_bubble(data, placement=placement, name=name)
+    return Schedule.parse_csv(data, name=name)
 
 
 def write(schedule: Schedule, file: str, *, overwrite: bool) -> None:

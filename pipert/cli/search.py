@@ -1,13 +1,13 @@
 """`pipert schedule search`: the best schedule that can be found for given costs and memory."""
 
 import argparse
-import re
 from typing import Any
 
 from pipert import Schedule, SearchResult
 from pipert.cli import formats, values
 from pipert.cli.costs import add_costs, costs_of
-from pipert.cli.failures import UsageError
+from pipert.cli.failures import UsageError, in_words_of_options
+from pipert.cli.memory import add_memory_limit, memory_limit
 from pipert.cli.output import print_json, table
 from pipert.cli.source import add_sizes, describe, describe_json
 
@@ -18,12 +18,7 @@ SUMMARY = "find a schedule for given costs and memory, with a bound for how good
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares sizes, costs, limits and the file to be written."""
     add_sizes(parser, required=True)
-    parser.add_argument(
-        "--memory",
-        type=values.numbers,
-        metavar="N[,N...]",
-        help="activations that a rank may hold, of one stage each; one number, or one a rank",
-    )
+    add_memory_limit(parser)
     parser.add_argument(
         "--objective",
         choices=("makespan", "span"),
@@ -48,9 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=values.integer(0), default=0, metavar="N", help="of random numbers"
     )
-    parser.add_argument("--out", metavar="OUT", help="write the schedule to a .csv file")
+    parser.add_argument("--out", metavar="OUT", help="write the schedule to a .csv or .json file")
     parser.add_argument("--force", action="store_true", help="overwrite OUT if it is there")
-    add_costs(parser)
+    # A search puts F, I and W in order, and nothing else.
+    add_costs(parser, without=("recompute", "unshard", "reshard", "offload", "reload"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -85,7 +81,7 @@ def _search(args: argparse.Namespace) -> SearchResult:
             costs,
             args.ranks,
             args.microbatches,
-            args.memory[0] if args.memory and len(args.memory) == 1 else args.memory,
+            memory_limit(args),
             objective=args.objective,
             placements=args.placement,
             num_stages=stages,
@@ -94,8 +90,7 @@ def _search(args: argparse.Namespace) -> SearchResult:
             seed=args.seed,
         )
     except ValueError as error:
-        words = re.sub(r"\bnum_(ranks|microbatches|stages)\b", r"--\1", str(error))
-        raise UsageError(re.sub(r"\bmemory_limit\b", "--memory", words)) from None
+        raise UsageError(in_words_of_options(error)) from None
 
 
 def _result_json(result: SearchResult, args: argparse.Namespace) -> dict[str, Any]:

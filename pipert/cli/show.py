@@ -46,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the views that are asked for, or else the drawing."""
+    if args.transfers and not (args.svg or args.png):
+        raise UsageError("--transfers: expected --svg or --png with it, got neither")
     schedule = load(args)
     costs = costs_of(args, schedule.num_stages)
     programs = _lower(schedule) if args.program else []

@@ -1,11 +1,10 @@
 """The schedule that a command is about: a file, or a name with sizes."""
 
 import argparse
-import re
 
 from pipert import Placement, Schedule
 from pipert.cli import formats, values
-from pipert.cli.failures import UsageError
+from pipert.cli.failures import UsageError, in_words_of_options
 
 # What else Schedule.build takes.
 _NO_OPTIONS = ("name", "num_ranks", "num_microbatches", "num_stages", "forward_only")
@@ -108,13 +107,21 @@ def _build(args: argparse.Namespace) -> Schedule:
         if value is None:
             raise UsageError(f"{option}: expected with the name of a schedule, got none")
     try:
-        return build(args.schedule, args, _options(args.option))
+        return build(args.schedule, args, _options(args.option), num_stages=args.stages)
     except ValueError as error:
         raise UsageError(str(error)) from None
 
 
-def build(name: str, args: argparse.Namespace, options: dict[str, int]) -> Schedule:
-    """Builds a schedule of the sizes in `args`, of its forwards alone if they say so.
+def build(
+    name: str, args: argparse.Namespace, options: dict[str, int], *, num_stages: int | None
+) -> Schedule:
+    """Builds a schedule of the ranks and microbatches in `args`, forward-only if they say so.
+
+    Args:
+        name: of the schedule.
+        args: with those of add_sizes and add_forward_only.
+        options: of the schedule's own.
+        num_stages: of all copies of the model; None: what the schedule likes best.
 
     Raises:
         ValueError: in the words of the command line.
@@ -124,13 +131,12 @@ def build(name: str, args: argparse.Namespace, options: dict[str, int]) -> Sched
             name,
             num_ranks=args.ranks,
             num_microbatches=args.microbatches,
-            num_stages=args.stages,
+            num_stages=num_stages,
             forward_only=args.forward_only,
             **options,
         )
     except ValueError as error:
-        words = re.sub(r"\bnum_(ranks|microbatches|stages)\b", r"--\1", str(error))
-        raise ValueError(words) from None
+        raise ValueError(in_words_of_options(error)) from None
 
 
 def _options(given: list[tuple[str, int]]) -> dict[str, int]:

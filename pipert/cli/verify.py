@@ -4,7 +4,8 @@ import argparse
 
 from pipert import Schedule, Verdict
 from pipert.cli import values
-from pipert.cli.failures import UsageError
+from pipert.cli.failures import UsageError, in_words_of_options
+from pipert.cli.memory import add_memory_limit, memory_limit
 from pipert.cli.output import print_json
 from pipert.cli.source import add_source, describe, describe_json, load
 
@@ -23,11 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="messages that each directed pair of ranks may have in flight; default: no bound",
     )
     sends.add_argument("--rendezvous", action="store_true", help="a send waits for its receive")
+    add_memory_limit(parser)
     parser.add_argument(
-        "--memory",
-        type=values.numbers,
-        metavar="N[,N...]",
-        help="activations (of a stage for a microbatch) that a rank may hold, or one for each rank",
+        "--weight-share",
+        type=values.number,
+        default=1.0,
+        metavar="N",
+        help="of an activation from I to W, as --memory counts, 0 to 1; default 1",
     )
     parser.add_argument(
         "--tied-stages",
@@ -71,20 +74,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _verify(schedule: Schedule, args: argparse.Namespace) -> Verdict:
-    memory = args.memory[0] if args.memory and len(args.memory) == 1 else args.memory
     try:
         return schedule.verify(
             capacity=args.capacity,
             rendezvous=args.rendezvous,
             forward_only=args.forward_only,
-            memory_limit=memory,
+            memory_limit=memory_limit(args),
+            weight_share=args.weight_share,
             tied_stages=args.tied_stages,
         )
-    except ValueError as error:  # a list that doesn't fit the schedule
-        text = (
-            str(error).replace("memory_limit", "--memory").replace("tied_stages", "--tied-stages")
-        )
-        raise UsageError(text) from None
+    except ValueError as error:  # such as a list that doesn't fit the schedule
+        raise UsageError(in_words_of_options(error)) from None
 
 
 def _draw(verdict: Verdict, path: str) -> None:
