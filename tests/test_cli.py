@@ -509,6 +509,17 @@ def test_search_takes_limits_by_rank_spans_and_chunks(ask):
     assert (code, answer["placement"]) == (0, [0, 1, 1, 0])
 
 
+def test_search_starts_from_exact_patterns_if_asked_to():
+    words = ["search", "--ranks", "2", "--microbatches", "5", "--stages", "4", "--memory", "5"]
+    code, answer = ask(*words, "--exact", "--iterations", "50")
+    assert code == 0
+    patterns = [seed["value"] for seed in answer["seeds"] if seed["name"] == "periodic"]
+    assert len(patterns) == 2  # a loop and a V
+    assert answer["value"] <= min(patterns)
+    _, without = ask(*words, "--iterations", "50")
+    assert "periodic" not in {seed["name"] for seed in without["seeds"]}
+
+
 # --- mistakes -----------------------------------------------------------------------------------
 
 

@@ -35,7 +35,7 @@ bool has_versions(const std::vector<Panel>& panels) {
   for (const Panel& panel : panels) {
     for (const auto& spans : panel.timeline.ranks) {
       for (const Span& span : spans) {
-        if (span.action.version > 0) return true;
+        if (is_compute(span.action.kind) && span.action.version > 0) return true;
       }
     }
   }

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from pipert import Schedule, SearchResult
+from pipert import Costs, Placement, Schedule, SearchResult, periodic_schedule
 from pipert.cli import formats, values
 from pipert.cli.costs import add_costs, costs_of
 from pipert.cli.failures import UsageError, in_words_of_options
@@ -42,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seed", type=values.integer(0), default=0, metavar="N", help="of random numbers"
+    )
+    parser.add_argument(
+        "--exact",
+        action="store_true",
+        help="start from the pattern of an exact solver too; needs the extra pipert[search]",
     )
     parser.add_argument("--out", metavar="OUT", help="write the schedule to a .csv or .json file")
     parser.add_argument("--force", action="store_true", help="overwrite OUT if it is there")
@@ -85,12 +90,33 @@ def _search(args: argparse.Namespace) -> SearchResult:
             objective=args.objective,
             placements=args.placement,
             num_stages=stages,
+            seeds=_patterns(args, costs, stages) if args.exact else [],
             time_limit=args.time_limit,
             iterations=args.iterations,
             seed=args.seed,
         )
     except ValueError as error:
         raise UsageError(in_words_of_options(error)) from None
+
+
+def _patterns(args: argparse.Namespace, costs: Costs, stages: int) -> list[Schedule]:
+    """The best pattern on each placement; none where the solver finds none in its time."""
+    make = {"loop": Placement.loop, "v": Placement.v_shaped}
+    patterns = []
+    for word in args.placement or (["loop"] if stages == args.ranks else ["loop", "v"]):
+        try:
+            pattern = periodic_schedule(
+                costs,
+                placement=make[word](args.ranks, stages),
+                num_microbatches=args.microbatches,
+                memory_limit=memory_limit(args),
+            )
+        except TimeoutError:
+            continue
+        except ImportError as error:
+            raise UsageError(f"--exact: {error}") from None
+        patterns.append(pattern)
+    return patterns
 
 
 def _result_json(result: SearchResult, args: argparse.Namespace) -> dict[str, Any]:
