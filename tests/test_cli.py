@@ -450,6 +450,7 @@ def test_compare_makes_zb_auto_for_the_costs_and_memory(ask):
         assert built.simulate(costs).makespan == best["makespan"]
     _, found = ask("search", *sizes, *times, "--iterations", "10")
     assert found["seeds"][0] == {"name": "zb_auto", "value": best["makespan"]}
+    assert found["options"] == best["options"]
 
 
 def test_compare_counts_memory_as_verify_does(ask):

@@ -150,6 +150,9 @@ def test_options_are_one_time_of_each_kind_and_the_tightest_limit():
         ("zb_auto", Costs(forward=-1), {}, "forward must be finite and at least 0, got -1"),
         ("zb_auto", Costs(latency=float("inf")), {}, "latency must be finite.*got inf"),
         ("zb_auto", Costs(), {"memory_limit": float("nan")}, "memory_limit must be finite"),
+        ("zb_auto", Costs(weight=[]), {}, "weight must be at least one number, got none"),
+        ("zb_auto", Costs(), {"activation_size": []}, "activation_size must be at least one num"),
+        ("zb_auto", Costs(), {"memory_limit": []}, "memory_limit must be one number or one for"),
         ("1f1b", Costs(weight_share=2), {}, "weight_share must be from 0 to 1, got 2"),
     ],
 )

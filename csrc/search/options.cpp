@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/one_or_each.h"
 
 namespace pipert {
 namespace {
@@ -21,18 +22,16 @@ bool takes(const Generator& generator, std::string_view name) {
 }
 
 void require_numbers(std::string_view name, const std::vector<double>& values) {
-  for (const double value : values) {
-    if (std::isfinite(value) && value >= 0.0) continue;
-    throw ValueError(concat(name, " must be finite and at least 0, got ", value));
-  }
+  if (values.empty()) throw ValueError(concat(name, " must be at least one number, got none"));
+  for (const double value : values) require_number(name, value);
 }
 
 void require_request(const Costs& costs, const MemoryCap& cap) {
   require_numbers("forward", costs.forward);
   require_numbers("input", costs.input);
   require_numbers("weight", costs.weight);
-  require_numbers("latency", {costs.latency.standard});
-  require_numbers("memory_limit", cap.limit);
+  require_number("latency", costs.latency.standard);
+  if (!cap.limit.empty()) require_numbers("memory_limit", cap.limit);
   require_numbers("activation_size", cap.activation_size);
   if (!(cap.weight_share >= 0.0 && cap.weight_share <= 1.0))
     throw ValueError(concat("weight_share must be from 0 to 1, got ", cap.weight_share));

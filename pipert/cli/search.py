@@ -124,6 +124,7 @@ def _result_json(result: SearchResult, args: argparse.Namespace) -> dict[str, An
         "objective": args.objective,
         "value": result.value,
         "source": result.source,
+        "options": result.options,
         "bound": result.bound,
         "gap": result.gap,
         "makespan": result.timeline.makespan,
