@@ -510,7 +510,7 @@ def test_search_takes_limits_by_rank_spans_and_chunks(ask):
     assert (code, answer["placement"]) == (0, [0, 1, 1, 0])
 
 
-def test_search_starts_from_exact_patterns_if_asked_to():
+def test_search_starts_from_exact_patterns_if_asked_to(ask):
     words = ["search", "--ranks", "2", "--microbatches", "5", "--stages", "4", "--memory", "5"]
     code, answer = ask(*words, "--exact", "--iterations", "50")
     assert code == 0
