@@ -89,7 +89,6 @@ class PartitionSearch {
 
   // One round of moves; whether one of them is better.
   bool improve() {
-    const Cuts start = best_.cuts;
     const int num_stages = placement_.num_stages();
     bool improved = false;
     for (int distance = 1; distance < num_stages; ++distance) {
