@@ -37,9 +37,11 @@ def test_text_is_as_wide_as_asked(schedule):
     assert max(len(axis), len(legend)) <= 72
 
 
-def test_a_width_below_40_is_rejected():
-    with pytest.raises(ValueError, match="width must be at least 40, got 39"):
-        one_f_one_b().render(width=39)
+@pytest.mark.parametrize("width", [39, 10_001, 2**31 - 1])
+def test_a_width_that_no_terminal_has_is_rejected(width):
+    told = f"width must be at least 40 and at most 10000, got {width}"
+    with pytest.raises(ValueError, match=told):
+        one_f_one_b().render(width=width)
 
 
 def test_files_are_written_by_their_suffix(tmp_path):

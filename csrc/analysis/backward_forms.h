@@ -9,13 +9,6 @@
 
 namespace pipert {
 
-// When the activations of one stage for one microbatch (or slice) begin and cease to take memory,
-// in activations: what one action adds while it runs and what it leaves behind.
-struct ActivationChange {
-  int at_start = 0;
-  int at_end = 0;
-};
-
 class BackwardForms {
  public:
   // Of a whole schedule. REQUIRES actions in range; overlapped pairs may be there.
@@ -28,11 +21,6 @@ class BackwardForms {
   bool is_recomputed(const Action& action) const { return has(action, kRecomputed); }
   // Whether the activations go to the host in between.
   bool is_offloaded(const Action& action) const { return has(action, kOffloaded); }
-
-  // An activation lives from the start of its F (of its R, if it is computed again) to the end of
-  // its B, or of its W; not while it is on the host. Without any backward in the whole schedule it
-  // lives while its F runs. REQUIRES an action that is no pair.
-  ActivationChange change(const Action& action) const;
 
  private:
   static constexpr std::uint8_t kSplit = 1;
@@ -48,7 +36,6 @@ class BackwardForms {
   int num_stages_ = 0;
   int num_microbatches_ = 0;
   int num_slices_ = 1;
-  bool has_backward_ = false;
   // Shape (num_stages, num_microbatches, num_slices), of the forms' bits; empty while there are
   // none.
   std::vector<std::uint8_t> forms_;

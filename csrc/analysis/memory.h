@@ -1,9 +1,5 @@
-// memory: the most that the activations of a rank take at once.
-//
-// An activation is there from the start of its F to the end of its B, or of its W if B is split;
-// without any backward only while its F runs. If it is computed again, from the start of its R on:
-// between F and R there is only the stage's input. From the end of its OFFLOAD to the start of its
-// RELOAD there is nothing.
+// memory: the most that the activations of a rank take at once (activations.h says how long they
+// live).
 #pragma once
 
 #include <vector>

@@ -3,7 +3,7 @@
 #include <string_view>
 #include <utility>
 
-#include "analysis/backward_forms.h"
+#include "analysis/activations.h"
 #include "base/error.h"
 #include "base/index.h"
 #include "base/one_or_each.h"
@@ -11,38 +11,21 @@
 namespace pipert {
 namespace {
 
-// What the activations of one rank take, action by action.
-class Held {
- public:
-  Held(const BackwardForms& forms, const VerifyOptions& options)
-      : forms_(forms), options_(options) {}
+ActivationSize size_on(StageIndex stage, const VerifyOptions& options) {
+  const double whole = one_of(options.activation_size, stage);
+  return {.whole = whole, .after_input_half = whole * options.weight_share};
+}
 
-  // What is held while the action runs.
-  double begin(const Action& action) {
-    held_ += size(action) * forms_.change(action).at_start;
-    return held_;
-  }
+Activations activations_of(const Schedule& schedule, Rank rank) {
+  Activations activations;
+  for (const Action& action : schedule.ranks[as_index(rank)]) activations.expect(action);
+  return activations;
+}
 
-  void end(const Action& action) { held_ -= size(action) * freed_share(action); }
-
-  bool frees(const Action& action) const { return freed_share(action) > 0.0; }
-
- private:
-  double size(const Action& action) const { return one_of(options_.activation_size, action.stage); }
-
-  double freed_share(const Action& action) const {
-    if (action.kind == ActionKind::kInputGrad) return 1.0 - options_.weight_share;
-    if (action.kind == ActionKind::kWeightGrad) return options_.weight_share;
-    return -forms_.change(action).at_end;
-  }
-
-  const BackwardForms& forms_;
-  const VerifyOptions& options_;
-  double held_ = 0.0;
-};
-
-Verdict passed(const Schedule& schedule, const Held& held, Rank rank, int position, double alive,
-               double limit) {
+// `activations`: after the action at `position`, while which `alive` of them passed the limit.
+Verdict passed(const Schedule& schedule, const VerifyOptions& options, Activations activations,
+               Rank rank, int position, double alive) {
+  const double limit = one_of(options.memory_limit, rank);
   const auto& actions = schedule.ranks[as_index(rank)];
   const Action& action = actions[as_index(position)];
   Counterexample counterexample;
@@ -52,7 +35,8 @@ Verdict passed(const Schedule& schedule, const Held& held, Rank rank, int positi
   std::string freed = "nothing frees one later";
   for (int i = position + 1; i < static_cast<int>(actions.size()); ++i) {
     const Action& later = actions[as_index(i)];
-    if (!held.frees(later)) continue;
+    const double during = activations.run(later, size_on(later.stage, options));
+    if (activations.alive() >= during) continue;
     freed = concat("the next to be freed is by ", to_string(later), " (position ", i, ")");
     counterexample.add({rank, i}, later, Role::kRelated, "frees the next");
     break;
@@ -76,28 +60,26 @@ void require_memory_options(const Schedule& schedule, const VerifyOptions& optio
 }
 
 std::vector<double> memory_on(const Schedule& schedule, Rank rank, const VerifyOptions& options) {
-  const BackwardForms forms(schedule);
-  Held held(forms, options);
+  Activations activations = activations_of(schedule, rank);
   std::vector<double> memory;
   for (const Action& action : schedule.ranks[as_index(rank)]) {
-    memory.push_back(held.begin(action));
-    held.end(action);
+    memory.push_back(activations.run(action, size_on(action.stage, options)));
   }
   return memory;
 }
 
 Verdict check_memory(const Schedule& schedule, const VerifyOptions& options) {
   if (options.memory_limit.empty()) return {};
-  const BackwardForms forms(schedule);
   for (Rank rank = 0; rank < schedule.num_ranks(); ++rank) {
     const double limit = one_of(options.memory_limit, rank);
     const double rounding = 1e-9 * limit;  // sizes add up in any order
-    Held held(forms, options);
+    Activations activations = activations_of(schedule, rank);
     int position = 0;
     for (const Action& action : schedule.ranks[as_index(rank)]) {
-      const double alive = held.begin(action);
-      if (alive > limit + rounding) return passed(schedule, held, rank, position, alive, limit);
-      held.end(action);
+      const double alive = activations.run(action, size_on(action.stage, options));
+      if (alive > limit + rounding) {
+        return passed(schedule, options, std::move(activations), rank, position, alive);
+      }
       ++position;
     }
   }

@@ -6,7 +6,7 @@
 namespace pipert {
 
 // kMemory, at the first action that passes its rank's limit. An activation is alive as
-// BackwardForms::change tells; of one whose B is split, only the options' weight_share after its I.
+// activations.h tells; of one whose B is split, only the options' weight_share after its I.
 // REQUIRES a complete schedule, overlapped pairs taken apart.
 Verdict check_memory(const Schedule& schedule, const VerifyOptions& options);
 

@@ -12,6 +12,7 @@ namespace pipert {
 namespace {
 
 constexpr int kNarrowest = 40;
+constexpr int kWidest = 10'000;
 constexpr int kBubbleWidth = 7;  // " bubble", "   100%"
 constexpr int kPeakWidth = 6;    // "  peak"
 constexpr int kBytesWidth = 9;   // "  1.25 GB"
@@ -120,8 +121,9 @@ class Drawing {
 }  // namespace
 
 std::string render_text(const Timeline& timeline, int width) {
-  if (width < kNarrowest) {
-    throw ValueError(concat("width must be at least ", kNarrowest, ", got ", width));
+  if (width < kNarrowest || width > kWidest) {
+    throw ValueError(
+        concat("width must be at least ", kNarrowest, " and at most ", kWidest, ", got ", width));
   }
   require_drawable(timeline);
   return Drawing(timeline, width).draw();

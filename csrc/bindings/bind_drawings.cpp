@@ -55,7 +55,7 @@ what takes most of each point's time.
 
 Args:
     path: Written if given; must end in .svg, .png or .txt.
-    width: Of the text, in characters, at least 40.
+    width: Of the text, in characters, from 40 to 10000.
     title: Of the picture.
     transfers: In a picture, an arrow for each message, from when it leaves to when it arrives (in
         a measured timeline, to when it is read).
