@@ -4,28 +4,9 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
-#include <memory>
-#include <type_traits>
 #include <utility>
 
 namespace pipert {
-namespace {
-
-// A template so that only the branch that fits this torch is compiled.
-template <typename Pointer, typename Sink>
-AttachedSink make_sink() {
-  if constexpr (std::is_same_v<Pointer, std::shared_ptr<torch::autograd::Node>>) {
-    auto* sink = new Sink();
-    return {Pointer(sink, [](auto* node) { deleteNode(node); }), sink};
-  } else {
-    auto node = c10::make_intrusive<Sink>();
-    auto* sink = node.get();
-    return {Pointer(std::move(node)), sink};
-  }
-}
-
-}  // namespace
-
 torch::autograd::variable_list GradientSink::apply(torch::autograd::variable_list&& gradients) {
   gradients_ = std::move(gradients);
   return {};
@@ -40,7 +21,7 @@ AttachedSink attach_sink(const std::vector<at::Tensor>& tensors,
                          const std::vector<bool>& requires_grad) {
   if (std::none_of(requires_grad.begin(), requires_grad.end(), [](bool flag) { return flag; }))
     return {};
-  AttachedSink attached = make_sink<NodePtr, GradientSink>();
+  AttachedSink attached = make_node<GradientSink>();
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     if (!requires_grad[i]) continue;
     TORCH_CHECK_VALUE(
@@ -48,7 +29,7 @@ AttachedSink attach_sink(const std::vector<at::Tensor>& tensors,
         " of a stage's input can't require a gradient: expected a floating or complex dtype, got ",
         tensors[i].scalar_type());
     at::Tensor tensor = tensors[i];
-    torch::autograd::create_gradient_edge(tensor, attached.node);
+    torch::autograd::create_gradient_edge(tensor, attached.owner);
   }
   return attached;
 }

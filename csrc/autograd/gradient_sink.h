@@ -14,10 +14,9 @@
 #include <string>
 #include <vector>
 
-namespace pipert {
+#include "autograd/node_ptr.h"
 
-// torch 2.11 holds nodes by shared_ptr, 2.13 by intrusive_ptr.
-using NodePtr = decltype(torch::autograd::Edge::function);
+namespace pipert {
 
 class GradientSink final : public torch::autograd::Node {
  public:
@@ -31,10 +30,7 @@ class GradientSink final : public torch::autograd::Node {
   std::vector<at::Tensor> gradients_;
 };
 
-struct AttachedSink {
-  NodePtr node;                  // keeps it alive
-  GradientSink* sink = nullptr;  // the same node
-};
+using AttachedSink = NewNode<GradientSink>;
 
 // Makes each tensor for which `requires_grad` is true require a gradient that ends in the returned
 // sink. REQUIRES tensors that aren't part of a graph. The sink is null when none requires a

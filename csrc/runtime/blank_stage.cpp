@@ -8,6 +8,10 @@
 namespace pipert {
 namespace {
 
+Action half(ActionKind kind, StageIndex stage, Microbatch microbatch) {
+  return {.kind = kind, .stage = stage, .microbatch = microbatch};
+}
+
 void require_input(const Action& action, const Message& input, const MessageKey& wanted) {
   if (input.key == wanted && input.weight > 0.0) return;
   const std::string got = input.weight > 0.0 ? concat("the ", to_string(input.key)) : "nothing";
@@ -37,21 +41,42 @@ Message BlankStage::forward(const RunContext& context, Message input) {
 }
 
 Message BlankStage::backward(const RunContext& context, Message gradients) {
-  const Action action = pipert::backward(stage_, context.microbatch);
+  return run_backward(pipert::backward(stage_, context.microbatch), gradients, State::kDone);
+}
+
+Message BlankStage::backward_input(const RunContext& context, Message gradients) {
+  return run_backward(half(ActionKind::kInputGrad, stage_, context.microbatch), gradients,
+                      State::kInputDone);
+}
+
+Message BlankStage::run_backward(const Action& action, const Message& gradients, State after) {
   State& state = state_of(action);
   if (state == State::kNew) throw ValueError(concat(to_string(action), " runs before its forward"));
-  if (state == State::kDone) throw ValueError(concat(to_string(action), " ran already"));
+  if (state != State::kInFlight) throw ValueError(concat(to_string(action), " ran already"));
   if (!is_last_) {
-    require_input(action, gradients, {MessageKind::kGradient, stage_ + 1, context.microbatch});
+    require_input(action, gradients, {MessageKind::kGradient, stage_ + 1, action.microbatch});
+  }
+  state = after;
+  return finish(action, MessageKind::kGradient);
+}
+
+void BlankStage::backward_weight(const RunContext& context) {
+  const Action action = half(ActionKind::kWeightGrad, stage_, context.microbatch);
+  State& state = state_of(action);
+  if (state == State::kDone) throw ValueError(concat(to_string(action), " ran already"));
+  if (state != State::kInputDone) {
+    throw ValueError(concat(to_string(action), " runs before its input half"));
   }
   state = State::kDone;
-  return finish(action, MessageKind::kGradient);
+  log_.push_back(action);
 }
 
 void BlankStage::reset() noexcept { std::fill(states_.begin(), states_.end(), State::kNew); }
 
 int BlankStage::num_in_flight() const {
-  return static_cast<int>(std::count(states_.begin(), states_.end(), State::kInFlight));
+  return static_cast<int>(std::count_if(states_.begin(), states_.end(), [](State state) {
+    return state == State::kInFlight || state == State::kInputDone;
+  }));
 }
 
 BlankStage::State& BlankStage::state_of(const Action& action) {

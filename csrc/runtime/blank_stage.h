@@ -18,18 +18,21 @@ class BlankStage final : public Stage {
              std::vector<Action>& log);
 
   void begin(std::vector<double> /*weights*/, std::int64_t /*batch_size*/) override {}
-  // Both throw ValueError for a microbatch that is out of range, that ran already or whose forward
-  // didn't, and for an input that isn't the one that this stage needs.
+  // All throw ValueError for a microbatch that is out of range, that ran already or for which what
+  // must come before didn't, and for an input that isn't the one that this stage needs.
   Message forward(const RunContext& context, Message input) override;
   Message backward(const RunContext& context, Message gradients) override;
+  Message backward_input(const RunContext& context, Message gradients) override;
+  void backward_weight(const RunContext& context) override;
   void reset() noexcept override;
   const std::vector<at::Tensor>& losses() const override { return losses_; }
   const std::vector<double>& loss_weights() const override { return loss_weights_; }
   int num_in_flight() const override;
 
  private:
-  enum class State : std::uint8_t { kNew, kInFlight, kDone };
+  enum class State : std::uint8_t { kNew, kInFlight, kInputDone, kDone };
   State& state_of(const Action& action);
+  Message run_backward(const Action& action, const Message& gradients, State after);
   Message finish(const Action& action, MessageKind made);
 
   StageIndex stage_;

@@ -29,7 +29,11 @@ class Decoder {
         op.code = OpCode::kBackward;
         break;
       case ActionKind::kInputGrad:
+        op.code = OpCode::kBackwardInput;
+        break;
       case ActionKind::kWeightGrad:
+        op.code = OpCode::kBackwardWeight;
+        break;
       case ActionKind::kSendForward:
       case ActionKind::kRecvForward:
       case ActionKind::kSendBackward:
@@ -42,8 +46,8 @@ class Decoder {
       case ActionKind::kReload:
       case ActionKind::kUpdate:
       case ActionKind::kOverlap:
-        throw ValueError(
-            concat("the stages of this pipeline run F and B actions, got ", to_string(run.action)));
+        throw ValueError(concat("the stages of this pipeline run F, B, I and W actions, got ",
+                                to_string(run.action)));
     }
     op.stage = stage_of(run.action);
     op.microbatch = run.action.microbatch;

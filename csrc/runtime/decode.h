@@ -23,7 +23,15 @@ struct RankResources {
   std::map<Edge, std::unique_ptr<Receiver>> receivers;  // by incoming edge
 };
 
-enum class OpCode : std::uint8_t { kPost, kForward, kBackward, kSend, kRelease };
+enum class OpCode : std::uint8_t {
+  kPost,
+  kForward,
+  kBackward,
+  kBackwardInput,
+  kBackwardWeight,
+  kSend,
+  kRelease,
+};
 
 // Where a Run takes its input from.
 struct Input {
@@ -36,17 +44,17 @@ struct Input {
 
 struct Op {
   OpCode code = OpCode::kPost;
-  Stage* stage = nullptr;        // kForward, kBackward
+  Stage* stage = nullptr;        // those that run it
   Receiver* receiver = nullptr;  // kPost
   Sender* sender = nullptr;      // kSend, kRelease
   Lane* lane = nullptr;          // of the instruction
   MessageKey key;                // kSend: the message's name
-  Microbatch microbatch = 0;     // kForward, kBackward
+  Microbatch microbatch = 0;     // likewise
   int sequence = 0;
   int slot = -1;  // transfers: the index among the edge's slots of that side
-  int held = -1;  // kForward, kBackward: the SlotId that takes the result, -1 for none; kSend: the
-                  // one to send from
-  Input input;    // kForward, kBackward
+  int held = -1;  // of the stage's actions: the SlotId that takes the result, -1 for none; kSend:
+                  // the one to send from
+  Input input;    // of the stage's actions
 };
 
 struct DecodedProgram {

@@ -98,6 +98,8 @@ bool Executor::dispatch(const Op& op, const Pass& pass) {
       return true;
     case OpCode::kForward:
     case OpCode::kBackward:
+    case OpCode::kBackwardInput:
+    case OpCode::kBackwardWeight:
       return run_stage(op, pass);
     case OpCode::kSend: {
       Message message = std::move(held_[as_index(op.held)]);
@@ -118,10 +120,28 @@ bool Executor::run_stage(const Op& op, const Pass& pass) {
   if (!fetch(op.input, pass, input)) return false;
   ready_ns_ = now_ns();
   const RunContext context{op.microbatch, decoded(pass).program.num_microbatches, pass};
-  Message result = op.code == OpCode::kForward ? op.stage->forward(context, std::move(input))
-                                               : op.stage->backward(context, std::move(input));
+  Message result = run_action(op, context, std::move(input));
   if (op.held >= 0) held_[as_index(op.held)] = std::move(result);
   return true;
+}
+
+Message Executor::run_action(const Op& op, const RunContext& context, Message input) {
+  switch (op.code) {
+    case OpCode::kForward:
+      return op.stage->forward(context, std::move(input));
+    case OpCode::kBackward:
+      return op.stage->backward(context, std::move(input));
+    case OpCode::kBackwardInput:
+      return op.stage->backward_input(context, std::move(input));
+    case OpCode::kBackwardWeight:
+      op.stage->backward_weight(context);
+      return {};
+    case OpCode::kPost:
+    case OpCode::kSend:
+    case OpCode::kRelease:
+      break;
+  }
+  throw InternalError("no action of a stage");
 }
 
 bool Executor::fetch(const Input& input, const Pass& pass, Message& message) {

@@ -57,6 +57,7 @@ class Executor {
   }
   bool dispatch(const Op& op, const Pass& pass);
   bool run_stage(const Op& op, const Pass& pass);
+  static Message run_action(const Op& op, const RunContext& context, Message input);
   bool fetch(const Input& input, const Pass& pass, Message& message);
   bool release(const Op& op);
   void fail(const Pass& pass, std::exception_ptr cause);

@@ -44,12 +44,10 @@ void ModuleStage::begin(std::vector<double> weights, std::int64_t batch_size) {
 }
 
 Message ModuleStage::forward(const RunContext& context, Message input) {
-  InFlight& state = in_flight_[as_index(context.microbatch)];
-  TORCH_INTERNAL_ASSERT(!state.active, "microbatch ", context.microbatch,
-                        " is already in flight on stage ", position_.stage);
+  InFlight& state = entry(context, Phase::kIdle);
   const double weight = weight_of(context, input);
   if (context.pass.training) {
-    state.active = true;
+    state.phase = Phase::kForwardDone;
     ++num_in_flight_;
     state.sink = attach_sink(input.tensors, input.requires_grad);
     state.needs_gradient = std::move(input.requires_grad);
@@ -118,36 +116,78 @@ void ModuleStage::finish_loss(const RunContext& context, double weight, const at
 }
 
 Message ModuleStage::backward(const RunContext& context, Message gradients) {
-  InFlight& entry = in_flight_[as_index(context.microbatch)];
-  TORCH_INTERNAL_ASSERT(entry.active, "microbatch ", context.microbatch,
-                        " is not in flight on stage ", position_.stage);
-  InFlight state = std::exchange(entry, {});
+  InFlight state = std::exchange(entry(context, Phase::kForwardDone), {});
   --num_in_flight_;
-  if (position_.is_last()) gradients.tensors = std::move(state.seeds);
+  Seeds seeds = take_seeds(state, std::move(gradients));
+  const bool keep_graph = keeps_graph(state, seeds.roots);
+  run_engine([&] { run_backward(seeds.roots, seeds.gradients, keep_graph); });
+  if (keep_graph) {
+    for (auto& root : seeds.roots) retired_.push_back(std::move(root.function));
+  }
+  return input_gradients(state);
+}
+
+Message ModuleStage::backward_input(const RunContext& context, Message gradients) {
+  InFlight& state = entry(context, Phase::kForwardDone);
+  Seeds seeds = take_seeds(state, std::move(gradients));
+  state.keep_graph = keeps_graph(state, seeds.roots);
+  run_engine([&] {
+    state.weights = run_input_backward(seeds.roots, seeds.gradients, state.sink.node,
+                                       state.keep_graph, retired_, unsplit_);
+  });
+  state.phase = Phase::kInputDone;
+  return input_gradients(state);
+}
+
+void ModuleStage::backward_weight(const RunContext& context) {
+  InFlight state = std::exchange(entry(context, Phase::kInputDone), {});
+  --num_in_flight_;
+  run_engine([&] { std::move(state.weights).run(state.keep_graph, retired_); });
+}
+
+ModuleStage::InFlight& ModuleStage::entry(const RunContext& context, Phase phase) {
+  InFlight& state = in_flight_[as_index(context.microbatch)];
+  TORCH_INTERNAL_ASSERT(state.phase == phase, "microbatch ", context.microbatch, " on stage ",
+                        position_.stage, " is in phase ", static_cast<int>(state.phase),
+                        ", expected ", static_cast<int>(phase));
+  return state;
+}
+
+ModuleStage::Seeds ModuleStage::take_seeds(InFlight& state, Message gradients) const {
+  if (position_.is_last()) gradients.tensors = std::exchange(state.seeds, {});
   TORCH_INTERNAL_ASSERT(gradients.tensors.size() == state.roots.size(), "stage ", position_.stage,
                         " returned ", state.roots.size(), " tensors and got ",
                         gradients.tensors.size(), " gradients");
-  std::vector<torch::autograd::Edge> roots;
-  std::vector<at::Tensor> seeds;
+  Seeds seeds;
   for (std::size_t i = 0; i < state.roots.size(); ++i) {
     if (!gradients.tensors[i].defined() || !state.roots[i].is_valid()) continue;
-    roots.push_back(std::move(state.roots[i]));
-    seeds.push_back(std::move(gradients.tensors[i]));
+    seeds.roots.push_back(std::move(state.roots[i]));
+    seeds.gradients.push_back(std::move(gradients.tensors[i]));
   }
-  const bool keep_graph = shares_gil_ && state.num_bytes <= kSmallBytes && !has_python_node(roots);
+  state.roots.clear();
+  return seeds;
+}
+
+bool ModuleStage::keeps_graph(const InFlight& state,
+                              const std::vector<torch::autograd::Edge>& roots) const {
+  return shares_gil_ && state.num_bytes <= kSmallBytes && !has_python_node(roots);
+}
+
+template <typename Backward>
+void ModuleStage::run_engine(const Backward& backward) {
   try {
-    run_backward(roots, seeds, keep_graph);
+    backward();
   } catch (...) {
     body_->backward_failed();
     throw;
   }
-  if (keep_graph) {
-    for (auto& root : roots) retired_.push_back(std::move(root.function));
-  }
+}
 
+Message ModuleStage::input_gradients(InFlight& state) {
   Message result;
   std::vector<at::Tensor> captured;
-  if (state.sink.sink != nullptr) captured = state.sink.sink->take();
+  if (state.sink.node != nullptr) captured = state.sink.node->take();
+  state.sink = {};
   std::size_t next = 0;
   for (const bool needed : state.needs_gradient) {
     result.tensors.push_back(needed ? std::move(captured[next++]) : at::Tensor());

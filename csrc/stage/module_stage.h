@@ -3,9 +3,11 @@
 #pragma once
 
 #include <memory>
+#include <set>
 #include <vector>
 
 #include "autograd/gradient_sink.h"
+#include "autograd/split_backward.h"
 #include "stage/stage.h"
 
 namespace pipert {
@@ -67,6 +69,8 @@ class ModuleStage final : public Stage {
   void begin(std::vector<double> weights, std::int64_t batch_size) override;
   Message forward(const RunContext& context, Message input) override;
   Message backward(const RunContext& context, Message gradients) override;
+  Message backward_input(const RunContext& context, Message gradients) override;
+  void backward_weight(const RunContext& context) override;
   void reset() noexcept override;
   int num_in_flight() const override { return num_in_flight_; }
 
@@ -76,21 +80,43 @@ class ModuleStage final : public Stage {
   const std::vector<at::Tensor>& losses() const override { return losses_; }
   const std::vector<double>& loss_weights() const override { return loss_weights_; }
 
+  // Nodes of this stage's graphs whose backward ran unsplit in backward_input, in all passes so
+  // far.
+  const std::set<UnsplitNode>& unsplit() const { return unsplit_; }
+
  private:
+  enum class Phase : std::uint8_t { kIdle, kForwardDone, kInputDone };
+
   // What stays between a microbatch's forward and its backward. Graph edges only: the outputs
   // themselves are freed as soon as they have been sent.
   struct InFlight {
-    bool active = false;
+    Phase phase = Phase::kIdle;
     std::vector<torch::autograd::Edge>
         roots;                         // by output tensor; invalid where it needs no gradient
     std::vector<at::Tensor> seeds;     // the last stage's: the loss's weight, as a tensor
     AttachedSink sink;                 // of the inputs
     std::vector<bool> needs_gradient;  // by input tensor
     std::size_t num_bytes = 0;         // of inputs and outputs
+    bool keep_graph = false;           // from kInputDone on, as all below
+    WeightBackward weights;
+  };
+
+  // What a backward of the microbatch starts from: edges that need a gradient and have one.
+  struct Seeds {
+    std::vector<torch::autograd::Edge> roots;
+    std::vector<at::Tensor> gradients;
   };
 
   void finish_loss(const RunContext& context, double weight, const at::Tensor& loss,
                    InFlight& state);
+  // The microbatch's entry. REQUIRES that it is in `phase`.
+  InFlight& entry(const RunContext& context, Phase phase);
+  Seeds take_seeds(InFlight& state, Message gradients) const;
+  static Message input_gradients(InFlight& state);
+  bool keeps_graph(const InFlight& state, const std::vector<torch::autograd::Edge>& roots) const;
+  // Runs a piece of backward; where it throws, takes back what the engine left set.
+  template <typename Backward>
+  void run_engine(const Backward& backward);
   double weight_of(const RunContext& context, const Message& input) const;
   void check_batches(const RunContext& context, const Message& input) const;
 
@@ -100,6 +126,7 @@ class ModuleStage final : public Stage {
   int num_in_flight_ = 0;
   bool shares_gil_;
   std::vector<NodePtr> retired_;
+  std::set<UnsplitNode> unsplit_;
   std::vector<double> weights_;
   std::int64_t batch_size_ = 0;
   std::vector<at::Tensor> losses_;

@@ -46,6 +46,12 @@ class Stage {
   // longer in flight.
   virtual Message backward(const RunContext& context, Message gradients) = 0;
 
+  // The same in two halves. backward_input is as backward, but leaves out what only weights need;
+  // backward_weight, which comes after it, makes up for that. In between the microbatch is still in
+  // flight.
+  virtual Message backward_input(const RunContext& context, Message gradients) = 0;
+  virtual void backward_weight(const RunContext& context) = 0;
+
   // Forgets all microbatches in flight, after a pass that failed.
   virtual void reset() noexcept = 0;
 
@@ -54,7 +60,7 @@ class Stage {
   virtual const std::vector<at::Tensor>& losses() const = 0;
   virtual const std::vector<double>& loss_weights() const = 0;
 
-  // Microbatches whose forward ran and whose backward did not.
+  // Microbatches whose forward ran and whose backward (or weight half) did not.
   virtual int num_in_flight() const = 0;
 };
 

@@ -1,0 +1,117 @@
+#include "autograd/fork_nodes.h"
+
+#include <ATen/ops/zeros.h>
+#include <c10/util/Exception.h>
+#include <torch/csrc/autograd/functions/tensor.h>
+
+#include <utility>
+
+#include "autograd/node_kind.h"
+
+namespace pipert {
+
+using torch::autograd::Edge;
+using torch::autograd::variable_list;
+
+SplitFork::SplitFork(const NodePtr& fork, std::vector<bool> off_path)
+    : Node(fork->sequence_nr()),
+      fork_(fork),
+      name_(name_of(*fork)),
+      off_path_(std::move(off_path)) {
+  for (std::uint32_t i = 0; i < fork->num_inputs(); ++i)
+    input_metadata_.emplace_back(fork->input_metadata(i));
+}
+
+// By assignment: Node's own setters would number the node anew, which the engine needs only where
+// it is asked for the gradients of certain nodes, and refuse one that something leads to.
+void SplitFork::begin_input_half() {
+  auto& edges = fork_->next_edges();
+  others_.resize(edges.size());
+  next_edges() = edges;
+  for (std::size_t i = 0; i < edges.size(); ++i) {
+    if (!off_path_[i]) continue;
+    others_[i] = std::exchange(edges[i], Edge());
+    next_edges()[i] = Edge();
+  }
+  state_ = State::kInputHalf;
+}
+
+void SplitFork::begin_weight_half() {
+  TORCH_INTERNAL_ASSERT(state_ == State::kKept, name_, " was left out of the input half");
+  next_edges() = others_;
+  fork_->next_edges() = std::move(others_);
+  state_ = State::kWeightHalf;
+}
+
+variable_list SplitFork::apply(variable_list&& gradients) {
+  if (state_ == State::kInputHalf) {
+    kept_ = run_hooks(std::move(gradients));
+    state_ = State::kKept;
+    return (*fork_)(variable_list(kept_));
+  }
+  TORCH_CHECK(state_ == State::kWeightHalf, "backward runs through ", name_,
+              " a second time: a tensor that was computed in one microbatch is used in another");
+  state_ = State::kDone;
+  return (*fork_)(std::exchange(kept_, {}));
+}
+
+// As the engine does for a node that it runs itself.
+variable_list SplitFork::run_hooks(variable_list gradients) const {
+  for (const auto& hook : fork_->tensor_pre_hooks()) gradients = (*hook)(gradients);
+  for (const auto& [output, hook] : fork_->retains_grad_hooks()) gradients = (*hook)(gradients);
+  for (const auto& hook : fork_->pre_hooks()) gradients = (*hook)(gradients);
+  return gradients;
+}
+
+void SplitFork::release_variables() {
+  if (state_ != State::kDone) return;
+  fork_->release_variables();
+  fork_ = nullptr;
+}
+
+std::uint32_t CaughtGradients::replace(const Edge& edge) {
+  replaced_.push_back(edge);
+  input_metadata_.emplace_back(edge.function->input_metadata(edge.input_nr));
+  return num_inputs() - 1;
+}
+
+void CaughtGradients::begin_weight_half() {
+  catches_ = false;
+  caught_.resize(replaced_.size());
+  next_edges() = std::move(replaced_);
+}
+
+variable_list CaughtGradients::apply(variable_list&& gradients) {
+  if (!catches_) return std::exchange(caught_, {});
+  caught_ = std::move(gradients);
+  return {};
+}
+
+void CaughtGradients::release_variables() {}
+
+WeightRoot::WeightRoot(torch::autograd::edge_list edges, variable_list gradients)
+    : Node(std::move(edges)), gradients_(std::move(gradients)) {
+  add_input_metadata(seed());
+  // The engine takes the stream of what this node makes from its inputs.
+  for (const at::Tensor& gradient : gradients_) {
+    if (gradient.defined()) add_input_metadata(gradient);
+  }
+}
+
+variable_list WeightRoot::apply(variable_list&& /*nothing*/) {
+  return std::exchange(gradients_, {});
+}
+
+const at::Tensor& WeightRoot::seed() {
+  static const at::Tensor& number = *new at::Tensor(at::zeros({}));  // outlives every thread
+  return number;
+}
+
+void redirect_edge(torch::autograd::Node& node, std::size_t index, const Edge& edge) {
+  node.next_edges()[index] = edge;
+  // Its inner node shares all edges but the first, and is checked to.
+  if (kind_of(node) != NodeKind::kInPlace || index == 0) return;
+  dynamic_cast<torch::autograd::CopySlices&>(node).fn->next_edges()[index] = edge;
+}
+
+}  // namespace pipert

@@ -1,0 +1,88 @@
+// The stand-ins of Note [How a backward is split] (split_backward.h).
+//
+// Owned by the graph that they are put into, and by what is left for the weight half. Run by
+// torch's engine, on the thread and the stream on which it would run the fork.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/autograd/edge.h>
+#include <torch/csrc/autograd/function.h>
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "autograd/node_ptr.h"
+
+namespace pipert {
+
+// Takes a fork's place, in the input half and again in the weight half.
+class SplitFork final : public torch::autograd::Node {
+ public:
+  // `off_path`: by edge of the fork, whether it leads away from the inputs.
+  SplitFork(const NodePtr& fork, std::vector<bool> off_path);
+
+  // The fork's edges on the path become this node's. REQUIRES that those that lead to other forks
+  // lead to their stand-ins already.
+  void begin_input_half();
+  // From here on it runs the other edges, with the gradients that came in before.
+  void begin_weight_half();
+
+  torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override;
+  void release_variables() override;  // of the fork, once the weight half has run
+  std::string name() const override { return name_; }
+
+ private:
+  torch::autograd::variable_list run_hooks(torch::autograd::variable_list gradients) const;
+
+  enum class State : std::uint8_t { kNew, kInputHalf, kKept, kWeightHalf, kDone };
+  State state_ = State::kNew;
+  NodePtr fork_;  // null once it is done
+  std::string name_;
+  std::vector<bool> off_path_;
+  torch::autograd::edge_list others_;  // by edge of the fork; invalid on the path
+  torch::autograd::variable_list kept_;
+};
+
+// Takes the place of what an unsplit fork leads to off the path; hands it on in the weight half.
+class CaughtGradients final : public torch::autograd::Node {
+ public:
+  explicit CaughtGradients(const torch::autograd::Node& fork) : Node(fork.sequence_nr()) {}
+
+  // To stand for what `edge` leads to: returns which input of this node does. REQUIRES a valid
+  // edge.
+  std::uint32_t replace(const torch::autograd::Edge& edge);
+  // From here on it hands on what it caught.
+  void begin_weight_half();
+
+  torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override;
+  void release_variables() override;
+  std::string name() const override { return "PipelineUnsplitWeights"; }
+
+ private:
+  torch::autograd::edge_list replaced_;
+  torch::autograd::variable_list caught_;
+  bool catches_ = true;
+};
+
+// Where the weight half begins: leads to all that is left, and has the gradients of those edges
+// whose node doesn't have its own.
+class WeightRoot final : public torch::autograd::Node {
+ public:
+  // `gradients`: by edge; may be undefined.
+  WeightRoot(torch::autograd::edge_list edges, torch::autograd::variable_list gradients);
+
+  torch::autograd::variable_list apply(torch::autograd::variable_list&& nothing) override;
+  std::string name() const override { return "PipelineWeightRoot"; }
+  // What the engine wants to be given at its one input: a number that nobody reads.
+  static const at::Tensor& seed();
+
+ private:
+  torch::autograd::variable_list gradients_;
+};
+
+// Makes `node`'s edge `index` lead to `edge`, of a node that is in a graph already.
+void redirect_edge(torch::autograd::Node& node, std::size_t index,
+                   const torch::autograd::Edge& edge);
+
+}  // namespace pipert

@@ -1,0 +1,59 @@
+#include "autograd/node_kind.h"
+
+#include <array>
+#include <typeindex>
+#include <typeinfo>
+#include <unordered_map>
+
+namespace pipert {
+namespace {
+
+// Attention and recurrent layers whose one kernel makes every gradient.
+constexpr std::array<std::string_view, 5> kAllAtOnceNames = {
+    "ScaledDotProduct", "FlashAttention", "EfficientAttention", "RnnLayer", "ThnnFused"};
+
+// By the mangled name: the Python and custom classes are templates or live in torch_python, which
+// this floor doesn't know.
+NodeKind classify(std::string_view name) {
+  const auto has = [&](std::string_view part) { return name.find(part) != name.npos; };
+  if (has("PyNode")) return NodeKind::kPython;
+  if (has("CppNode")) return NodeKind::kCustom;
+  if (has("CopySlices")) return NodeKind::kInPlace;
+  if (!has("5torch8autograd9generated")) return NodeKind::kOther;
+  for (const std::string_view part : kAllAtOnceNames) {
+    if (has(part)) return NodeKind::kAllAtOnce;
+  }
+  return NodeKind::kSplittable;
+}
+
+}  // namespace
+
+NodeKind kind_of(const torch::autograd::Node& node) {
+  thread_local std::unordered_map<std::type_index, NodeKind> kinds;
+  const std::type_info& type = typeid(node);
+  const auto [entry, is_new] = kinds.try_emplace(type, NodeKind::kOther);
+  if (is_new) entry->second = classify(type.name());
+  return entry->second;
+}
+
+std::string_view reason_against_split(NodeKind kind) {
+  switch (kind) {
+    case NodeKind::kSplittable:
+      return "";
+    case NodeKind::kAllAtOnce:
+      return "its kernel computes all gradients at once";
+    case NodeKind::kPython:
+      return "it is implemented in Python, where it can't be told to compute one half alone";
+    case NodeKind::kCustom:
+      return "it is a custom C++ function, which may compute both halves each time";
+    case NodeKind::kInPlace:
+      return "it changes a view in place";
+    case NodeKind::kOther:
+      return "it is not one of torch's generated functions";
+  }
+  return "";
+}
+
+std::string name_of(const torch::autograd::Node& node) { return node.name(); }
+
+}  // namespace pipert

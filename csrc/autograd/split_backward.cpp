@@ -1,0 +1,125 @@
+#include "autograd/split_backward.h"
+
+#include <torch/csrc/autograd/function.h>
+
+#include <cstddef>
+#include <unordered_map>
+
+#include "autograd/backward.h"
+#include "autograd/fork_nodes.h"
+#include "autograd/input_paths.h"
+#include "autograd/node_kind.h"
+
+namespace pipert {
+namespace {
+
+using torch::autograd::Edge;
+using torch::autograd::Node;
+
+std::string_view reason_against_split(const Node& node) {
+  if (!node.post_hooks().empty()) return "it has a hook that looks at all of its gradients";
+  return reason_against_split(kind_of(node));
+}
+
+// Puts the stand-ins into one graph.
+class Splitter {
+ public:
+  Splitter(const InputPaths& paths, std::set<UnsplitNode>& unsplit)
+      : paths_(paths), unsplit_(unsplit) {}
+
+  void rewire() {
+    for (Node* node : paths_.nodes()) add_stand_in(*node);
+    for (Node* node : paths_.nodes()) {
+      const auto& edges = std::as_const(*node).next_edges();
+      for (std::size_t i = 0; i < edges.size(); ++i) {
+        if (const auto found = splits_.find(edges[i].function.get()); found != splits_.end())
+          redirect_edge(*node, i, {found->second.owner, edges[i].input_nr});
+      }
+    }
+    for (auto& [fork, split] : splits_) split.node->begin_input_half();
+  }
+
+  // Where a run of the input half begins that would begin at `root`.
+  Edge redirect(const Edge& root) const {
+    const auto found = splits_.find(root.function.get());
+    return found == splits_.end() ? root : Edge(found->second.owner, root.input_nr);
+  }
+
+  // After the run: what is left to run, appended to `edges`.
+  void begin_weight_half(std::vector<Edge>& edges) {
+    for (auto& [fork, split] : splits_) {
+      split.node->begin_weight_half();
+      edges.emplace_back(std::move(split.owner), 0);
+    }
+    for (auto& caught : caught_) {
+      caught.node->begin_weight_half();
+      edges.emplace_back(std::move(caught.owner), 0);
+    }
+  }
+
+ private:
+  void add_stand_in(Node& node) {
+    const auto& edges = std::as_const(node).next_edges();
+    std::vector<bool> off_path(edges.size(), false);
+    bool is_fork = false;
+    for (std::size_t i = 0; i < edges.size(); ++i) {
+      off_path[i] = edges[i].is_valid() && !paths_.contains(edges[i].function.get());
+      is_fork = is_fork || off_path[i];
+    }
+    if (!is_fork) return;
+    const std::string_view reason = reason_against_split(node);
+    if (reason.empty()) {
+      splits_.emplace(&node, make_node<SplitFork>(node.getptr(), std::move(off_path)));
+      return;
+    }
+    unsplit_.insert({name_of(node), std::string(reason)});
+    auto caught = make_node<CaughtGradients>(node);
+    for (std::size_t i = 0; i < edges.size(); ++i) {
+      if (off_path[i]) redirect_edge(node, i, {caught.owner, caught.node->replace(edges[i])});
+    }
+    caught_.push_back(std::move(caught));
+  }
+
+  const InputPaths& paths_;
+  std::set<UnsplitNode>& unsplit_;
+  std::unordered_map<const Node*, NewNode<SplitFork>> splits_;
+  std::vector<NewNode<CaughtGradients>> caught_;
+};
+
+}  // namespace
+
+WeightBackward run_input_backward(const std::vector<Edge>& roots,
+                                  const std::vector<at::Tensor>& gradients, const Node* inputs,
+                                  bool keep_graph, std::vector<NodePtr>& retired,
+                                  std::set<UnsplitNode>& unsplit) {
+  if (inputs == nullptr) return {roots, gradients};
+  const InputPaths paths(roots, inputs);
+  Splitter splitter(paths, unsplit);
+  splitter.rewire();
+  std::vector<Edge> path_roots;
+  std::vector<at::Tensor> path_gradients;
+  std::vector<Edge> left;
+  std::vector<at::Tensor> left_gradients;
+  for (std::size_t i = 0; i < roots.size(); ++i) {
+    const bool is_on_path = paths.contains(roots[i].function.get());
+    (is_on_path ? path_roots : left).push_back(is_on_path ? splitter.redirect(roots[i]) : roots[i]);
+    (is_on_path ? path_gradients : left_gradients).push_back(gradients[i]);
+  }
+  run_backward(path_roots, path_gradients, keep_graph);
+  splitter.begin_weight_half(left);
+  left_gradients.resize(left.size());
+  if (keep_graph) {
+    for (const Edge& root : roots) retired.push_back(root.function);
+    for (const Edge& root : path_roots) retired.push_back(root.function);
+  }
+  return {std::move(left), std::move(left_gradients)};
+}
+
+void WeightBackward::run(bool keep_graph, std::vector<NodePtr>& retired) && {
+  if (edges_.empty()) return;
+  const auto root = make_node<WeightRoot>(std::move(edges_), std::move(gradients_));
+  run_backward({Edge(root.owner, 0)}, {WeightRoot::seed()}, keep_graph);
+  if (keep_graph) retired.push_back(root.owner);
+}
+
+}  // namespace pipert

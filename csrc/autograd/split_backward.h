@@ -1,0 +1,73 @@
+// split_backward: a microbatch's backward in two halves. The input half makes the gradient that the
+// stage before waits for; the weight half makes the rest, later.
+//
+// Note [How a backward is split]
+//
+// A node on a path from the outputs to the inputs (InputPaths) makes gradients for the inputs; if
+// it also has an edge that leads elsewhere, to weights, it works for both halves: call it a fork.
+// A fork is put behind a stand-in on the path (InputHalf), which keeps the gradients that come in
+// and has the fork compute the path's edges alone. Everything off the path stays as it is. So the
+// input half is one run of torch's engine that frees what it has used as it goes, but for the
+// forks. In the weight half each fork runs again, behind another stand-in (WeightHalf), with the
+// gradients that were kept, for its other edges. What lives between the halves is the forks and
+// those gradients: nothing smaller would do.
+//
+// The stand-ins have their fork's sequence number, so the engine takes the nodes in the order in
+// which a full backward would, and sums are made in the same order: the gradients are the same to
+// the bit. Hooks on tensors and nodes of the path fire in the input half, once, with the gradients
+// that they would see in a full backward; those of weights in the weight half.
+//
+// Some nodes can't be run twice, or would do their work twice (NodeKind), or have a hook that looks
+// at all of their results: such a fork computes everything in the input half, and its weights'
+// gradients wait for the weight half.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/autograd/edge.h>
+
+#include <compare>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "autograd/node_ptr.h"
+
+namespace pipert {
+
+// A fork that ran unsplit.
+struct UnsplitNode {
+  std::string name;  // "MyFunctionBackward"
+  std::string reason;
+  friend auto operator<=>(const UnsplitNode&, const UnsplitNode&) = default;
+};
+
+// What the input half leaves to be done. Owned by the stage; run() uses it up.
+class WeightBackward {
+ public:
+  WeightBackward() = default;  // nothing to do
+  // `gradients`: by edge; undefined where the edge's node has its own.
+  WeightBackward(std::vector<torch::autograd::Edge> edges, std::vector<at::Tensor> gradients)
+      : edges_(std::move(edges)), gradients_(std::move(gradients)) {}
+
+  // Accumulates into the .grad of every leaf that is left and runs their hooks; frees everything as
+  // it goes, unless `keep_graph`: then the nodes are appended to `retired`. CPU nodes run on this
+  // thread. REQUIRES that the GIL is not held.
+  void run(bool keep_graph, std::vector<NodePtr>& retired) &&;
+
+ private:
+  std::vector<torch::autograd::Edge> edges_;
+  std::vector<at::Tensor> gradients_;
+};
+
+// Runs the input half from `roots` with `gradients` (as run_backward takes them): afterwards the
+// sink has the gradients of the inputs. `inputs`: the sink; null where no input needs a gradient,
+// and all is left to the weight half. Adds the forks that ran unsplit to `unsplit`. The graph can't
+// be run again. CPU nodes run on this thread. REQUIRES that the GIL is not held. With `keep_graph`
+// the nodes are appended to `retired` and nothing is freed before they are.
+WeightBackward run_input_backward(const std::vector<torch::autograd::Edge>& roots,
+                                  const std::vector<at::Tensor>& gradients,
+                                  const torch::autograd::Node* inputs, bool keep_graph,
+                                  std::vector<NodePtr>& retired, std::set<UnsplitNode>& unsplit);
+
+}  // namespace pipert
