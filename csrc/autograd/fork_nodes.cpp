@@ -14,10 +14,7 @@ using torch::autograd::Edge;
 using torch::autograd::variable_list;
 
 SplitFork::SplitFork(const NodePtr& fork, std::vector<bool> off_path)
-    : Node(fork->sequence_nr()),
-      fork_(fork),
-      name_(name_of(*fork)),
-      off_path_(std::move(off_path)) {
+    : Node(fork->sequence_nr()), fork_(fork), off_path_(std::move(off_path)) {
   for (std::uint32_t i = 0; i < fork->num_inputs(); ++i)
     input_metadata_.emplace_back(fork->input_metadata(i));
 }
@@ -37,7 +34,7 @@ void SplitFork::begin_input_half() {
 }
 
 void SplitFork::begin_weight_half() {
-  TORCH_INTERNAL_ASSERT(state_ == State::kKept, name_, " was left out of the input half");
+  TORCH_INTERNAL_ASSERT(state_ == State::kKept, name(), " was left out of the input half");
   next_edges() = others_;
   fork_->next_edges() = std::move(others_);
   state_ = State::kWeightHalf;
@@ -49,7 +46,7 @@ variable_list SplitFork::apply(variable_list&& gradients) {
     state_ = State::kKept;
     return (*fork_)(variable_list(kept_));
   }
-  TORCH_CHECK(state_ == State::kWeightHalf, "backward runs through ", name_,
+  TORCH_CHECK(state_ == State::kWeightHalf, "backward runs through ", name(),
               " a second time: a tensor that was computed in one microbatch is used in another");
   state_ = State::kDone;
   return (*fork_)(std::exchange(kept_, {}));
@@ -64,9 +61,13 @@ variable_list SplitFork::run_hooks(variable_list gradients) const {
 }
 
 void SplitFork::release_variables() {
-  if (state_ != State::kDone) return;
+  if (state_ != State::kDone || fork_ == nullptr) return;  // torch asks again where a graph dies
   fork_->release_variables();
   fork_ = nullptr;
+}
+
+std::string SplitFork::name() const {
+  return fork_ == nullptr ? "a node that has run" : name_of(*fork_);
 }
 
 std::uint32_t CaughtGradients::replace(const Edge& edge) {

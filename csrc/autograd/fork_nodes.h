@@ -30,7 +30,7 @@ class SplitFork final : public torch::autograd::Node {
 
   torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override;
   void release_variables() override;  // of the fork, once the weight half has run
-  std::string name() const override { return name_; }
+  std::string name() const override;  // the fork's
 
  private:
   torch::autograd::variable_list run_hooks(torch::autograd::variable_list gradients) const;
@@ -38,7 +38,6 @@ class SplitFork final : public torch::autograd::Node {
   enum class State : std::uint8_t { kNew, kInputHalf, kKept, kWeightHalf, kDone };
   State state_ = State::kNew;
   NodePtr fork_;  // null once it is done
-  std::string name_;
   std::vector<bool> off_path_;
   torch::autograd::edge_list others_;  // by edge of the fork; invalid on the path
   torch::autograd::variable_list kept_;

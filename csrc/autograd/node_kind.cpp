@@ -1,6 +1,8 @@
 #include "autograd/node_kind.h"
 
+#include <algorithm>
 #include <array>
+#include <span>
 #include <typeindex>
 #include <typeinfo>
 #include <unordered_map>
@@ -12,6 +14,16 @@ namespace {
 constexpr std::array<std::string_view, 5> kAllAtOnceNames = {
     "ScaledDotProduct", "FlashAttention", "EfficientAttention", "RnnLayer", "ThnnFused"};
 
+// Mm, Bmm, Addmm, Baddbmm, ScaledMm, Mv, Addmv, ...
+constexpr std::array<std::string_view, 7> kProductNames = {
+    "MmBackward", "mmBackward",     "MvBackward",    "mvBackward",
+    "Conv",       "LinearBackward", "linearBackward"};
+
+bool has_any(std::string_view name, std::span<const std::string_view> parts) {
+  return std::any_of(parts.begin(), parts.end(),
+                     [&](std::string_view part) { return name.find(part) != name.npos; });
+}
+
 // By the mangled name: the Python and custom classes are templates or live in torch_python, which
 // this floor doesn't know.
 NodeKind classify(std::string_view name) {
@@ -20,10 +32,8 @@ NodeKind classify(std::string_view name) {
   if (has("CppNode")) return NodeKind::kCustom;
   if (has("CopySlices")) return NodeKind::kInPlace;
   if (!has("5torch8autograd9generated")) return NodeKind::kOther;
-  for (const std::string_view part : kAllAtOnceNames) {
-    if (has(part)) return NodeKind::kAllAtOnce;
-  }
-  return NodeKind::kSplittable;
+  if (has_any(name, kAllAtOnceNames)) return NodeKind::kAllAtOnce;
+  return has_any(name, kProductNames) ? NodeKind::kProduct : NodeKind::kReduction;
 }
 
 }  // namespace
@@ -38,7 +48,8 @@ NodeKind kind_of(const torch::autograd::Node& node) {
 
 std::string_view reason_against_split(NodeKind kind) {
   switch (kind) {
-    case NodeKind::kSplittable:
+    case NodeKind::kProduct:
+    case NodeKind::kReduction:
       return "";
     case NodeKind::kAllAtOnce:
       return "its kernel computes all gradients at once";

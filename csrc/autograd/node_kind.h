@@ -1,4 +1,4 @@
-// NodeKind: whether an autograd node can be run twice, once for each half of its backward.
+// NodeKind: whether an autograd node is run twice, once for each half of its backward.
 #pragma once
 
 #include <torch/csrc/autograd/function.h>
@@ -9,8 +9,11 @@
 namespace pipert {
 
 enum class NodeKind : std::uint8_t {
-  kSplittable,  // torch's own: a pure function of its gradients and of what it saved, which
-                // computes what its edges ask for
+  kProduct,    // torch's own, whose weight gradient is a matrix product or a convolution: worth
+               // putting off. A pure function of its gradients and of what it saved, which computes
+               // what its edges ask for
+  kReduction,  // torch's own, whose weight gradient is a sum (norms, biases, scales): cheaper to
+               // make at once, and smaller to keep, than what it is made of
   kAllAtOnce,  // torch's own, whose kernel computes all gradients together: two runs cost double
   kPython,     // a Python autograd.Function, a compiled module, a reentrant checkpoint
   kCustom,     // a C++ autograd::Function
@@ -21,7 +24,7 @@ enum class NodeKind : std::uint8_t {
 // By type: a lookup in a table of the thread.
 NodeKind kind_of(const torch::autograd::Node& node);
 
-// Why a node of this kind is not run twice, in words; empty for kSplittable.
+// Why a node of this kind can't be run twice, in words; empty for kProduct and kReduction.
 std::string_view reason_against_split(NodeKind kind);
 
 // "AddmmBackward0", as Python shows it.

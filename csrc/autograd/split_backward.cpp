@@ -16,9 +16,11 @@ namespace {
 using torch::autograd::Edge;
 using torch::autograd::Node;
 
-std::string_view reason_against_split(const Node& node) {
-  if (!node.post_hooks().empty()) return "it has a hook that looks at all of its gradients";
-  return reason_against_split(kind_of(node));
+// Empty where nothing speaks against it.
+std::string_view reason_against_split(const Node& node, NodeKind kind) {
+  if (kind == NodeKind::kProduct && !node.post_hooks().empty())
+    return "it has a hook that looks at all of its gradients";
+  return reason_against_split(kind);
 }
 
 // Puts the stand-ins into one graph.
@@ -67,12 +69,13 @@ class Splitter {
       is_fork = is_fork || off_path[i];
     }
     if (!is_fork) return;
-    const std::string_view reason = reason_against_split(node);
-    if (reason.empty()) {
+    const NodeKind kind = kind_of(node);
+    const std::string_view reason = reason_against_split(node, kind);
+    if (reason.empty() && kind == NodeKind::kProduct) {
       splits_.emplace(&node, make_node<SplitFork>(node.getptr(), std::move(off_path)));
       return;
     }
-    unsplit_.insert({name_of(node), std::string(reason)});
+    if (!reason.empty()) unsplit_.insert({name_of(node), std::string(reason)});
     auto caught = make_node<CaughtGradients>(node);
     for (std::size_t i = 0; i < edges.size(); ++i) {
       if (off_path[i]) redirect_edge(node, i, {caught.owner, caught.node->replace(edges[i])});

@@ -17,9 +17,10 @@
 // the bit. Hooks on tensors and nodes of the path fire in the input half, once, with the gradients
 // that they would see in a full backward; those of weights in the weight half.
 //
-// Some nodes can't be run twice, or would do their work twice (NodeKind), or have a hook that looks
-// at all of their results: such a fork computes everything in the input half, and its weights'
-// gradients wait for the weight half.
+// Some forks run once all the same: those that can't be run twice, or would do their work twice, or
+// have a hook that looks at all of their results; and those whose weight gradient is a mere sum
+// (NodeKind). They compute everything in the input half, and their weights' gradients wait for the
+// weight half.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -35,7 +36,7 @@
 
 namespace pipert {
 
-// A fork that ran unsplit.
+// A fork that can't be split.
 struct UnsplitNode {
   std::string name;  // "MyFunctionBackward"
   std::string reason;
@@ -62,9 +63,9 @@ class WeightBackward {
 
 // Runs the input half from `roots` with `gradients` (as run_backward takes them): afterwards the
 // sink has the gradients of the inputs. `inputs`: the sink; null where no input needs a gradient,
-// and all is left to the weight half. Adds the forks that ran unsplit to `unsplit`. The graph can't
-// be run again. CPU nodes run on this thread. REQUIRES that the GIL is not held. With `keep_graph`
-// the nodes are appended to `retired` and nothing is freed before they are.
+// and all is left to the weight half. Adds the forks that can't be split to `unsplit`. The graph
+// can't be run again. CPU nodes run on this thread. REQUIRES that the GIL is not held. With
+// `keep_graph` the nodes are appended to `retired` and nothing is freed before they are.
 WeightBackward run_input_backward(const std::vector<torch::autograd::Edge>& roots,
                                   const std::vector<at::Tensor>& gradients,
                                   const torch::autograd::Node* inputs, bool keep_graph,
