@@ -21,7 +21,7 @@ from pipert.gradients import clip_gradients, gradient_norms
 from pipert.group import as_group
 from pipert.local_stages import LocalStages
 from pipert.ranks import Ranks
-from pipert.report import Report, Trace, make_report, summarize
+from pipert.report import Report, Trace, UnsplitNode, make_report, summarize
 from pipert.results import StepResult, result_of
 from pipert.stages import check_tied
 
@@ -284,6 +284,18 @@ class Pipeline:
                 told = self._peers.exchange("make a report", parts)
                 parts = [part for rank in told for part in rank]
         return make_report(parts, self.schedule)
+
+    def unsplit_nodes(self) -> dict[int, list[UnsplitNode]]:
+        """What kept backward from being split into its input half and its weight half.
+
+        Of this process's stages, in all steps so far: {stage: nodes of its autograd graph}. Such a
+        node computes its weights' gradients in the input half; a stage that isn't named splits
+        whole. Only a schedule with I and W actions splits anything.
+        """
+        return {
+            stage: [UnsplitNode(name, reason) for name, reason in nodes]
+            for stage, nodes in self._ranks.unsplit_nodes().items()
+        }
 
     def close(self) -> None:
         """Ends the threads and connections. The modules stay as they are."""

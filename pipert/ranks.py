@@ -148,6 +148,18 @@ class Ranks:
             raise ValueError("nothing to show: no pass has run yet")
         return traces
 
+    def unsplit_nodes(self) -> dict[int, list[tuple[str, str]]]:
+        """By stage: (name, reason) of what couldn't be split.
+
+        Raises:
+            ValueError: the pipeline is closed, or is running a step.
+        """
+        if self._runtime is None:
+            raise ValueError("the pipeline is closed")
+        if self._runtime.running():
+            raise ValueError("the pipeline is running a step: ask when that has ended")
+        return self._runtime.unsplit_nodes()
+
     def close(self) -> None:
         """Ends the threads and connections."""
         if self._runtime is not None:

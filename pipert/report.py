@@ -30,6 +30,18 @@ class TraceEvent(NamedTuple):
     end: float
 
 
+class UnsplitNode(NamedTuple):
+    """A node of a stage's autograd graph that can't run its backward in two halves.
+
+    Attributes:
+        name: as autograd calls it, such as "MyFunctionBackward".
+        reason: why, in words.
+    """
+
+    name: str
+    reason: str
+
+
 class Trace:
     """What the ranks of this process did in the last step.
 

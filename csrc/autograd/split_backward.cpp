@@ -1,5 +1,6 @@
 #include "autograd/split_backward.h"
 
+#include <ATen/SequenceNumber.h>
 #include <torch/csrc/autograd/function.h>
 
 #include <cstddef>
@@ -118,11 +119,13 @@ WeightBackward run_input_backward(const std::vector<Edge>& roots,
   return {std::move(left), std::move(left_gradients)};
 }
 
-void WeightBackward::run(bool keep_graph, std::vector<NodePtr>& retired) && {
-  if (edges_.empty()) return;
+bool WeightBackward::run(bool keep_graph, std::vector<NodePtr>& retired) && {
+  if (edges_.empty()) return false;
   const auto root = make_node<WeightRoot>(std::move(edges_), std::move(gradients_));
+  const std::uint64_t num_nodes = at::sequence_number::peek();  // made on this thread so far
   run_backward({Edge(root.owner, 0)}, {WeightRoot::seed()}, keep_graph);
   if (keep_graph) retired.push_back(root.owner);
+  return at::sequence_number::peek() != num_nodes;
 }
 
 }  // namespace pipert

@@ -53,8 +53,10 @@ class WeightBackward {
 
   // Accumulates into the .grad of every leaf that is left and runs their hooks; frees everything as
   // it goes, unless `keep_graph`: then the nodes are appended to `retired`. CPU nodes run on this
-  // thread. REQUIRES that the GIL is not held.
-  void run(bool keep_graph, std::vector<NodePtr>& retired) &&;
+  // thread. REQUIRES that the GIL is not held. Returns whether forward code ran again on the way
+  // (checkpointed blocks): the input half has run it already, so that whoever puts such a backward
+  // off pays for it twice.
+  bool run(bool keep_graph, std::vector<NodePtr>& retired) &&;
 
  private:
   std::vector<torch::autograd::Edge> edges_;

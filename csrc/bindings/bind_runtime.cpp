@@ -74,6 +74,18 @@ py::dict channel_kinds(PythonRuntime& self) {
   return result;
 }
 
+// By stage of this process: (name, reason) of each node whose backward can't be split.
+py::dict unsplit_nodes(PythonRuntime& self) {
+  py::dict result;
+  for (const auto& [stage, object] : self.stages()) {
+    py::list nodes;
+    for (const UnsplitNode& node : object->unsplit())
+      nodes.append(py::make_tuple(node.name, node.reason));
+    if (!nodes.empty()) result[py::int_(stage)] = nodes;
+  }
+  return result;
+}
+
 int num_in_flight(PythonRuntime& self) {
   int count = 0;
   for (const auto& executor : self.runtime().executors()) {
@@ -111,6 +123,7 @@ void bind_runtime(py::module_& module) {
       .def("traces", &traces)
       .def("channels", &channel_kinds)
       .def("num_in_flight", &num_in_flight)
+      .def("unsplit_nodes", &unsplit_nodes)
       .def("close", &PythonRuntime::close);
 }
 

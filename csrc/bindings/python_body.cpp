@@ -67,6 +67,15 @@ BodyResult PythonBody::forward(const RunContext& context, BodyInput input) {
   return result;
 }
 
+bool PythonBody::trains() const {
+  if (!py::hasattr(callable_, "parameters")) return false;
+  for (const py::handle parameter : callable_.attr("parameters")()) {
+    if (THPVariable_Check(parameter.ptr()) && THPVariable_Unpack(parameter.ptr()).requires_grad())
+      return true;
+  }
+  return false;
+}
+
 void PythonBody::backward_failed() noexcept {
   const py::gil_scoped_acquire gil;
   PyErr_Clear();

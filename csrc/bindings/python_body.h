@@ -34,6 +34,7 @@ class PythonBody final : public StageBody {
   ~PythonBody() override;  // takes the GIL
 
   BodyResult forward(const RunContext& context, BodyInput input) override;
+  bool trains() const override;
   // torch's engine sets a Python hook's exception on the thread as well: the next Python call there
   // would raise it.
   void backward_failed() noexcept override;

@@ -66,6 +66,7 @@ class PythonRuntime {
 
   pybind11::object outputs();
   PipelineRuntime& runtime();
+  const std::map<StageIndex, ModuleStage*>& stages() const { return stages_; }
 
  private:
   void set_batches(const StepArguments& arguments);

@@ -4,6 +4,7 @@
 #include <c10/util/Exception.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "autograd/backward.h"
@@ -63,6 +64,7 @@ Message ModuleStage::forward(const RunContext& context, Message input) {
       finish_loss(context, weight, result.loss, state);
     return output;
   }
+  if (context.pass.training) check_gradient_flows(state, result);
   output.structure = std::move(result.structure);
   if (context.pass.training) state.num_bytes += num_bytes(result.tensors);
   output.requires_grad.reserve(result.tensors.size());
@@ -77,6 +79,19 @@ Message ModuleStage::forward(const RunContext& context, Message input) {
     }
   }
   return output;
+}
+
+void ModuleStage::check_gradient_flows(const InFlight& state, const BodyResult& result) const {
+  const auto needs = [](const at::Tensor& tensor) { return tensor.requires_grad(); };
+  if (std::any_of(result.tensors.begin(), result.tensors.end(), needs)) return;
+  TORCH_CHECK_VALUE(state.sink.node == nullptr,
+                    "the stage returned no tensor that requires a gradient, but its input requires "
+                    "one: the stages before it would not train (was the output detached, or "
+                    "computed under no_grad?)");
+  TORCH_CHECK_VALUE(!body_->trains(),
+                    "the stage returned no tensor that requires a gradient, but has parameters "
+                    "that do: they would not train (was the output detached, or computed under "
+                    "no_grad?)");
 }
 
 double ModuleStage::weight_of(const RunContext& context, const Message& input) const {
@@ -131,7 +146,9 @@ Message ModuleStage::backward_input(const RunContext& context, Message gradients
   InFlight& state = entry(context, Phase::kForwardDone);
   Seeds seeds = take_seeds(state, std::move(gradients));
   state.keep_graph = keeps_graph(state, seeds.roots);
+  state.was_split = !recomputes_ && state.sink.node != nullptr;
   run_engine([&] {
+    if (recomputes_) return run_backward(seeds.roots, seeds.gradients, /*keep_graph=*/false);
     state.weights = run_input_backward(seeds.roots, seeds.gradients, state.sink.node,
                                        state.keep_graph, retired_, unsplit_);
   });
@@ -142,7 +159,15 @@ Message ModuleStage::backward_input(const RunContext& context, Message gradients
 void ModuleStage::backward_weight(const RunContext& context) {
   InFlight state = std::exchange(entry(context, Phase::kInputDone), {});
   --num_in_flight_;
-  run_engine([&] { std::move(state.weights).run(state.keep_graph, retired_); });
+  run_engine([&] {
+    const bool ran_again = std::move(state.weights).run(state.keep_graph, retired_);
+    if (!ran_again || !state.was_split) return;
+    recomputes_ = true;
+    unsplit_.insert(
+        {"the whole stage",
+         "its saved tensors are computed again in backward (checkpointed blocks), which "
+         "two halves would do twice"});
+  });
 }
 
 ModuleStage::InFlight& ModuleStage::entry(const RunContext& context, Phase phase) {

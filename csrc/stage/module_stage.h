@@ -48,6 +48,9 @@ class StageBody {
   virtual ~StageBody() = default;
   // On the first stage `input` is empty: the body has the batch's arguments itself.
   virtual BodyResult forward(const RunContext& context, BodyInput input) = 0;
+  // Whether it has parameters that require a gradient. REQUIRES that the hold of the last forward
+  // lives.
+  virtual bool trains() const { return false; }
   // After a backward that threw, on its thread: takes back what the engine left set there. The
   // exception has it too.
   virtual void backward_failed() noexcept {}
@@ -98,6 +101,7 @@ class ModuleStage final : public Stage {
     std::vector<bool> needs_gradient;  // by input tensor
     std::size_t num_bytes = 0;         // of inputs and outputs
     bool keep_graph = false;           // from kInputDone on, as all below
+    bool was_split = false;
     WeightBackward weights;
   };
 
@@ -117,6 +121,7 @@ class ModuleStage final : public Stage {
   // Runs a piece of backward; where it throws, takes back what the engine left set.
   template <typename Backward>
   void run_engine(const Backward& backward);
+  void check_gradient_flows(const InFlight& state, const BodyResult& result) const;
   double weight_of(const RunContext& context, const Message& input) const;
   void check_batches(const RunContext& context, const Message& input) const;
 
@@ -127,6 +132,7 @@ class ModuleStage final : public Stage {
   bool shares_gil_;
   std::vector<NodePtr> retired_;
   std::set<UnsplitNode> unsplit_;
+  bool recomputes_ = false;  // in backward: then it is not split
   std::vector<double> weights_;
   std::int64_t batch_size_ = 0;
   std::vector<at::Tensor> losses_;
