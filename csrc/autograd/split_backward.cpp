@@ -27,8 +27,8 @@ std::string_view reason_against_split(const Node& node, NodeKind kind) {
 // Puts the stand-ins into one graph.
 class Splitter {
  public:
-  Splitter(const InputPaths& paths, std::set<UnsplitNode>& unsplit)
-      : paths_(paths), unsplit_(unsplit) {}
+  Splitter(const InputPaths& paths, bool split, std::set<UnsplitNode>& unsplit)
+      : paths_(paths), split_(split), unsplit_(unsplit) {}
 
   void rewire() {
     for (Node* node : paths_.nodes()) add_stand_in(*node);
@@ -72,7 +72,7 @@ class Splitter {
     if (!is_fork) return;
     const NodeKind kind = kind_of(node);
     const std::string_view reason = reason_against_split(node, kind);
-    if (reason.empty() && kind == NodeKind::kProduct) {
+    if (split_ && reason.empty() && kind == NodeKind::kProduct) {
       splits_.emplace(&node, make_node<SplitFork>(node.getptr(), std::move(off_path)));
       return;
     }
@@ -85,6 +85,7 @@ class Splitter {
   }
 
   const InputPaths& paths_;
+  bool split_;
   std::set<UnsplitNode>& unsplit_;
   std::unordered_map<const Node*, NewNode<SplitFork>> splits_;
   std::vector<NewNode<CaughtGradients>> caught_;
@@ -94,11 +95,11 @@ class Splitter {
 
 WeightBackward run_input_backward(const std::vector<Edge>& roots,
                                   const std::vector<at::Tensor>& gradients, const Node* inputs,
-                                  bool keep_graph, std::vector<NodePtr>& retired,
+                                  const InputHalfOptions& options, std::vector<NodePtr>& retired,
                                   std::set<UnsplitNode>& unsplit) {
   if (inputs == nullptr) return {roots, gradients};
   const InputPaths paths(roots, inputs);
-  Splitter splitter(paths, unsplit);
+  Splitter splitter(paths, options.split, unsplit);
   splitter.rewire();
   std::vector<Edge> path_roots;
   std::vector<at::Tensor> path_gradients;
@@ -109,10 +110,10 @@ WeightBackward run_input_backward(const std::vector<Edge>& roots,
     (is_on_path ? path_roots : left).push_back(is_on_path ? splitter.redirect(roots[i]) : roots[i]);
     (is_on_path ? path_gradients : left_gradients).push_back(gradients[i]);
   }
-  run_backward(path_roots, path_gradients, keep_graph);
+  run_backward(path_roots, path_gradients, options.keep_graph);
   splitter.begin_weight_half(left);
   left_gradients.resize(left.size());
-  if (keep_graph) {
+  if (options.keep_graph) {
     for (const Edge& root : roots) retired.push_back(root.function);
     for (const Edge& root : path_roots) retired.push_back(root.function);
   }

@@ -63,14 +63,20 @@ class WeightBackward {
   std::vector<at::Tensor> gradients_;
 };
 
+struct InputHalfOptions {
+  bool keep_graph = false;  // frees nothing before the nodes of `retired` are
+  bool split = true;        // false: every fork runs once, and its weights' gradients wait
+};
+
 // Runs the input half from `roots` with `gradients` (as run_backward takes them): afterwards the
 // sink has the gradients of the inputs. `inputs`: the sink; null where no input needs a gradient,
-// and all is left to the weight half. Adds the forks that can't be split to `unsplit`. The graph
-// can't be run again. CPU nodes run on this thread. REQUIRES that the GIL is not held. With
-// `keep_graph` the nodes are appended to `retired` and nothing is freed before they are.
+// and all is left to the weight half. With `keep_graph`, nodes are appended to `retired`. Adds the
+// forks that can't be split to `unsplit`. The graph can't be run again. CPU nodes run on this
+// thread. REQUIRES that the GIL is not held.
 WeightBackward run_input_backward(const std::vector<torch::autograd::Edge>& roots,
                                   const std::vector<at::Tensor>& gradients,
-                                  const torch::autograd::Node* inputs, bool keep_graph,
-                                  std::vector<NodePtr>& retired, std::set<UnsplitNode>& unsplit);
+                                  const torch::autograd::Node* inputs,
+                                  const InputHalfOptions& options, std::vector<NodePtr>& retired,
+                                  std::set<UnsplitNode>& unsplit);
 
 }  // namespace pipert

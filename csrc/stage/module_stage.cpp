@@ -148,9 +148,9 @@ Message ModuleStage::backward_input(const RunContext& context, Message gradients
   state.keep_graph = keeps_graph(state, seeds.roots);
   state.was_split = !recomputes_ && state.sink.node != nullptr;
   run_engine([&] {
-    if (recomputes_) return run_backward(seeds.roots, seeds.gradients, /*keep_graph=*/false);
     state.weights = run_input_backward(seeds.roots, seeds.gradients, state.sink.node,
-                                       state.keep_graph, retired_, unsplit_);
+                                       {.keep_graph = state.keep_graph, .split = !recomputes_},
+                                       retired_, unsplit_);
   });
   state.phase = Phase::kInputDone;
   return input_gradients(state);
