@@ -7,6 +7,15 @@ from pipert._C import Action
 from pipert.diagnosis import diagnose
 
 
+_VERBS = {
+    "F": "forward",
+    "B": "backward",
+    "I": "backward, input half",
+    "W": "backward, weight half",
+    "R": "recompute",
+}
+
+
 class PipelineError(RuntimeError):
     """A step failed while it ran. The user's own exception, if there is one, is `__cause__`.
 
@@ -52,7 +61,7 @@ def make_pipeline_error(
         return error_of_peer(message)
     where = f"rank {rank}"
     if action is not None:
-        verb = "forward" if action.kind == "F" else "backward"
+        verb = _VERBS.get(action.kind, action.kind)
         where += f", stage {action.stage}, microbatch {action.microbatch}, {action} ({verb})"
     if message and (kind == "transfer" or (kind == "timeout" and cause is not None)):
         where += f", {message}"

@@ -20,6 +20,4 @@ def in_halves(schedule, delay=1):
             if len(late) > delay:
                 halves.append(late.pop(0))
         ranks.append(halves + late)
-    return Schedule(
-        ranks, placement=schedule.placement, num_microbatches=schedule.num_microbatches
-    )
+    return Schedule(ranks, placement=schedule.placement, num_microbatches=schedule.num_microbatches)

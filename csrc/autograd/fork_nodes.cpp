@@ -46,10 +46,20 @@ variable_list SplitFork::apply(variable_list&& gradients) {
     state_ = State::kKept;
     return (*fork_)(variable_list(kept_));
   }
-  TORCH_CHECK(state_ == State::kWeightHalf, "backward runs through ", name(),
-              " a second time: a tensor that was computed in one microbatch is used in another");
+  if (state_ != State::kWeightHalf) refuse_second_run(name());
   state_ = State::kDone;
-  return (*fork_)(std::exchange(kept_, {}));
+  variable_list result = (*fork_)(std::exchange(kept_, {}));
+  close_fork();
+  return result;
+}
+
+// A graph that is kept a while would run again, where torch's own refuses.
+void SplitFork::close_fork() {
+  const auto closed = make_node<CaughtGradients>(*fork_);
+  for (auto& edge : fork_->next_edges()) {
+    if (edge.is_valid()) edge = {closed.owner, closed.node->replace(edge)};
+  }
+  closed.node->end();
 }
 
 // As the engine does for a node that it runs itself.
@@ -77,18 +87,24 @@ std::uint32_t CaughtGradients::replace(const Edge& edge) {
 }
 
 void CaughtGradients::begin_weight_half() {
-  catches_ = false;
+  state_ = State::kHandsOn;
   caught_.resize(replaced_.size());
   next_edges() = std::move(replaced_);
 }
 
 variable_list CaughtGradients::apply(variable_list&& gradients) {
-  if (!catches_) return std::exchange(caught_, {});
-  caught_ = std::move(gradients);
-  return {};
+  switch (state_) {
+    case State::kCatches:
+      caught_ = std::move(gradients);
+      return {};
+    case State::kHandsOn:
+      state_ = State::kDone;
+      return std::exchange(caught_, {});
+    case State::kDone:
+      break;
+  }
+  refuse_second_run(name());
 }
-
-void CaughtGradients::release_variables() {}
 
 WeightRoot::WeightRoot(torch::autograd::edge_list edges, variable_list gradients)
     : Node(std::move(edges)), gradients_(std::move(gradients)) {
@@ -106,6 +122,11 @@ variable_list WeightRoot::apply(variable_list&& /*nothing*/) {
 const at::Tensor& WeightRoot::seed() {
   static const at::Tensor& number = *new at::Tensor(at::zeros({}));  // outlives every thread
   return number;
+}
+
+void refuse_second_run(const std::string& name) {
+  TORCH_CHECK(false, "backward runs through ", name,
+              " a second time: a tensor that was computed in one microbatch is used in another");
 }
 
 void redirect_edge(torch::autograd::Node& node, std::size_t index, const Edge& edge) {

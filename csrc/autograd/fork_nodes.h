@@ -34,6 +34,7 @@ class SplitFork final : public torch::autograd::Node {
 
  private:
   torch::autograd::variable_list run_hooks(torch::autograd::variable_list gradients) const;
+  void close_fork();
 
   enum class State : std::uint8_t { kNew, kInputHalf, kKept, kWeightHalf, kDone };
   State state_ = State::kNew;
@@ -43,7 +44,8 @@ class SplitFork final : public torch::autograd::Node {
   torch::autograd::variable_list kept_;
 };
 
-// Takes the place of what an unsplit fork leads to off the path; hands it on in the weight half.
+// Takes the place of what an unsplit fork leads to off the path; hands it on in the weight half. Or
+// the place of all that a fork leads to once it has run: then it refuses what arrives.
 class CaughtGradients final : public torch::autograd::Node {
  public:
   explicit CaughtGradients(const torch::autograd::Node& fork) : Node(fork.sequence_nr()) {}
@@ -53,15 +55,17 @@ class CaughtGradients final : public torch::autograd::Node {
   std::uint32_t replace(const torch::autograd::Edge& edge);
   // From here on it hands on what it caught.
   void begin_weight_half();
+  // From here on it refuses.
+  void end() { state_ = State::kDone; }
 
   torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override;
-  void release_variables() override;
   std::string name() const override { return "PipelineUnsplitWeights"; }
 
  private:
+  enum class State : std::uint8_t { kCatches, kHandsOn, kDone };
+  State state_ = State::kCatches;
   torch::autograd::edge_list replaced_;
   torch::autograd::variable_list caught_;
-  bool catches_ = true;
 };
 
 // Where the weight half begins: leads to all that is left, and has the gradients of those edges
@@ -79,6 +83,9 @@ class WeightRoot final : public torch::autograd::Node {
  private:
   torch::autograd::variable_list gradients_;
 };
+
+// Backward came to something that is done.
+[[noreturn]] void refuse_second_run(const std::string& name);
 
 // Makes `node`'s edge `index` lead to `edge`, of a node that is in a graph already.
 void redirect_edge(torch::autograd::Node& node, std::size_t index,

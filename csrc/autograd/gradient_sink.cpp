@@ -8,11 +8,16 @@
 
 namespace pipert {
 torch::autograd::variable_list GradientSink::apply(torch::autograd::variable_list&& gradients) {
+  TORCH_CHECK(
+      !is_taken_,
+      "backward comes to the stage's input a second time: a tensor that was computed in one "
+      "microbatch is used in another");
   gradients_ = std::move(gradients);
   return {};
 }
 
 std::vector<at::Tensor> GradientSink::take() {
+  is_taken_ = true;
   gradients_.resize(num_inputs());
   return std::exchange(gradients_, {});
 }

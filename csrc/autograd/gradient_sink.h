@@ -23,11 +23,13 @@ class GradientSink final : public torch::autograd::Node {
   torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override;
   std::string name() const override { return "PipelineStageInput"; }
 
-  // One gradient for each attached tensor, undefined where none arrived; empties the sink.
+  // One gradient for each attached tensor, undefined where none arrived; empties the sink, which
+  // refuses any other.
   std::vector<at::Tensor> take();
 
  private:
   std::vector<at::Tensor> gradients_;
+  bool is_taken_ = false;
 };
 
 using AttachedSink = NewNode<GradientSink>;
