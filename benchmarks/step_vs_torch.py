@@ -30,6 +30,7 @@ from pairs import Contender, alternate, milliseconds, table, times_faster
 from torch_peer import TorchPipeline
 
 QUESTION = "How many times faster is a pipert step than a step of torch.distributed.pipelining?"
+SCHEDULES = {1: ("1f1b",), 2: ("interleaved_1f1b", "zb_interleaved")}  # by stages a rank
 HAVE_PIPERT = importlib.util.find_spec("pipert") is not None
 
 
@@ -113,12 +114,11 @@ def main() -> None:
         print("pipert isn't installed: its columns stay empty")
 
     answers = []
-    for name in args.rows:
-        row = ROWS[name]
-        schedule = "1f1b" if row.stages_per_rank == 1 else "interleaved_1f1b"
-        answers.append(measure(row, schedule, args.rounds or row.rounds))
-        if leader:
-            print(f"{row} {schedule}: done", file=sys.stderr)
+    for row in (ROWS[name] for name in args.rows):
+        for schedule in SCHEDULES[row.stages_per_rank]:
+            answers.append(measure(row, schedule, args.rounds or row.rounds))
+            if leader:
+                print(f"{row} {schedule}: done", file=sys.stderr)
     if leader:
         print_table(answers)
         write_json(QUESTION, {"unit": "milliseconds a step", "rows": answers}, args.out)

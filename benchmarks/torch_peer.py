@@ -11,8 +11,13 @@ from torch.distributed.pipelining import (
     Schedule1F1B,
     ScheduleGPipe,
     ScheduleInterleaved1F1B,
+    ScheduleInterleavedZeroBubble,
 )
 
+_INTERLEAVED = {
+    "interleaved_1f1b": ScheduleInterleaved1F1B,
+    "zb_interleaved": ScheduleInterleavedZeroBubble,
+}
 _SINGLE = {"1f1b": Schedule1F1B, "gpipe": ScheduleGPipe}
 
 
@@ -21,7 +26,7 @@ class TorchPipeline:
 
     Args:
         row: The model and the batch.
-        schedule: "gpipe", "1f1b" or "interleaved_1f1b".
+        schedule: "gpipe", "1f1b", "interleaved_1f1b" or "zb_interleaved".
     """
 
     def __init__(self, row: Row, schedule: str) -> None:
@@ -31,8 +36,8 @@ class TorchPipeline:
         self._first, self._last = rank == 0, rank == NUM_RANKS - 1
         device = torch.device("cpu")
         parts = [PipelineStage(m, s, row.num_stages, device) for s, m in self.stages.items()]
-        if schedule == "interleaved_1f1b":
-            self._schedule = ScheduleInterleaved1F1B(parts, row.num_microbatches, loss_fn)
+        if schedule in _INTERLEAVED:
+            self._schedule = _INTERLEAVED[schedule](parts, row.num_microbatches, loss_fn)
         else:
             self._schedule = _SINGLE[schedule](parts[0], row.num_microbatches, loss_fn)
         self.losses: list[Tensor] = []
