@@ -88,7 +88,6 @@ class Encoder:
 
 
 MODELS = {
-    "tiny": Encoder(16, 16, 2, 64, rows=4, length=32),
     "tiny": Encoder(16, 16, 2, 64, rows=4, length=8),
     "small": Encoder(16, 16, 2, 64, rows=4, length=64),
     "dropout": Encoder(16, 16, 2, 64, rows=4, length=64, dropout=0.1),
