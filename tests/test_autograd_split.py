@@ -417,6 +417,46 @@ def test_module_backward_hooks_fire_once_a_microbatch():
     assert calls == {(when, i): MICROBATCHES for when in ("before", "after") for i in range(3)}
 
 
+@pytest.fixture
+def one_process_group():
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        "0F0 1F0 1I0 0I0 1W0 0W0 0F1 1F1 1I1 1W1 0I1 0W1",
+        "0F0 1F0 0F1 1F1 1I0 0I0 1I1 0I1 1W0 0W0 1W1 0W1",
+    ],
+    ids=["one microbatch at a time", "two in flight"],
+)
+def test_a_data_parallel_wrapper_reduces_each_microbatch_in_its_weight_half(
+    order, one_process_group
+):
+    """DistributedDataParallel hangs its reductions on hooks of the weights."""
+    torch.manual_seed(0)
+    modules = [nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))]
+    reference = nn.Sequential(*copy.deepcopy(modules))
+    stages = [nn.parallel.DistributedDataParallel(module) for module in modules]
+    x, y = batch(4)
+    with pipert.Pipeline(
+        stages,
+        schedule=pipert.Schedule([order.split()]),
+        num_ranks=1,
+        num_microbatches=2,
+        loss_fn=fn.mse_loss,
+    ) as pipe:
+        for _ in range(2):
+            pipe.step(x, target=y)
+            plain_loop(reference, x, y, 2)
+        for p, q in zip(pipe.parameters(), reference.parameters(), strict=True):
+            assert same_bits(p.grad, q.grad)
+
+
 # --- losses -------------------------------------------------------------------------------------
 
 

@@ -82,9 +82,7 @@ def test_the_verdict_is_what_becomes_of_a_thousand_schedules(forward_only, capac
     defects, stalls = Counter(), Counter()
     seed = f"{forward_only} {capacity}"
     options = {"forward_only": forward_only, "capacity": capacity}
-    drawn = schedule_mutations.batch(
-        seed, 1000, forward_only=forward_only, splits=not forward_only
-    )
+    drawn = schedule_mutations.batch(seed, 1000, forward_only=forward_only, splits=not forward_only)
     for _, schedule in drawn:
         verdict, rehearsal = compare(schedule, **options)
         defects[verdict.defect] += 1
