@@ -17,9 +17,10 @@ from pipert.arguments import (
 )
 from pipert.batch import Batch, BatchChecks
 from pipert.distributed import Peers, telling
-from pipert.gradients import clip_gradients, gradient_norms
+from pipert.gradients import clip_gradients, gradient_norms, own_gradient
 from pipert.group import as_group
 from pipert.local_stages import LocalStages
+from pipert.main_gradients import MainGradients, main_gradient
 from pipert.ranks import Ranks
 from pipert.report import Report, Trace, UnsplitNode, make_report, summarize
 from pipert.results import StepResult, result_of
@@ -53,6 +54,9 @@ class Pipeline:
         receive_slots: receives that are posted ahead on each edge, at least.
         intra_op_threads: of torch's operators, for each rank; by default the caller's
             `torch.get_num_threads()` shared out among the ranks of this process.
+        main_grads: whether each microbatch's gradients are added to `parameter.main_grad` (float32,
+            made here unless it is there) and dropped from `.grad`. The caller zeroes the sums
+            (`zero_main_grads`) and gives them to his optimizer.
 
     Attributes:
         schedule: the Schedule.
@@ -80,6 +84,7 @@ class Pipeline:
         timeout_s: float = 300.0,
         receive_slots: int = 2,
         intra_op_threads: int | None = None,
+        main_grads: bool = False,
     ) -> None:
         self._peers = None if group is None else Peers(as_group(group))
         self._has_loss = loss_fn is not None
@@ -121,6 +126,7 @@ class Pipeline:
             self._stages = LocalStages(stages, self.schedule, on)
             if isinstance(loss_fn, nn.Module) and self._stages.has_last:
                 loss_fn.to(on[self.schedule.placement.ranks[-1]])
+            self._main_gradients = MainGradients(self._stages) if main_grads else None
             self._checks = BatchChecks(self.schedule, self._stages, loss_fn, self._peers)
             self._ranks = Ranks(
                 on,
@@ -207,6 +213,9 @@ class Pipeline:
                     training=training,
                     compute_loss=compute_loss,
                     keep_outputs=keep_outputs,
+                    main_gradients=(
+                        self._main_gradients.pairs() if self._main_gradients and training else []
+                    ),
                 )
         return result_of(runtime, compute_loss, keep_outputs, batch.is_cut)
 
@@ -240,7 +249,8 @@ class Pipeline:
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Scales all gradients of the whole model so that their 2-norm is at most `max_norm`.
 
-        A collective call in a group. The bits don't depend on how stages are spread over processes.
+        With `main_grads` they are those in `main_grad`. A collective call in a group. The bits
+        don't depend on how stages are spread over processes.
 
         Returns:
             The norm before, a scalar.
@@ -248,8 +258,19 @@ class Pipeline:
         with telling(self._peers):
             if not max_norm >= 0:
                 raise ValueError(f"max_norm must not be negative, got {max_norm}")
-            norms = gradient_norms(self._stages, self._peers)
-        return clip_gradients(self.parameters(), norms, max_norm)
+            gradient_of = own_gradient if self._main_gradients is None else main_gradient
+            norms = gradient_norms(self._stages, self._peers, gradient_of)
+        return clip_gradients(map(gradient_of, self.parameters()), norms, max_norm)
+
+    def zero_main_grads(self) -> None:
+        """Sets this process's `main_grad`s to zero, in place: before a step, or after the update.
+
+        Raises:
+            ValueError: the pipeline was made without `main_grads`.
+        """
+        if self._main_gradients is None:
+            raise ValueError("the pipeline has no main gradients: expected main_grads=True")
+        self._main_gradients.zero()
 
     def train(self, mode: bool = True) -> "Pipeline":
         """Sets this process's modules to training or evaluation mode, as nn.Module.train does."""

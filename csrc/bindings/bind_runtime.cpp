@@ -107,13 +107,19 @@ void bind_runtime(py::module_& module) {
           "step",
           [](PythonRuntime& self, py::object args, py::object kwargs, py::object target,
              py::object loss_kwargs, bool is_cut, bool training, bool compute_loss,
-             bool keep_outputs) {
+             bool keep_outputs,
+             const std::vector<std::pair<at::Tensor, at::Tensor>>& main_gradients) {
+            std::vector<MainGradients::Entry> entries;
+            for (const auto& [parameter, main] : main_gradients)
+              entries.push_back({parameter, main});
             self.step({std::move(args), std::move(kwargs), std::move(target),
-                       std::move(loss_kwargs), is_cut, training, compute_loss, keep_outputs});
+                       std::move(loss_kwargs), is_cut, training, compute_loss, keep_outputs,
+                       std::move(entries)});
           },
           py::kw_only(), py::arg("args"), py::arg("kwargs"), py::arg("target"),
           py::arg("loss_kwargs"), py::arg("is_cut"), py::arg("training"), py::arg("compute_loss"),
-          py::arg("keep_outputs"))
+          py::arg("keep_outputs"),
+          py::arg("main_gradients") = std::vector<std::pair<at::Tensor, at::Tensor>>())
       .def("losses", &PythonRuntime::losses)
       .def("loss_weights", &PythonRuntime::loss_weights)
       .def("outputs", &PythonRuntime::outputs)

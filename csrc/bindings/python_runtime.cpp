@@ -190,8 +190,10 @@ void PythonRuntime::step(StepArguments arguments) {
     throw ValueError("the pipeline is running a step: it runs one at a time, for one thread");
   set_batches(arguments);
   const Pass pass{.epoch = epoch_++, .training = arguments.training};
+  MainGradients main_gradients(std::move(arguments.main_gradients));
   arguments = {};  // the bodies hold the pieces; nobody shall hold the whole
   run(pass);
+  main_gradients.sweep();
 }
 
 void PythonRuntime::run(const Pass& pass) {

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "autograd/main_gradients.h"
 #include "bindings/python_body.h"
 #include "bindings/python_threads.h"
 #include "runtime/pipeline_runtime.h"
@@ -39,6 +40,7 @@ struct StepArguments {
   bool training = true;
   bool compute_loss = true;
   bool keep_outputs = false;
+  std::vector<MainGradients::Entry> main_gradients;  // empty: gradients stay in .grad
 };
 
 class PythonRuntime {
