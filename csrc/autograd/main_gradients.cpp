@@ -12,7 +12,7 @@ namespace {
 
 using torch::autograd::PostAccumulateGradHook;
 
-void move_gradient(const at::Tensor& parameter, const at::Tensor& main) {
+void add_to_main(const at::Tensor& parameter, const at::Tensor& main) {
   at::Tensor& gradient = parameter.mutable_grad();
   if (!gradient.defined()) return;
   const c10::AutoGradMode no_grad(false);
@@ -22,14 +22,14 @@ void move_gradient(const at::Tensor& parameter, const at::Tensor& main) {
 
 // A parameter has one place for such a hook, and Python's hooks are all behind one that stands
 // there: so this one takes the place of what it finds, and calls that first.
-class MoveGradient final : public PostAccumulateGradHook {
+class AddToMain final : public PostAccumulateGradHook {
  public:
-  MoveGradient(std::unique_ptr<PostAccumulateGradHook> inner, at::Tensor main)
+  AddToMain(std::unique_ptr<PostAccumulateGradHook> inner, at::Tensor main)
       : inner_(std::move(inner)), main_(std::move(main)) {}
 
   void operator()(const torch::autograd::Variable& parameter) override {
     if (inner_ != nullptr) (*inner_)(parameter);
-    move_gradient(parameter, main_);
+    add_to_main(parameter, main_);
   }
 
   std::unique_ptr<PostAccumulateGradHook> take_inner() { return std::move(inner_); }
@@ -46,20 +46,20 @@ MainGradients::MainGradients(std::vector<Entry> entries) : entries_(std::move(en
   for (const Entry& entry : entries_) {
     auto& place = torch::autograd::impl::post_acc_grad_hooks(entry.parameter);
     torch::autograd::impl::set_post_acc_grad_hooks(
-        entry.parameter, std::make_unique<MoveGradient>(std::move(place), entry.main));
+        entry.parameter, std::make_unique<AddToMain>(std::move(place), entry.main));
   }
 }
 
 MainGradients::~MainGradients() {
   for (const Entry& entry : entries_) {
     auto& place = torch::autograd::impl::post_acc_grad_hooks(entry.parameter);
-    auto* own = dynamic_cast<MoveGradient*>(place.get());
+    auto* own = dynamic_cast<AddToMain*>(place.get());
     if (own != nullptr) place = own->take_inner();
   }
 }
 
 void MainGradients::sweep() {
-  for (const Entry& entry : entries_) move_gradient(entry.parameter, entry.main);
+  for (const Entry& entry : entries_) add_to_main(entry.parameter, entry.main);
 }
 
 }  // namespace pipert

@@ -18,7 +18,8 @@ using RankTuple = std::tuple<Program, Program, std::string>;
 std::unique_ptr<PythonRuntime> make_runtime(const std::vector<StageTuple>& stages,
                                             const std::vector<RankTuple>& ranks, py::object loss_fn,
                                             ExternalChannels* external, double timeout_s,
-                                            int intra_op_threads, int spin_us, bool share_losses) {
+                                            int intra_op_threads, int spin_us, bool share_losses,
+                                            bool measure_memory) {
   std::vector<PythonStage> python_stages;
   for (const auto& [stage, callable, spread, keywords] : stages) {
     python_stages.push_back({stage, callable, spread, keywords});
@@ -30,7 +31,7 @@ std::unique_ptr<PythonRuntime> make_runtime(const std::vector<StageTuple>& stage
   return std::make_unique<PythonRuntime>(
       python_stages, std::move(python_ranks), std::move(loss_fn),
       external != nullptr ? std::move(*external) : ExternalChannels(), timeout_s, intra_op_threads,
-      spin_us, share_losses);
+      spin_us, share_losses, measure_memory);
 }
 
 // What a rank did in its last pass: one tuple for each instruction that ran.
@@ -38,14 +39,17 @@ py::list trace_of(const Executor& executor) {
   py::list events;
   const Program& program = executor.program(executor.last_was_training());
   const Trace& trace = executor.trace();
-  const char* kinds[] = {"recv", "run", "send", "release"};
+  const char* kinds[] = {"recv", "run", "send", "release", "move"};
   for (std::size_t i = 0; i < trace.events.size(); ++i) {
     const Instruction& instruction = program.instructions[i];
     const TraceEvent& event = trace.events[i];
     const auto* run = std::get_if<Run>(&instruction.op);
-    events.append(py::make_tuple(kinds[instruction.op.index()],
-                                 run != nullptr ? py::cast(run->action) : py::none(),
-                                 event.start_ns, event.ready_ns, event.end_ns));
+    const auto* move = std::get_if<Move>(&instruction.op);
+    py::object action = py::none();
+    if (run != nullptr) action = py::cast(run->action);
+    if (move != nullptr) action = py::cast(move->action);
+    events.append(py::make_tuple(kinds[instruction.op.index()], std::move(action), event.start_ns,
+                                 event.ready_ns, event.end_ns));
   }
   return events;
 }
@@ -56,6 +60,20 @@ py::list traces(PythonRuntime& self) {
     const Trace& trace = executor->trace();
     result.append(
         py::make_tuple(executor->rank(), trace.start_ns, trace.end_ns, trace_of(*executor)));
+  }
+  return result;
+}
+
+// What a rank held: (rank, activations, peak in bytes or None, bytes at the start of each
+// instruction and at the end).
+py::list memory(PythonRuntime& self) {
+  py::list result;
+  for (const auto& executor : self.runtime().executors()) {
+    const MemoryTrace& memory = executor->memory();
+    py::object peak = py::none();
+    if (memory.peak_bytes >= 0) peak = py::cast(memory.peak_bytes);
+    result.append(py::make_tuple(executor->rank(), memory.peak_activations, std::move(peak),
+                                 py::cast(memory.bytes)));
   }
   return result;
 }
@@ -102,7 +120,8 @@ void bind_runtime(py::module_& module) {
       "The ranks of this process and their threads. What pipert.Pipeline drives; not for users.")
       .def(py::init(&make_runtime), py::kw_only(), py::arg("stages"), py::arg("ranks"),
            py::arg("loss_fn"), py::arg("external"), py::arg("timeout_s"),
-           py::arg("intra_op_threads"), py::arg("spin_us"), py::arg("share_losses"))
+           py::arg("intra_op_threads"), py::arg("spin_us"), py::arg("share_losses"),
+           py::arg("measure_memory") = false)
       .def(
           "step",
           [](PythonRuntime& self, py::object args, py::object kwargs, py::object target,
@@ -127,6 +146,7 @@ void bind_runtime(py::module_& module) {
       .def("running", &PythonRuntime::running)
       .def("usable", &PythonRuntime::usable)
       .def("traces", &traces)
+      .def("memory", &memory)
       .def("channels", &channel_kinds)
       .def("num_in_flight", &num_in_flight)
       .def("unsplit_nodes", &unsplit_nodes)

@@ -13,6 +13,7 @@
 #include "bindings/batch.h"
 #include "bindings/python_failure.h"
 #include "bindings/python_tree.h"
+#include "bindings/saved_tensor_hooks.h"
 
 namespace py = pybind11;
 
@@ -64,7 +65,8 @@ class Running {
 
 PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector<PythonRank> ranks,
                              py::object loss_fn, ExternalChannels external, double timeout_s,
-                             int intra_op_threads, int spin_us, bool share_losses) {
+                             int intra_op_threads, int spin_us, bool share_losses,
+                             bool measure_memory) {
   process_ = getpid();
   if (ranks.empty()) throw ValueError("a pipeline needs at least one rank in this process");
   num_stages_ = ranks.front().training.num_stages;
@@ -78,6 +80,7 @@ PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector
     keywords_[stage.stage] = stage.keywords;
     built[stage.stage] = std::make_unique<ModuleStage>(position, num_microbatches_, std::move(body),
                                                        /*shares_gil=*/ranks.size() > 1);
+    built[stage.stage]->set_saving(&save_into);
     stages_[stage.stage] = built[stage.stage].get();
   }
   std::vector<RankSpec> specs(ranks.size());
@@ -96,6 +99,7 @@ PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector
   RuntimeOptions options;
   options.timeout = std::chrono::milliseconds(static_cast<std::int64_t>(timeout_s * 1000.0));
   options.intra_op_threads = intra_op_threads;
+  options.measure_memory = measure_memory;
   options.hooks = threads_.hooks();
   {
     const py::gil_scoped_release no_gil;  // where a thread can't start, those that did are joined

@@ -48,7 +48,7 @@ class PythonRuntime {
   // `stages`: those of the ranks given. `loss_fn`: None where there is none.
   PythonRuntime(const std::vector<PythonStage>& stages, std::vector<PythonRank> ranks,
                 pybind11::object loss_fn, ExternalChannels external, double timeout_s,
-                int intra_op_threads, int spin_us, bool share_losses);
+                int intra_op_threads, int spin_us, bool share_losses, bool measure_memory);
   ~PythonRuntime();
 
   // One pass of the batch. Raises pipert.PipelineError, ValueError, or what a signal handler

@@ -38,6 +38,7 @@ PipelineRuntime::PipelineRuntime(std::vector<RankSpec> ranks, std::unique_ptr<Ag
     executors_.push_back(
         std::make_unique<Executor>(std::move(rank.resources), std::move(rank.training),
                                    std::move(rank.evaluation), rank.device, failure_));
+    if (options_.measure_memory) executors_.back()->measure_memory();
   }
   WorkerHooks hooks = options_.hooks;
   hooks.on_start = [this, start = std::move(hooks.on_start)](int worker) {

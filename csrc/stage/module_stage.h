@@ -2,10 +2,13 @@
 // autograd.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <set>
+#include <utility>
 #include <vector>
 
+#include "autograd/activation_store.h"
 #include "autograd/gradient_sink.h"
 #include "autograd/split_backward.h"
 #include "stage/stage.h"
@@ -42,6 +45,13 @@ struct BodyResult {
   at::Tensor loss;                             // the last stage's, if it has a loss function
 };
 
+// While it lives, what autograd saves on this thread goes to a store.
+class Saving {
+ public:
+  virtual ~Saving() = default;
+};
+using StartSaving = std::function<std::unique_ptr<Saving>(const std::shared_ptr<ActivationStore>&)>;
+
 // The code of one stage. It decides alone whether it needs the GIL.
 class StageBody {
  public:
@@ -74,8 +84,15 @@ class ModuleStage final : public Stage {
   Message backward(const RunContext& context, Message gradients) override;
   Message backward_input(const RunContext& context, Message gradients) override;
   void backward_weight(const RunContext& context) override;
+  // REQUIRES set_saving() before the forward.
+  void offload(const RunContext& context, Lane& lane) override;
+  void reload(const RunContext& context, Lane& lane, Lane& compute) override;
   void reset() noexcept override;
   int num_in_flight() const override { return num_in_flight_; }
+  int num_activations() const override { return num_in_flight_ - num_on_host_; }
+
+  // How forwards whose activations will go to the host save them.
+  void set_saving(StartSaving start_saving) { start_saving_ = std::move(start_saving); }
 
   // After a pass, by a thread that holds the GIL if the body needs it.
   void free_retired() { retired_.clear(); }
@@ -95,12 +112,14 @@ class ModuleStage final : public Stage {
   struct InFlight {
     Phase phase = Phase::kIdle;
     std::vector<torch::autograd::Edge>
-        roots;                         // by output tensor; invalid where it needs no gradient
-    std::vector<at::Tensor> seeds;     // the last stage's: the loss's weight, as a tensor
-    AttachedSink sink;                 // of the inputs
-    std::vector<bool> needs_gradient;  // by input tensor
-    std::size_t num_bytes = 0;         // of inputs and outputs
-    bool keep_graph = false;           // from kInputDone on, as all below
+        roots;                               // by output tensor; invalid where it needs no gradient
+    std::vector<at::Tensor> seeds;           // the last stage's: the loss's weight, as a tensor
+    AttachedSink sink;                       // of the inputs
+    std::vector<bool> needs_gradient;        // by input tensor
+    std::size_t num_bytes = 0;               // of inputs and outputs
+    std::shared_ptr<ActivationStore> store;  // if they will go to the host; shared with hooks
+    bool on_host = false;
+    bool keep_graph = false;  // from kInputDone on, as all below
     bool was_split = false;
     WeightBackward weights;
   };
@@ -129,6 +148,8 @@ class ModuleStage final : public Stage {
   std::unique_ptr<StageBody> body_;
   std::vector<InFlight> in_flight_;  // by microbatch
   int num_in_flight_ = 0;
+  int num_on_host_ = 0;  // of those in flight
+  StartSaving start_saving_;
   bool shares_gil_;
   std::vector<NodePtr> retired_;
   std::set<UnsplitNode> unsplit_;
