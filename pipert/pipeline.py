@@ -57,6 +57,7 @@ class Pipeline:
         main_grads: whether each microbatch's gradients are added to `parameter.main_grad` (float32,
             made here unless it is there) and dropped from `.grad`. The caller zeroes the sums
             (`zero_main_grads`) and gives them to his optimizer.
+        measure_memory: whether `report` tells the bytes that each rank held.
 
     Attributes:
         schedule: the Schedule.
@@ -85,6 +86,7 @@ class Pipeline:
         receive_slots: int = 2,
         intra_op_threads: int | None = None,
         main_grads: bool = False,
+        measure_memory: bool = False,
     ) -> None:
         self._peers = None if group is None else Peers(as_group(group))
         self._has_loss = loss_fn is not None
@@ -119,7 +121,11 @@ class Pipeline:
             if self._peers is not None:
                 ranks = [self._peers.rank]
                 self._peers.agree(
-                    self.schedule, receive_slots=receive_slots, broadcast_loss=broadcast_loss
+                    self.schedule,
+                    receive_slots=receive_slots,
+                    broadcast_loss=broadcast_loss,
+                    main_grads=main_grads,
+                    measure_memory=measure_memory,
                 )
                 check_tied(stages, self.schedule.placement)
             on = resolve_devices(devices, ranks, self.schedule.num_ranks)
@@ -138,6 +144,7 @@ class Pipeline:
                 timeout_s=timeout_s,
                 intra_op_threads=intra_op_threads,
                 share_losses=broadcast_loss,
+                measure_memory=measure_memory,
             )
         self.program = self._ranks.programs
         self.stages = self._stages.modules
@@ -294,13 +301,14 @@ class Pipeline:
         return Trace(self._ranks.traces())
 
     def report(self) -> Report:
-        """Where the time of the last pass went, on all ranks. A collective call in a group.
+        """Where time and memory of the last pass went, on all ranks. A collective call in a group.
 
         Raises:
             ValueError: there was none.
         """
         with telling(self._peers):
-            parts = [summarize(raw) for raw in self._ranks.traces()]
+            traces = self._ranks.traces()
+            parts = [summarize(*each) for each in zip(traces, self._ranks.memory(), strict=True)]
             if self._peers is not None:
                 told = self._peers.exchange("make a report", parts)
                 parts = [part for rank in told for part in rank]
