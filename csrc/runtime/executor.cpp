@@ -128,9 +128,7 @@ bool Executor::run_stage(const Op& op, const Pass& pass) {
   if (!fetch(op.input, pass, input)) return false;
   ready_ns_ = now_ns();
   await_mark(op, compute_lane_);
-  const RunContext context{op.microbatch, decoded(pass).program.num_microbatches, pass,
-                           op.offloads};
-  Message result = run_action(op, context, std::move(input));
+  Message result = run_action(op, context_of(op, pass), std::move(input));
   set_mark(op, compute_lane_);
   note_activations();
   if (op.held >= 0) held_[as_index(op.held)] = std::move(result);
@@ -162,15 +160,23 @@ bool Executor::move(const Op& op, const Pass& pass) {
   ready_ns_ = now_ns();
   await_mark(op, *op.lane);
   const auto current = op.lane->make_current();
-  const RunContext context{op.microbatch, decoded(pass).program.num_microbatches, pass};
   if (op.code == OpCode::kOffload) {
-    op.stage->offload(context, *op.lane);
+    op.stage->offload(context_of(op, pass), *op.lane);
   } else {
-    op.stage->reload(context, *op.lane, compute_lane_);
+    op.stage->reload(context_of(op, pass), *op.lane, compute_lane_);
   }
   set_mark(op, *op.lane);
   note_activations();
   return true;
+}
+
+RunContext Executor::context_of(const Op& op, const Pass& pass) const {
+  RunContext context;
+  context.microbatch = op.microbatch;
+  context.num_microbatches = decoded(pass).program.num_microbatches;
+  context.pass = pass;
+  context.offloads = op.offloads;
+  return context;
 }
 
 void Executor::await_mark(const Op& op, Lane& lane) {

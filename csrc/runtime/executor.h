@@ -61,6 +61,7 @@ class Executor {
   const DecodedProgram& decoded(const Pass& pass) const {
     return pass.training ? training_ : evaluation_;
   }
+  RunContext context_of(const Op& op, const Pass& pass) const;
   bool dispatch(const Op& op, const Pass& pass);
   bool run_stage(const Op& op, const Pass& pass);
   static Message run_action(const Op& op, const RunContext& context, Message input);
