@@ -90,6 +90,9 @@ struct Program {
   std::vector<LaneSpec> lanes;  // lanes[kComputeLane] is the compute lane
   std::vector<Slot> slots;
   std::vector<Instruction> instructions;
+  // Ascending: the instructions that are a Run whose next one, a Run too, goes along with it: the
+  // halves of an overlapped pair, to be run jointly once both have what they read.
+  std::vector<std::size_t> joint_pairs;
   int peak_activations =
       0;  // most (stage, microbatch) pairs whose F ran and whose B did not, at any time
 };
