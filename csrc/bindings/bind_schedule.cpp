@@ -65,6 +65,11 @@ Raises:
         take.
     TypeError: An option that is not an int.)");
   module.def("schedules", &names, "The names of the schedules that Schedule.build knows.");
+  module.def(
+      "model_copies", [](const std::string& name) { return generator_of(name).num_copies; },
+      py::arg("name"),
+      "How many copies of the model the named schedule runs. Raises ValueError for a name that is "
+      "unknown.");
 }
 
 }  // namespace pipert
