@@ -95,10 +95,10 @@ def choose_schedule(
         schedule, num_ranks, num_microbatches, len(stages), _check_options(options)
     )
     _check_placement(placement, chosen)
-    if chosen.placement.num_copies > 1:
+    if chosen.placement.num_copies > 2:
         raise ValueError(
-            f"the schedule must run one copy of the model, {chosen.name} has "
-            f"{chosen.placement.num_copies}: it can be verified and simulated, not run yet"
+            f"the schedule must run one or two copies of the model, {chosen.name} has "
+            f"{chosen.placement.num_copies}: it can be verified and simulated, not run"
         )
     if chosen.is_asynchronous:
         raise ValueError(
@@ -144,11 +144,17 @@ def _resolve_schedule(
 ) -> _C.Schedule:
     """Builds a schedule given by name; checks that one that is given as it is fits."""
     if isinstance(schedule, str):
+        num_copies = _C.model_copies(schedule)
+        if num_copies > 1 and num_stages != num_ranks:
+            raise ValueError(
+                f"num_stages must be {num_ranks} (num_ranks) for schedule {schedule!r}, which runs "
+                f"two copies of the model, got {num_stages}"
+            )
         return _C.Schedule.build(
             schedule,
             num_ranks=num_ranks,
             num_microbatches=num_microbatches,
-            num_stages=num_stages,
+            num_stages=num_stages * num_copies,
             forward_only=False,
             **options,
         )
@@ -159,16 +165,54 @@ def _resolve_schedule(
         )
     if options:
         raise ValueError("schedule_options go with a schedule that is given by name")
-    for name, expected in (
-        ("num_ranks", num_ranks),
-        ("num_microbatches", num_microbatches),
-        ("num_stages", num_stages),
+    for name, found, expected in (
+        ("num_ranks", schedule.num_ranks, num_ranks),
+        ("num_microbatches", schedule.num_microbatches, num_microbatches),
+        ("num_stages", schedule.placement.stages_per_copy, num_stages),
     ):
-        if getattr(schedule, name) != expected:
-            raise ValueError(
-                f"the schedule is for {name}={getattr(schedule, name)}, the pipeline has {expected}"
-            )
+        if found != expected:
+            raise ValueError(f"the schedule is for {name}={found}, the pipeline has {expected}")
     return schedule
+
+
+def check_overlap(overlap_fn: Any, schedule: _C.Schedule) -> None:
+    """Checks that there is something for it to overlap."""
+    if overlap_fn is None:
+        return
+    if not callable(overlap_fn):
+        raise TypeError(
+            f"overlap_fn must be a function of two halves, got {type(overlap_fn).__name__}"
+        )
+    if not any(a.kind == "OVERLAP_F_B" for actions in schedule.actions for a in actions):
+        raise ValueError(
+            f"overlap_fn needs a schedule with overlapped pairs, such as dualpipe_v: "
+            f"{schedule.name} has none"
+        )
+
+
+def place_loss(loss_fn: Any, schedule: _C.Schedule, devices: Mapping[int, torch.device]) -> None:
+    """Moves a loss module to the device on which it runs.
+
+    Args:
+        loss_fn: the pipeline's.
+        schedule: says where the last stages are.
+        devices: by rank, for the ranks of this process.
+
+    Raises:
+        ValueError: it would have to be on two devices.
+    """
+    if not isinstance(loss_fn, nn.Module):
+        return
+    placement = schedule.placement
+    lasts = [placement.rank_of(s) for s in range(placement.num_stages) if placement.is_last(s)]
+    wanted = {devices[rank] for rank in lasts if rank in devices}
+    if len(wanted) > 1 and (any(loss_fn.parameters()) or any(loss_fn.buffers())):
+        raise ValueError(
+            "loss_fn has tensors of its own, and the last stages of the model's two copies are on "
+            f"{' and '.join(sorted(map(str, wanted)))}: expected one device, or a function"
+        )
+    if len(wanted) == 1:
+        loss_fn.to(wanted.pop())
 
 
 def _check_placement(placement: Any, schedule: _C.Schedule) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 _CALL = ("_call_impl", "_wrapped_call_impl")
 
 
-def diagnose(error: BaseException, stage: int) -> str:
+def diagnose(error: BaseException, stage: int, is_first: bool) -> str:
     """Returns a clause for the error message, or "" if the traceback shows no module.
 
     Names the innermost module of the failed call, what it got, and, for the layers whose input
@@ -35,7 +35,7 @@ def diagnose(error: BaseException, stage: int) -> str:
         for i, (name, value) in enumerate(received.items())
         if name.isdecimal() and any(value is other for other in got.values())
     ]
-    if stage > 0 and from_before and not is_loss:
+    if not is_first and from_before and not is_loss:
         text += f"\n  {', '.join(from_before)} came from stage {stage - 1}"
     return text
 

@@ -5,7 +5,7 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
@@ -175,6 +175,7 @@ class Peers:
             "num_microbatches": schedule.num_microbatches,
             "num_stages": schedule.num_stages,
             "schedule.placement.ranks": schedule.placement.ranks,
+            "schedule.placement.num_copies": schedule.placement.num_copies,
             **options,
         }
         _check_same(self.exchange("make the pipeline", arguments))
@@ -185,12 +186,15 @@ class Peers:
         actions = [[str(action) for action in rank] for rank in schedule.actions]
         _check_same(self.exchange("make the pipeline", {"schedule.actions": actions}))
 
-    def connect(self, program: _C.Program, device: torch.device) -> _C.ExternalChannels:
+    def connect(
+        self, program: _C.Program, device: torch.device, copies: Sequence[int]
+    ) -> _C.ExternalChannels:
         """Opens a channel for each edge of this rank. A collective call.
 
         Args:
             program: this rank's training program.
             device: this rank's.
+            copies: the ranks that have other copies of this rank's stages.
         """
         self.exchange("connect")
         self.exchange("connect")  # who came late learns here that the others have given up
@@ -204,12 +208,11 @@ class Peers:
             }
         )
         # In the same order on all ranks: the least edge that anybody waits for can always be made.
-        channels = []
-        for source, destination in edges:
-            peer = destination if source == self.rank else source
-            with self._losing_peers(f"while it connected to rank {peer}"):
-                ends = self._edge(store, source, destination, device)
-            channels.append((source, destination, *ends))
+        channels = [(*edge, *self._edge(store, "edge", *edge, device)) for edge in edges]
+        both_ways = sorted(
+            edge for other in copies for edge in ((self.rank, other), (other, self.rank))
+        )
+        for_copies = {edge: self._edge(store, "copies", *edge, device) for edge in both_ways}
         with self._losing_peers("while it connected to all ranks"):
             group = self._gloo(c10d.PrefixStore("all", store), self.rank, self.size)
         self.exchange("end connecting")  # or a rank would wait in a step for one that failed here
@@ -217,16 +220,27 @@ class Peers:
             rank=self.rank,
             device=str(device),
             edges=channels,
+            copies=[
+                (other, for_copies[self.rank, other], for_copies[other, self.rank])
+                for other in copies
+            ],
             group=group,
             store=c10d.PrefixStore("board", store),
             num_microbatches=program.num_microbatches,
         )
 
     def _edge(
-        self, store: c10d.Store, source: int, destination: int, device: torch.device
+        self, store: c10d.Store, purpose: str, source: int, destination: int, device: torch.device
+    ) -> "tuple[Backend, Backend | None]":
+        peer = destination if source == self.rank else source
+        with self._losing_peers(f"while it connected to rank {peer}"):
+            return self._open_edge(store, purpose, source, destination, device)
+
+    def _open_edge(
+        self, store: c10d.Store, purpose: str, source: int, destination: int, device: torch.device
     ) -> "tuple[Backend, Backend | None]":
         rank = 0 if self.rank == source else 1
-        edge = f"{source}-{destination}"
+        edge = f"{purpose}/{source}-{destination}"
         cpu = self._gloo(c10d.PrefixStore(f"cpu/{edge}", store), rank, 2)
         if device.type == "cpu":
             return cpu, None

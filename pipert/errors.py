@@ -6,13 +6,13 @@ import traceback
 from pipert._C import Action
 from pipert.diagnosis import diagnose
 
-
 _VERBS = {
     "F": "forward",
     "B": "backward",
     "I": "backward, input half",
     "W": "backward, weight half",
     "R": "recompute",
+    "OVERLAP_F_B": "overlapped pair",
 }
 
 
@@ -54,9 +54,23 @@ class PipelineTimeoutError(PipelineError, TimeoutError):
 
 
 def make_pipeline_error(
-    kind: str, rank: int, action: Action | None, message: str, cause: BaseException | None
+    kind: str,
+    rank: int,
+    action: Action | None,
+    message: str,
+    cause: BaseException | None,
+    is_first: bool = False,
 ) -> PipelineError:
-    """Makes the error of what is known of a failure; C++ calls it too."""
+    """Makes the error of what is known of a failure; C++ calls it too.
+
+    Args:
+        kind: as in PipelineError.
+        rank: that failed.
+        action: what it ran; None: nothing.
+        message: what is known beside it.
+        cause: the user's exception, or a channel's.
+        is_first: whether the action is of a stage where the model begins.
+    """
     if kind == "remote":
         return error_of_peer(message)
     where = f"rank {rank}"
@@ -68,7 +82,7 @@ def make_pipeline_error(
     if cause is not None:
         what = f"{type(cause).__name__}: {_text(cause)}"
         if kind == "action" and action is not None:
-            what += diagnose(cause, action.stage)
+            what += diagnose(cause, action.stage, is_first)
     else:
         what = message
     error_class = PipelineTimeoutError if kind == "timeout" else PipelineError

@@ -33,7 +33,7 @@ def load_stages(
     own = {name: value for stage in stages for name, value in stage.state_dict().items()}
     if missing := sorted(own.keys() - state_dict.keys()):
         raise ValueError(f"state_dict lacks {_some(missing)}")
-    indices = {str(index) for index in range(num_stages)} - {str(s.index) for s in stages}
+    indices = {str(index) for index in range(num_stages)} - {str(s.piece) for s in stages}
     unknown = sorted(
         name
         for name in state_dict.keys() - own.keys()

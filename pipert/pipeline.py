@@ -11,11 +11,14 @@ from pipert import _C
 from pipert.arguments import (
     check_arguments,
     check_integers,
+    check_overlap,
     check_timeout,
     choose_schedule,
+    place_loss,
     resolve_devices,
 )
 from pipert.batch import Batch, BatchChecks
+from pipert.copies import check_remote_copies
 from pipert.distributed import Peers, telling
 from pipert.gradients import clip_gradients, gradient_norms, own_gradient
 from pipert.group import as_group
@@ -49,6 +52,9 @@ class Pipeline:
         schedule_options: options of a schedule given by name, such as {"group_size": 4}.
         stage_kind: "module" (or "auto", which is the same here), or one word for each stage: stages
             run as Python modules.
+        overlap_fn: `overlap_fn(forward, backward)` runs the halves of the schedule's overlapped
+            pairs: each an OverlapHalf, to be called once, in any order and from any thread. None:
+            the forward runs first, then the backward.
         broadcast_loss: whether every rank gets the losses, not the last stage's alone.
         timeout_s: the limit of every wait of one rank for another, in seconds.
         receive_slots: receives that are posted ahead on each edge, at least.
@@ -81,6 +87,7 @@ class Pipeline:
         placement: "_C.Placement | Sequence[int] | None" = None,
         schedule_options: Mapping[str, int] | None = None,
         stage_kind: str | Sequence[str] = "module",
+        overlap_fn: "Callable[[_C.OverlapHalf, _C.OverlapHalf], Any] | None" = None,
         broadcast_loss: bool = False,
         timeout_s: float = 300.0,
         receive_slots: int = 2,
@@ -111,7 +118,12 @@ class Pipeline:
                 placement=placement,
                 options=schedule_options,
             )
-            training = _C.Lowering(self.schedule, receive_slots=receive_slots)
+            check_overlap(overlap_fn, self.schedule)
+            training = _C.Lowering(
+                self.schedule,
+                receive_slots=receive_slots,
+                joint_pairs=overlap_fn is not None,
+            )
             evaluation = _C.Lowering(
                 self.schedule.forward_only(),
                 receive_slots=receive_slots,
@@ -130,8 +142,7 @@ class Pipeline:
                 check_tied(stages, self.schedule.placement)
             on = resolve_devices(devices, ranks, self.schedule.num_ranks)
             self._stages = LocalStages(stages, self.schedule, on)
-            if isinstance(loss_fn, nn.Module) and self._stages.has_last:
-                loss_fn.to(on[self.schedule.placement.ranks[-1]])
+            place_loss(loss_fn, self.schedule, on)
             self._main_gradients = MainGradients(self._stages) if main_grads else None
             self._checks = BatchChecks(self.schedule, self._stages, loss_fn, self._peers)
             self._ranks = Ranks(
@@ -145,9 +156,19 @@ class Pipeline:
                 intra_op_threads=intra_op_threads,
                 share_losses=broadcast_loss,
                 measure_memory=measure_memory,
+                overlap_fn=overlap_fn,
             )
+            if self._peers is not None and self.schedule.placement.num_copies > 1:
+                self._share_weights(self._peers)
         self.program = self._ranks.programs
         self.stages = self._stages.modules
+
+    def _share_weights(self, peers: Peers) -> None:
+        """Second copies of the model start as the first. A collective call."""
+        own = {str(remote.piece): remote.describe() for remote in self._stages.remote_copies}
+        check_remote_copies(peers.exchange("compare the copies of the model", own))
+        with self._ranks.one_pass() as runtime:
+            runtime.share_weights(shared=self._stages.shared())
 
     # --- running -----------------------------------------------------------------------------
 
@@ -210,7 +231,7 @@ class Pipeline:
     ) -> StepResult:
         with self._ranks.one_pass() as runtime:
             args, kwargs = self._checks.check(batch, training, compute_loss)
-            with torch.set_grad_enabled(training):
+            with self._stages.local_copies.one_pass(), torch.set_grad_enabled(training):
                 runtime.step(
                     args=args,
                     kwargs=kwargs,
@@ -223,8 +244,11 @@ class Pipeline:
                     main_gradients=(
                         self._main_gradients.pairs() if self._main_gradients and training else []
                     ),
+                    shared=self._stages.shared(),
                 )
-        return result_of(runtime, compute_loss, keep_outputs, batch.is_cut)
+        return result_of(
+            runtime, compute_loss, keep_outputs, batch.is_cut, self.schedule.num_microbatches
+        )
 
     # --- parameters --------------------------------------------------------------------------
 
@@ -298,7 +322,7 @@ class Pipeline:
         Raises:
             ValueError: there was none.
         """
-        return Trace(self._ranks.traces())
+        return Trace(self._ranks.traces(), self._ranks.peak_activations())
 
     def report(self) -> Report:
         """Where time and memory of the last pass went, on all ranks. A collective call in a group.

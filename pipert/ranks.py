@@ -38,7 +38,8 @@ class Ranks:
         evaluation: likewise, for passes without backward.
         stages: of this process.
         peers: the ranks of the group; None: one process.
-        loss_fn, timeout_s, intra_op_threads, share_losses, measure_memory: see Pipeline.
+        loss_fn, timeout_s, intra_op_threads, share_losses, measure_memory, overlap_fn: see
+            Pipeline.
 
     Attributes:
         programs: of this process, for steps.
@@ -57,6 +58,7 @@ class Ranks:
         intra_op_threads: int | None,
         share_losses: bool,
         measure_memory: bool,
+        overlap_fn: Callable[[_C.OverlapHalf, _C.OverlapHalf], Any] | None,
     ) -> None:
         self.programs = Programs(training[rank] for rank in devices)
         self._peers = peers
@@ -66,12 +68,13 @@ class Ranks:
         self._first_device = next(iter(devices.values()))
         self._make_runtime = partial(
             _C.Runtime,
-            stages=[(s.index, s.call, s.spread, s.keywords) for s in stages],
+            stages=[(s.index, s.call, s.is_first, s.is_last, s.spread, s.keywords) for s in stages],
             ranks=[
                 (program, evaluation[rank], str(on))
                 for program, (rank, on) in zip(self.programs, devices.items(), strict=True)
             ],
             loss_fn=loss_fn,
+            overlap_fn=overlap_fn,
             timeout_s=timeout_s,
             intra_op_threads=intra_op_threads or max(1, torch.get_num_threads() // len(devices)),
             # A waiting rank may only keep a core busy if no other rank needs it.
@@ -79,6 +82,7 @@ class Ranks:
             share_losses=share_losses,
             measure_memory=measure_memory,
         )
+        self._copies = sorted({remote.peer for remote in stages.remote_copies})
         self._runtime: _C.Runtime | None = self._connect()
         _open.add(self)
 
@@ -86,7 +90,7 @@ class Ranks:
         """Makes a runtime; in a group, with new connections. A collective call there."""
         external = None
         if self._peers is not None:
-            external = self._peers.connect(self.programs[0], self._first_device)
+            external = self._peers.connect(self.programs[0], self._first_device, self._copies)
         return self._make_runtime(external=external)
 
     @contextmanager
@@ -146,7 +150,7 @@ class Ranks:
         if self._last_failed:
             raise ValueError("nothing to show: the last pass failed")
         traces = self._runtime.traces()
-        if not all(events for *_, events in traces):
+        if not all(start for _, start, *_ in traces):  # on the monotonic clock; 0: never
             raise ValueError("nothing to show: no pass has run yet")
         return traces
 
@@ -171,6 +175,10 @@ class Ranks:
         if self._runtime.running():
             raise ValueError("the pipeline is running a step: ask when that has ended")
         return self._runtime.unsplit_nodes()
+
+    def peak_activations(self) -> dict[int, int]:
+        """By rank: the most activations at a time in the last pass. Ask after `traces`."""
+        return {} if self._runtime is None else self._runtime.peak_activations()
 
     def close(self) -> None:
         """Ends the threads and connections."""

@@ -1,6 +1,6 @@
 """Where the time of a step went: measured on every rank, beside what the schedule predicts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -47,10 +47,16 @@ class Trace:
     """What the ranks of this process did in the last step.
 
     Attributes:
-        events: a list of TraceEvent, by rank and in order.
+        events: a list of TraceEvent, by rank and in order. The halves of a pair that ran jointly
+            stand one after the other, and share the time that it took.
+        peak_activations: {rank: the most (stage, microbatch) pairs that held activations at once},
+            counted in the stages while they ran. `Program.peak_activations` is the promise.
     """
 
-    def __init__(self, raw: Sequence[RawTrace]) -> None:
+    def __init__(
+        self, raw: Sequence[RawTrace], peak_activations: Mapping[int, int] | None = None
+    ) -> None:
+        self.peak_activations = dict(peak_activations or {})
         origin = min(start for _, start, _, _ in raw)
         self._raw = raw
         self.events = [

@@ -21,7 +21,8 @@ class StepResult:
         losses: by microbatch, shape (num_microbatches,). None where `loss` is.
         outputs: the last stage's outputs, detached, put together along dimension 0; a list by
             microbatch if the batch came as microbatches. None unless asked for, and on ranks
-            without the last stage.
+            without the last stage. In a group with two copies of the model a rank has those of its
+            own microbatches alone; in a list None stands for the others.
     """
 
     loss: Tensor | None
@@ -29,13 +30,17 @@ class StepResult:
     outputs: Any = None
 
 
-def result_of(runtime: Runtime, compute_loss: bool, keep_outputs: bool, is_cut: bool) -> StepResult:
+def result_of(
+    runtime: Runtime, compute_loss: bool, keep_outputs: bool, is_cut: bool, num_microbatches: int
+) -> StepResult:
     """The result of the last pass of `runtime`, of which the same was asked."""
     loss = losses = outputs = None
     if compute_loss and (losses := runtime.losses()) is not None:
         loss = _mean_loss(losses, runtime.loss_weights())
     if keep_outputs and (kept := runtime.outputs()) is not None:
-        outputs = kept if is_cut else _merge_outputs(kept)
+        everywhere = range(num_microbatches)
+        pieces = [kept[m] for m in everywhere if m in kept]
+        outputs = [kept.get(m) for m in everywhere] if is_cut else _merge_outputs(pieces)
     return StepResult(loss=loss, losses=losses, outputs=outputs)
 
 

@@ -20,8 +20,8 @@ def is_builder(given: Any) -> bool:
     return not any(p.kind is p.VAR_POSITIONAL or _is_required(p) for p in parameters)
 
 
-def keywords_of(call: Callable[..., Any], index: int) -> list[str] | None:
-    """The keyword arguments that stage `index` takes; None: any.
+def keywords_of(call: Callable[..., Any], is_first: bool) -> list[str] | None:
+    """The keyword arguments that a stage takes; None: any.
 
     Those after the first stage don't take the name that the stage before fills by position.
     """
@@ -29,7 +29,8 @@ def keywords_of(call: Callable[..., Any], index: int) -> list[str] | None:
         parameters = list(inspect.signature(_forward(call)).parameters.values())
     except (TypeError, ValueError):
         return None
-    if index > 0 and parameters and parameters[0].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+    by_position = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    if not is_first and parameters and parameters[0].kind is by_position:
         parameters = parameters[1:]
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None

@@ -42,18 +42,22 @@ class Work:
     needs: list
 
 
-def all_work(rank_of, num_microbatches, is_split):
-    """Every action of a complete schedule, by text, with its inputs (design.md, "The Schedule")."""
-    last = len(rank_of) - 1
+def all_work(rank_of, is_split, copy_of, num_copies):
+    """Every action of a complete schedule, by text, with its inputs (design.md, "The Schedule").
+
+    `copy_of`: by microbatch, the copy of the model that it passes.
+    """
+    size = len(rank_of) // num_copies
     work = []
 
     def gradient(stage, microbatch):
         return f"{stage}{'I' if is_split[stage, microbatch] else 'B'}{microbatch}"
 
     for stage, rank in enumerate(rank_of):
-        for m in range(num_microbatches):
-            work.append(Work(f"{stage}F{m}", rank, [f"{stage - 1}F{m}"] if stage else []))
-            needs = [f"{stage}F{m}"] + ([gradient(stage + 1, m)] if stage < last else [])
+        for m in (m for m, own in enumerate(copy_of) if own == stage // size):
+            work.append(Work(f"{stage}F{m}", rank, [f"{stage - 1}F{m}"] if stage % size else []))
+            is_last = (stage + 1) % size == 0
+            needs = [f"{stage}F{m}"] + ([] if is_last else [gradient(stage + 1, m)])
             work.append(Work(gradient(stage, m), rank, needs))
             if is_split[stage, m]:
                 work.append(Work(f"{stage}W{m}", rank, [f"{stage}I{m}"]))
@@ -61,13 +65,15 @@ def all_work(rank_of, num_microbatches, is_split):
 
 
 @st.composite
-def good_schedules(draw, min_ranks=1, max_ranks=4, max_stages=6, max_microbatches=4):
+def good_schedules(draw, min_ranks=1, max_ranks=4, max_stages=6, max_microbatches=4, num_copies=1):
     """Schedules that are right by construction: the order in which some run did its work.
 
-    Placements are arbitrary, and each backward is split into I and W or not, by itself.
+    Placements are arbitrary, each backward is split into I and W or not, by itself, and a
+    microbatch passes any of the copies of the model.
     """
     num_ranks = draw(st.integers(min_ranks, max_ranks))
-    num_stages = draw(st.integers(num_ranks, max(num_ranks, max_stages)))
+    least = -(-num_ranks // num_copies)
+    num_stages = num_copies * draw(st.integers(least, max(least, max_stages // num_copies)))
     num_microbatches = draw(st.integers(1, max_microbatches))
     random = draw(st.randoms(use_true_random=False))
     rank_of = [*range(num_ranks), *random.choices(range(num_ranks), k=num_stages - num_ranks)]
@@ -77,7 +83,8 @@ def good_schedules(draw, min_ranks=1, max_ranks=4, max_stages=6, max_microbatche
         for stage in range(num_stages)
         for m in range(num_microbatches)
     }
-    waiting = all_work(rank_of, num_microbatches, is_split)
+    copy_of = [random.randrange(num_copies) for _ in range(num_microbatches)]
+    waiting = all_work(rank_of, is_split, copy_of, num_copies)
     done = set()
     ranks = [[] for _ in range(num_ranks)]
     while waiting:
@@ -88,10 +95,28 @@ def good_schedules(draw, min_ranks=1, max_ranks=4, max_stages=6, max_microbatche
         ranks[work.rank].append(Action.parse(work.text))
     return Schedule(
         ranks,
-        placement=Placement(num_ranks, rank_of),
+        placement=Placement(num_ranks, rank_of, num_copies),
         num_microbatches=num_microbatches,
         name="random",
     )
+
+
+def with_pairs(schedule, random):
+    """Some neighbours, a forward and a backward, become a pair."""
+    ranks = []
+    for actions in schedule.actions:
+        row, i = [], 0
+        while i < len(actions):
+            pair = actions[i : i + 2]
+            kinds = [a.kind for a in pair]
+            if kinds in (["F", "B"], ["F", "I"]) and random.random() < 0.7:
+                row.append(f"({pair[0]};{pair[1]})OVERLAP_F_B")
+                i += 2
+            else:
+                row.append(str(actions[i]))
+                i += 1
+        ranks.append(row)
+    return Schedule(ranks, placement=schedule.placement, num_microbatches=schedule.num_microbatches)
 
 
 @st.composite

@@ -22,7 +22,13 @@ def store() -> dist.Store:
 
 def _connect(group: object, store: object, edges: list[object]) -> _C.ExternalChannels:
     return _C.connect_processes(
-        rank=0, device="cpu", edges=edges, group=group, store=store, num_microbatches=2
+        rank=0,
+        device="cpu",
+        edges=edges,
+        copies=[],
+        group=group,
+        store=store,
+        num_microbatches=2,
     )
 
 

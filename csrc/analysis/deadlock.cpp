@@ -15,9 +15,30 @@ namespace pipert {
 namespace {
 
 // Each action is two steps: take and compute, then send. Step 2i is the first of position i, step
-// 2i+1 the second.
-int take_step(int position) { return 2 * position; }
-int send_step(int position) { return 2 * position + 1; }
+// 2i+1 the second. Of two halves that run jointly the first sends only after the second has taken.
+class Steps {
+ public:
+  explicit Steps(const PairStarts& joint) : joint_(joint) {}
+
+  int take(Place place) const { return 2 * place.position - (ends_pair(place) ? 1 : 0); }
+  int send(Place place) const { return 2 * place.position + (begins_pair(place) ? 2 : 1); }
+  // Whose step it is.
+  Place place_of(Rank rank, int step) const {
+    const Place place{rank, step / 2};
+    if (step % 2 == 1 && begins_pair(place)) return {rank, place.position + 1};
+    if (step % 2 == 0 && ends_pair(place)) return {rank, place.position - 1};
+    return place;
+  }
+
+ private:
+  bool begins_pair(Place place) const {
+    return !joint_.empty() && place.position >= 0 &&
+           joint_[as_index(place.rank)][as_index(place.position)];
+  }
+  bool ends_pair(Place place) const { return begins_pair({place.rank, place.position - 1}); }
+
+  const PairStarts& joint_;
+};
 
 // What holds a step back. A step of a collective waits for all its ranks; walk() knows waits for
 // one rank alone, so each collective is a rank of its own that waits for one part after the other.
@@ -29,9 +50,12 @@ struct Hold {
 
 class Deadlock {
  public:
-  Deadlock(const Schedule& schedule, const ActionIndex& index, std::vector<Collective> collectives,
-           const VerifyOptions& options)
-      : schedule_(schedule), capacity_(options.capacity), collectives_(std::move(collectives)) {
+  Deadlock(const Schedule& schedule, const PairStarts& joint, const ActionIndex& index,
+           std::vector<Collective> collectives, const VerifyOptions& options)
+      : schedule_(schedule),
+        steps_(joint),
+        capacity_(options.capacity),
+        collectives_(std::move(collectives)) {
     if (options.send_mode == SendMode::kRendezvous) capacity_ = 0;
     for (const auto& actions : schedule.ranks) {
       holds_.emplace_back(2 * actions.size());
@@ -68,25 +92,25 @@ class Deadlock {
 
   void hold_receiver(const Transfer& transfer) {
     const Place& sender = transfer.sender;
-    const int steps = send_step(sender.position) + (rendezvous() ? 0 : 1);
-    hold_at(transfer.receiver, take_step(transfer.receiver.position)) = {
+    const int steps = steps_.send(sender) + (rendezvous() ? 0 : 1);
+    hold_at(transfer.receiver, steps_.take(transfer.receiver)) = {
         WaitReason::kMessage, sender, {sender.rank, steps}};
   }
 
   void hold_sender_for_receiver(const Transfer& transfer) {
     const Place& receiver = transfer.receiver;
-    hold_at(transfer.sender, send_step(transfer.sender.position)) = {
-        WaitReason::kReceiver, receiver, {receiver.rank, take_step(receiver.position)}};
+    hold_at(transfer.sender, steps_.send(transfer.sender)) = {
+        WaitReason::kReceiver, receiver, {receiver.rank, steps_.take(receiver)}};
   }
 
   void hold_parts(const Collective& collective) {
     const auto joint = static_cast<Rank>(holds_.size());
     auto& holds = holds_.emplace_back();
     for (const Place& part : collective.parts) {
-      const int come = take_step(part.position) + 1;
+      const int come = steps_.take(part) + 1;
       holds.push_back({WaitReason::kCollective, part, {part.rank, come}});
       const int all = static_cast<int>(collective.parts.size());
-      hold_at(part, send_step(part.position)) = {WaitReason::kCollective, {}, {joint, all}};
+      hold_at(part, steps_.send(part)) = {WaitReason::kCollective, {}, {joint, all}};
     }
   }
 
@@ -108,8 +132,8 @@ class Deadlock {
                 [](const Place& a, const Place& b) { return a.position < b.position; });
       for (std::size_t n = as_index(*capacity_); n < edge.sends.size(); ++n) {
         const Place& take = edge.takes[n - as_index(*capacity_)];
-        hold_at(edge.sends[n], send_step(edge.sends[n].position)) = {
-            WaitReason::kRoom, take, {take.rank, take_step(take.position) + 1}};
+        hold_at(edge.sends[n], steps_.send(edge.sends[n])) = {
+            WaitReason::kRoom, take, {take.rank, steps_.take(take) + 1}};
       }
     }
   }
@@ -140,7 +164,7 @@ class Deadlock {
     for (const Collective& collective : collectives_) {
       auto& absent = stuck.absent.emplace_back();
       for (const Place& part : collective.parts) {
-        const bool has_come = done_[as_index(part.rank)] > take_step(part.position);
+        const bool has_come = done_[as_index(part.rank)] > steps_.take(part);
         if (!has_come) absent.push_back(part.rank);
       }
     }
@@ -165,7 +189,7 @@ class Deadlock {
     Counterexample& counterexample = verdict.counterexample;
     std::vector<Place> targets;
     for (std::size_t i = 0; i < cycle.size(); ++i) {
-      const Place here{cycle[i], done_[as_index(cycle[i])] / 2};
+      const Place here = steps_.place_of(cycle[i], done_[as_index(cycle[i])]);
       const Place target = targets.emplace_back(target_of(cycle[i], cycle[(i + 1) % cycle.size()]));
       const std::string reason = describe(*hold_of(here.rank).reason, to_string(action_at(target)));
       verdict.message += concat(i == 0 ? " at " : ", which at ", to_string(action_at(here)), " ",
@@ -204,6 +228,7 @@ class Deadlock {
   }
 
   const Schedule& schedule_;
+  Steps steps_;
   std::optional<int> capacity_;
   std::vector<Collective> collectives_;
   std::vector<std::vector<Hold>> holds_;  // by rank (behind them, the collectives), then by step
@@ -212,9 +237,9 @@ class Deadlock {
 
 }  // namespace
 
-Verdict check_deadlock(const Schedule& schedule, const ActionIndex& index,
+Verdict check_deadlock(const Schedule& schedule, const PairStarts& joint, const ActionIndex& index,
                        const Collectives& collectives, const VerifyOptions& options) {
-  return Deadlock(schedule, index, collectives.all(), options).run();
+  return Deadlock(schedule, joint, index, collectives.all(), options).run();
 }
 
 }  // namespace pipert

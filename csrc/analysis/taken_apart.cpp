@@ -12,4 +12,18 @@ TakenApart::TakenApart(const Schedule& schedule) : given_(schedule) {
   if (has_pairs) copy_ = split_overlaps(schedule);
 }
 
+std::vector<std::vector<bool>> TakenApart::pair_starts() const {
+  std::vector<std::vector<bool>> starts;
+  if (!copy_) return starts;
+  for (const auto& actions : given_.ranks) {
+    auto& of_rank = starts.emplace_back();
+    for (const Action& action : actions) {
+      const bool is_pair = action.kind == ActionKind::kOverlap;
+      of_rank.push_back(is_pair && can_run_jointly(action));
+      if (is_pair) of_rank.push_back(false);
+    }
+  }
+  return starts;
+}
+
 }  // namespace pipert

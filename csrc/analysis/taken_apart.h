@@ -3,6 +3,7 @@
 #pragma once
 
 #include <optional>
+#include <vector>
 
 #include "ir/schedule.h"
 
@@ -15,6 +16,10 @@ class TakenApart {
   explicit TakenApart(Schedule&&) = delete;
 
   const Schedule& schedule() const { return copy_ ? *copy_ : given_; }
+
+  // By rank, then by position in schedule(): whether a pair whose halves can run jointly begins
+  // there. Empty where there are no pairs.
+  std::vector<std::vector<bool>> pair_starts() const;
 
  private:
   const Schedule& given_;

@@ -15,7 +15,8 @@ namespace pipert {
 namespace {
 
 // The checks that need all actions to be in range, first to last.
-Verdict check_all(const Schedule& apart, const VerifyOptions& options) {
+Verdict check_all(const TakenApart& taken, const VerifyOptions& options) {
+  const Schedule& apart = taken.schedule();
   Verdict verdict = check_num_forwards(apart);
   if (!verdict.ok()) return verdict;
   ActionIndex index(apart.num_stages(), apart.num_microbatches, apart.num_slices);
@@ -28,7 +29,10 @@ Verdict check_all(const Schedule& apart, const VerifyOptions& options) {
   const Collectives collectives(apart, options);
   verdict = collectives.check();
   if (verdict.ok()) verdict = check_memory(apart, options);
-  if (verdict.ok()) verdict = check_deadlock(apart, index, collectives, options);
+  if (verdict.ok()) {
+    const auto joint = options.joint_pairs ? taken.pair_starts() : PairStarts();
+    verdict = check_deadlock(apart, joint, index, collectives, options);
+  }
   return verdict;
 }
 
@@ -53,7 +57,7 @@ Verdict verify(const Schedule& schedule, const VerifyOptions& options) {
   }
   const TakenApart taken(schedule);
   const Schedule& apart = taken.schedule();
-  verdict = check_all(apart, options);
+  verdict = check_all(taken, options);
   if (!verdict.ok()) {
     complete_counterexample(verdict.counterexample, apart, schedule,
                             memory_around(verdict, apart, options));

@@ -34,6 +34,9 @@ enum class SendMode : std::uint8_t {
 struct VerifyOptions {
   bool forward_only =
       false;  // an inference schedule: F alone is complete, and no backward may be there
+  // Whether the halves of an overlapped pair run jointly: both messages that they read are taken
+  // first, and both results sent last. Else the forward runs first, with all that belongs to it.
+  bool joint_pairs = false;
   std::optional<int> capacity =
       std::nullopt;  // messages in flight on each directed edge; nullopt: no bound; 0: rendezvous
   SendMode send_mode = SendMode::kBuffered;

@@ -10,6 +10,19 @@
 namespace py = pybind11;
 
 namespace pipert {
+namespace {
+
+bool is_first(const Placement& placement, StageIndex stage) {
+  placement.rank_of(stage);  // throws
+  return placement.is_first(stage);
+}
+
+bool is_last(const Placement& placement, StageIndex stage) {
+  placement.rank_of(stage);
+  return placement.is_last(stage);
+}
+
+}  // namespace
 
 void bind_placement(py::module_& module) {
   py::class_<Placement>(module, "Placement", "Which rank owns which stage. Immutable.")
@@ -32,6 +45,8 @@ Raises:
       .def_property_readonly("num_copies", &Placement::num_copies,
                              "Copies of the model: 2 for a bidirectional schedule.")
       .def_property_readonly("num_stages", &Placement::num_stages)
+      .def_property_readonly("stages_per_copy", &Placement::stages_per_copy,
+                             "Stages of the model: num_stages / num_copies.")
       .def_property_readonly(
           "ranks",
           [](const Placement& self) {
@@ -46,6 +61,10 @@ Raises:
             return std::vector<StageIndex>(stages.begin(), stages.end());
           },
           py::arg("rank"), "The stages of a rank, ascending. Raises IndexError.")
+      .def("is_first", &is_first, py::arg("stage"),
+           "Whether a copy of the model begins with the stage. Raises IndexError.")
+      .def("is_last", &is_last, py::arg("stage"),
+           "Whether a copy of the model ends with the stage. Raises IndexError.")
       .def(py::self == py::self)
       .def("__repr__",
            [](const Placement& self) {

@@ -71,8 +71,8 @@ py::list describe_all(const std::vector<Element>& elements) {
   return result;
 }
 
-LowerOptions make_options(int receive_slots, std::optional<int> send_slots) {
-  return {.receive_slots = receive_slots, .send_slots = send_slots};
+LowerOptions make_options(int receive_slots, std::optional<int> send_slots, bool joint_pairs) {
+  return {.receive_slots = receive_slots, .send_slots = send_slots, .joint_pairs = joint_pairs};
 }
 
 void bind_lowering(py::module_& module) {
@@ -82,22 +82,26 @@ void bind_lowering(py::module_& module) {
 `lowering[rank]` makes that rank's Program, anew each time; len(lowering) is the number of ranks. What
 all ranks share is much smaller than their Programs, of which each process of a large pipeline needs
 one. Arguments and errors are those of `lower`.)")
-      .def(py::init([](const Schedule& schedule, int receive_slots, std::optional<int> send_slots) {
-             return std::make_unique<Lowering>(schedule, make_options(receive_slots, send_slots));
+      .def(py::init([](const Schedule& schedule, int receive_slots, std::optional<int> send_slots,
+                       bool joint_pairs) {
+             return std::make_unique<Lowering>(
+                 schedule, make_options(receive_slots, send_slots, joint_pairs));
            }),
            py::arg("schedule"), py::kw_only(), py::arg("receive_slots") = 2,
-           py::arg("send_slots") = py::none(), py::keep_alive<1, 2>(),
-           py::call_guard<py::gil_scoped_release>())
+           py::arg("send_slots") = py::none(), py::arg("joint_pairs") = false,
+           py::keep_alive<1, 2>(), py::call_guard<py::gil_scoped_release>())
       .def("__getitem__", &Lowering::program, py::arg("rank"),
            py::call_guard<py::gil_scoped_release>())
       .def("__len__", &Lowering::num_ranks);
   module.def(
       "lower",
-      [](const Schedule& schedule, int receive_slots, std::optional<int> send_slots) {
-        return lower(schedule, make_options(receive_slots, send_slots));
+      [](const Schedule& schedule, int receive_slots, std::optional<int> send_slots,
+         bool joint_pairs) {
+        return lower(schedule, make_options(receive_slots, send_slots, joint_pairs));
       },
       py::arg("schedule"), py::kw_only(), py::arg("receive_slots") = 2,
-      py::arg("send_slots") = py::none(), py::call_guard<py::gil_scoped_release>(),
+      py::arg("send_slots") = py::none(), py::arg("joint_pairs") = false,
+      py::call_guard<py::gil_scoped_release>(),
       R"(Lowers a schedule to one Program for each rank.
 
 Args:
@@ -107,6 +111,8 @@ Args:
     send_slots: the most messages of each edge that are on their way at once: a rank that would send
         another waits. None, or a schedule that could not end so: no Send waits, and a message is
         kept until a later action shows that it was read.
+    joint_pairs: whether the halves of an overlapped pair stay together: what both read is there
+        before either runs, and what they make is sent when both have.
 
 Returns:
     A list of Programs, in rank order. `Lowering` makes them one at a time.
@@ -142,6 +148,8 @@ str(program) prints it. Made by `Schedule` lowering inside `Pipeline`, or by `lo
             return result;
           },
           "A list of dicts, in the order of issue.")
+      .def_readonly("joint_pairs", &Program::joint_pairs,
+                    "The instructions that are a run which goes jointly with the next one.")
       .def_property_readonly("slots", [](const Program& self) { return describe_all(self.slots); })
       .def_property_readonly("lanes", [](const Program& self) { return describe_all(self.lanes); })
       .def("__len__", [](const Program& self) { return self.instructions.size(); })

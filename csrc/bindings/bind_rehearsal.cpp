@@ -36,8 +36,8 @@ void bind_rehearsal(py::module_& module) {
       .def_readonly("stalled_at", &Rehearsal::stalled_at,
                     "By rank, where the pass stalled: which of its compute actions it was to do "
                     "next, or to send the result of; None for a rank that was through.");
-  module.def("lower_blindly", &lower_blindly, py::arg("schedule"),
-             py::call_guard<py::gil_scoped_release>(),
+  module.def("lower_blindly", &lower_blindly, py::arg("schedule"), py::kw_only(),
+             py::arg("joint_pairs") = false, py::call_guard<py::gil_scoped_release>(),
              R"(Programs of a schedule that may be wrong, for `rehearse` alone.
 
 Raises:

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "bindings/bind.h"
+#include "bindings/python_overlap.h"
 #include "bindings/python_runtime.h"
 
 namespace py = pybind11;
@@ -11,27 +12,43 @@ namespace py = pybind11;
 namespace pipert {
 namespace {
 
+// (stage, callable, is first, is last, spread, keywords)
 using StageTuple =
-    std::tuple<StageIndex, py::object, bool, std::optional<std::vector<std::string>>>;
+    std::tuple<StageIndex, py::object, bool, bool, bool, std::optional<std::vector<std::string>>>;
+// (stage in its copy, rank of the other copy, is the first copy, this process's stage if its losses
+// are to be told, parameters, buffers)
+using SharedTuple = std::tuple<StageIndex, Rank, bool, std::optional<StageIndex>,
+                               std::vector<at::Tensor>, std::vector<at::Tensor>>;
 using RankTuple = std::tuple<Program, Program, std::string>;
 
 std::unique_ptr<PythonRuntime> make_runtime(const std::vector<StageTuple>& stages,
                                             const std::vector<RankTuple>& ranks, py::object loss_fn,
+                                            const py::object& overlap_fn,
                                             ExternalChannels* external, double timeout_s,
                                             int intra_op_threads, int spin_us, bool share_losses,
                                             bool measure_memory) {
   std::vector<PythonStage> python_stages;
-  for (const auto& [stage, callable, spread, keywords] : stages) {
-    python_stages.push_back({stage, callable, spread, keywords});
+  for (const auto& [stage, callable, is_first, is_last, spread, keywords] : stages) {
+    python_stages.push_back({stage, callable, is_first, is_last, spread, keywords});
   }
   std::vector<PythonRank> python_ranks;
   for (const auto& [training, evaluation, device] : ranks) {
     python_ranks.push_back({training, evaluation, c10::Device(device)});
   }
   return std::make_unique<PythonRuntime>(
-      python_stages, std::move(python_ranks), std::move(loss_fn),
+      python_stages, std::move(python_ranks), std::move(loss_fn), overlap_fn,
       external != nullptr ? std::move(*external) : ExternalChannels(), timeout_s, intra_op_threads,
       spin_us, share_losses, measure_memory);
+}
+
+std::vector<SharedStage> shared_stages(PythonRuntime& self,
+                                       const std::vector<SharedTuple>& tuples) {
+  std::vector<SharedStage> stages;
+  for (const auto& [stage, peer, is_first_copy, loss_stage, parameters, buffers] : tuples) {
+    const Stage* losses_of = loss_stage.has_value() ? self.stages().at(*loss_stage) : nullptr;
+    stages.push_back({stage, peer, is_first_copy, parameters, buffers, losses_of});
+  }
+  return stages;
 }
 
 // What a rank did in its last pass: one tuple for each instruction that ran.
@@ -115,11 +132,25 @@ int num_in_flight(PythonRuntime& self) {
 }  // namespace
 
 void bind_runtime(py::module_& module) {
+  py::class_<PythonHalf, std::shared_ptr<PythonHalf>>(
+      module, "OverlapHalf",
+      "One half of an overlapped pair, a forward or a backward, that overlap_fn calls once.")
+      .def("__call__", &PythonHalf::call,
+           "Runs it, without the GIL where no Python code runs. From any thread, before overlap_fn "
+           "returns. Raises ValueError for a second time.")
+      .def_property_readonly("action", &PythonHalf::action)
+      .def_property_readonly("stage", [](const PythonHalf& self) { return self.action().stage; })
+      .def_property_readonly("microbatch",
+                             [](const PythonHalf& self) { return self.action().microbatch; })
+      .def_property_readonly("module", &PythonHalf::module, "The stage's module or function.")
+      .def("__repr__", [](const PythonHalf& self) {
+        return concat("<pipert.OverlapHalf ", to_string(self.action()), ">");
+      });
   py::class_<PythonRuntime>(
       module, "Runtime",
       "The ranks of this process and their threads. What pipert.Pipeline drives; not for users.")
       .def(py::init(&make_runtime), py::kw_only(), py::arg("stages"), py::arg("ranks"),
-           py::arg("loss_fn"), py::arg("external"), py::arg("timeout_s"),
+           py::arg("loss_fn"), py::arg("overlap_fn"), py::arg("external"), py::arg("timeout_s"),
            py::arg("intra_op_threads"), py::arg("spin_us"), py::arg("share_losses"),
            py::arg("measure_memory") = false)
       .def(
@@ -127,18 +158,26 @@ void bind_runtime(py::module_& module) {
           [](PythonRuntime& self, py::object args, py::object kwargs, py::object target,
              py::object loss_kwargs, bool is_cut, bool training, bool compute_loss,
              bool keep_outputs,
-             const std::vector<std::pair<at::Tensor, at::Tensor>>& main_gradients) {
+             const std::vector<std::pair<at::Tensor, at::Tensor>>& main_gradients,
+             const std::vector<SharedTuple>& shared) {
             std::vector<MainGradients::Entry> entries;
             for (const auto& [parameter, main] : main_gradients)
               entries.push_back({parameter, main});
             self.step({std::move(args), std::move(kwargs), std::move(target),
                        std::move(loss_kwargs), is_cut, training, compute_loss, keep_outputs,
-                       std::move(entries)});
+                       std::move(entries), shared_stages(self, shared)});
           },
           py::kw_only(), py::arg("args"), py::arg("kwargs"), py::arg("target"),
           py::arg("loss_kwargs"), py::arg("is_cut"), py::arg("training"), py::arg("compute_loss"),
           py::arg("keep_outputs"),
-          py::arg("main_gradients") = std::vector<std::pair<at::Tensor, at::Tensor>>())
+          py::arg("main_gradients") = std::vector<std::pair<at::Tensor, at::Tensor>>(),
+          py::arg("shared") = std::vector<SharedTuple>())
+      .def(
+          "share_weights",
+          [](PythonRuntime& self, const std::vector<SharedTuple>& shared) {
+            self.share_weights(shared_stages(self, shared));
+          },
+          py::kw_only(), py::arg("shared"))
       .def("losses", &PythonRuntime::losses)
       .def("loss_weights", &PythonRuntime::loss_weights)
       .def("outputs", &PythonRuntime::outputs)
@@ -150,6 +189,7 @@ void bind_runtime(py::module_& module) {
       .def("channels", &channel_kinds)
       .def("num_in_flight", &num_in_flight)
       .def("unsplit_nodes", &unsplit_nodes)
+      .def("peak_activations", &PythonRuntime::peak_activations)
       .def("close", &PythonRuntime::close);
 }
 

@@ -85,6 +85,11 @@ Raises:
     IndexError: A stage that the schedule doesn't have.
     ValueError: `ahead` is negative.)");
   module.def("schedules", &names, "The names of the schedules that Schedule.build knows.");
+  module.def(
+      "model_copies", [](const std::string& name) { return generator_of(name).num_copies; },
+      py::arg("name"),
+      "How many copies of the model the named schedule runs. Raises ValueError for a name that is "
+      "unknown.");
 }
 
 }  // namespace pipert

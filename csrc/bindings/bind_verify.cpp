@@ -26,11 +26,12 @@ std::vector<int> weight_versions_of(const Schedule& schedule) {
 Verdict verify_schedule(const Schedule& schedule, std::optional<int> capacity, bool rendezvous,
                         bool forward_only, const std::optional<OneOrMany>& memory_limit,
                         const OneOrMany& activation_size, double weight_share,
-                        std::vector<std::vector<StageIndex>> tied_stages) {
+                        std::vector<std::vector<StageIndex>> tied_stages, bool joint_pairs) {
   if (memory_limit && to_vector(memory_limit).empty()) {
     throw ValueError("memory_limit must be one number or one for each rank, got an empty list");
   }
   return verify(schedule, {.forward_only = forward_only,
+                           .joint_pairs = joint_pairs,
                            .capacity = capacity,
                            .send_mode = rendezvous ? SendMode::kRendezvous : SendMode::kBuffered,
                            .memory_limit = to_vector(memory_limit),
@@ -117,7 +118,7 @@ void bind_verify(py::module_& module) {
                py::arg("memory_limit") = py::none(), py::arg("activation_size") = 1.0,
                py::arg("weight_share") = 1.0,
                py::arg("tied_stages") = std::vector<std::vector<StageIndex>>(),
-               py::call_guard<py::gil_scoped_release>(),
+               py::arg("joint_pairs") = false, py::call_guard<py::gil_scoped_release>(),
                R"(Shows that the schedule is complete, ordered, free of deadlock and within memory.
 
 Or gives a counterexample.
@@ -135,6 +136,8 @@ Args:
         1; 1: all of it.
     tied_stages: Groups of stages that share weights, such as [[0, 3]] for an embedding and its head;
         the copies of a bidirectional schedule are known. Their REDUCE_GRADs are one collective.
+    joint_pairs: The halves of an overlapped pair run jointly: what both read is taken first, what
+        they make is sent last. Else the forward runs first, with all that belongs to it.
 
 Returns:
     A Verdict: true if the schedule is good, else with .defect, .message and .counterexample.

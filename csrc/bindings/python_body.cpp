@@ -53,7 +53,7 @@ BodyResult PythonBody::forward(const RunContext& context, BodyInput input) {
   input.retired.clear();
   const py::tuple args = arguments(context, std::move(input));
   const py::object output = call(callable_, args, take_entry(batch_.kwargs, context.microbatch));
-  if (!position_.is_last()) {
+  if (!position_.is_last) {
     FlatValue flat = flatten(output.ptr(), output_name_);
     result.tensors = std::move(flat.tensors);
     result.structure = std::move(flat.structure);
@@ -82,7 +82,7 @@ void PythonBody::backward_failed() noexcept {
 }
 
 py::tuple PythonBody::arguments(const RunContext& context, BodyInput input) {
-  if (position_.is_first()) {
+  if (position_.is_first) {
     py::object args = take_entry(batch_.args, context.microbatch);
     return args ? py::reinterpret_steal<py::tuple>(args.release()) : py::tuple();
   }

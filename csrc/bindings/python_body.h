@@ -41,7 +41,8 @@ class PythonBody final : public StageBody {
 
   // REQUIRES the GIL, and that no pass is running.
   void set_batch(BodyBatch batch) { batch_ = std::move(batch); }
-  // The last stage's outputs of the last pass, by microbatch, detached.
+  // The last stage's outputs of the last pass, by microbatch, detached; empty for those that it
+  // didn't run.
   std::vector<pybind11::object> take_outputs();
 
  private:

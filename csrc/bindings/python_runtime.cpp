@@ -6,12 +6,14 @@
 #include <ATen/ops/stack.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "base/error.h"
 #include "base/index.h"
 #include "bindings/batch.h"
 #include "bindings/python_failure.h"
+#include "bindings/python_overlap.h"
 #include "bindings/python_tree.h"
 #include "bindings/saved_tensor_hooks.h"
 
@@ -64,18 +66,19 @@ class Running {
 }  // namespace
 
 PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector<PythonRank> ranks,
-                             py::object loss_fn, ExternalChannels external, double timeout_s,
-                             int intra_op_threads, int spin_us, bool share_losses,
-                             bool measure_memory) {
+                             py::object loss_fn, const py::object& overlap_fn,
+                             ExternalChannels external, double timeout_s, int intra_op_threads,
+                             int spin_us, bool share_losses, bool measure_memory) {
   process_ = getpid();
   if (ranks.empty()) throw ValueError("a pipeline needs at least one rank in this process");
-  num_stages_ = ranks.front().training.num_stages;
   num_microbatches_ = ranks.front().training.num_microbatches;
   std::map<StageIndex, std::unique_ptr<ModuleStage>> built;
   for (const PythonStage& stage : stages) {
-    const StagePosition position{stage.stage, num_stages_};
+    const StagePosition position{stage.stage, stage.is_first, stage.is_last};
+    positions_[stage.stage] = position;
+    runs_[stage.stage].resize(as_index(num_microbatches_));
     auto body = std::make_unique<PythonBody>(position, stage.callable, stage.spread,
-                                             position.is_last() ? loss_fn : py::object(py::none()));
+                                             position.is_last ? loss_fn : py::object(py::none()));
     bodies_[stage.stage] = body.get();
     keywords_[stage.stage] = stage.keywords;
     built[stage.stage] = std::make_unique<ModuleStage>(position, num_microbatches_, std::move(body),
@@ -90,11 +93,19 @@ PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector
     specs[i].device = ranks[i].device;
     for (const Instruction& instruction : specs[i].training.instructions) {
       const auto* run = std::get_if<Run>(&instruction.op);
-      if (run == nullptr || !built.contains(run->action.stage)) continue;
+      if (run == nullptr) continue;
+      runs_[run->action.stage][as_index(run->action.microbatch)] = true;
+      if (!built.contains(run->action.stage)) continue;
       specs[i].resources.stages[run->action.stage] = std::move(built[run->action.stage]);
       built.erase(run->action.stage);
     }
+    if (overlap_fn.is_none()) continue;
+    std::map<StageIndex, py::object> modules;
+    for (const PythonStage& stage : stages) modules[stage.stage] = stage.callable;
+    specs[i].resources.overlap = std::make_unique<PythonOverlap>(overlap_fn, std::move(modules));
   }
+  // Those of a copy of the model that no microbatch passes: they are never run.
+  for (auto& [index, stage] : built) specs.front().resources.stages[index] = std::move(stage);
   connect(specs, external, spin_us);
   RuntimeOptions options;
   options.timeout = std::chrono::milliseconds(static_cast<std::int64_t>(timeout_s * 1000.0));
@@ -103,8 +114,8 @@ PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector
   options.hooks = threads_.hooks();
   {
     const py::gil_scoped_release no_gil;  // where a thread can't start, those that did are joined
-    runtime_ = std::make_unique<PipelineRuntime>(std::move(specs), std::move(external.agreement),
-                                                 std::move(external.board), std::move(options));
+    runtime_ = std::make_unique<PipelineRuntime>(std::move(specs), std::move(external),
+                                                 std::move(options));
   }
   runtime_->set_share_losses(share_losses);
 }
@@ -146,7 +157,7 @@ void PythonRuntime::set_batches(const StepArguments& arguments) {
       last.targets = as_list(arguments.target, num_microbatches_, "target");
   } else {
     std::optional<std::int64_t> size;
-    if (bodies_.contains(0)) size = batch_size(arguments.args);  // the others ignore it
+    if (has_first()) size = batch_size(arguments.args);  // the others ignore it
     for (const py::object& value : {arguments.kwargs, arguments.target}) {
       if (!size.has_value()) size = batch_size(value);
     }
@@ -156,24 +167,45 @@ void PythonRuntime::set_batches(const StepArguments& arguments) {
       if (value.is_none()) return std::vector<py::object>();
       return cut_batch(value, num_microbatches_, size.value_or(num_microbatches_), what);
     };
-    if (bodies_.contains(0)) first.args = cut(arguments.args, "args");
+    if (has_first()) first.args = cut(arguments.args, "args");
     kwargs = cut(arguments.kwargs, "kwargs");
-    if (bodies_.contains(num_stages_ - 1)) last.targets = cut(arguments.target, "target");
+    if (has_last()) last.targets = cut(arguments.target, "target");
     // Without any of the batch here, the shares come with the messages.
-    if (!size.has_value() && !bodies_.contains(0)) weights.clear();
+    if (!size.has_value() && !has_first()) weights.clear();
   }
   for (auto& [stage, body] : bodies_) {
     BodyBatch batch;
-    const bool is_last = stage == num_stages_ - 1;
-    if (is_last) batch = std::move(last);
-    if (stage == 0) batch.args = std::move(first.args);
-    if (!kwargs.empty()) batch.kwargs = select(kwargs, keywords_.at(stage));
+    const StagePosition& position = positions_.at(stage);
+    if (position.is_last) batch.targets = own(stage, last.targets);
+    if (position.is_first) batch.args = own(stage, first.args);
+    if (!kwargs.empty()) batch.kwargs = own(stage, select(kwargs, keywords_.at(stage)));
     batch.loss_kwargs = arguments.loss_kwargs;
     batch.compute_loss = arguments.compute_loss;
     batch.keep_outputs = arguments.keep_outputs;
     body->set_batch(std::move(batch));
-    stages_.at(stage)->begin(stage == 0 || is_last ? weights : std::vector<double>(), rows);
+    const bool knows_weights = position.is_first || position.is_last;
+    stages_.at(stage)->begin(knows_weights ? weights : std::vector<double>(), rows);
   }
+}
+
+bool PythonRuntime::has_first() const {
+  return std::any_of(positions_.begin(), positions_.end(),
+                     [](const auto& entry) { return entry.second.is_first; });
+}
+
+bool PythonRuntime::has_last() const {
+  return std::any_of(positions_.begin(), positions_.end(),
+                     [](const auto& entry) { return entry.second.is_last; });
+}
+
+std::vector<py::object> PythonRuntime::own(StageIndex stage,
+                                           const std::vector<py::object>& all) const {
+  std::vector<py::object> entries(all.size());
+  const std::vector<bool>& runs = runs_.at(stage);
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    if (runs[i]) entries[i] = all[i];
+  }
+  return entries;
 }
 
 void PythonRuntime::withdraw(const std::string& text) {
@@ -195,16 +227,25 @@ void PythonRuntime::step(StepArguments arguments) {
   set_batches(arguments);
   const Pass pass{.epoch = epoch_++, .training = arguments.training};
   MainGradients main_gradients(std::move(arguments.main_gradients));
+  std::vector<SharedStage> shared = std::move(arguments.shared);
+  for (SharedStage& stage : shared) {
+    if (stage.losses_of != nullptr && !arguments.compute_loss) stage.losses_of = nullptr;
+  }
   arguments = {};  // the bodies hold the pieces; nobody shall hold the whole
-  run(pass);
+  run([&] { runtime_->start(pass, std::move(shared)); });
   main_gradients.sweep();
 }
 
-void PythonRuntime::run(const Pass& pass) {
+void PythonRuntime::share_weights(std::vector<SharedStage> shared) {
+  runtime();
+  run([&] { runtime_->start_sharing(epoch_++, std::move(shared)); });
+}
+
+void PythonRuntime::run(const std::function<void()>& start) {
   const Running running(running_);
   {
     const py::gil_scoped_release no_gil;  // the first thing that a worker wants is the GIL
-    runtime_->start(pass);
+    start();
   }
   std::optional<py::error_already_set> signal;
   for (bool done = false; !done;) {
@@ -234,7 +275,7 @@ void PythonRuntime::run(const Pass& pass) {
   if (!failure.has_value()) return;
   outputs();  // nobody will ask for them
   try {
-    raise_pipeline_error(*failure);
+    raise_pipeline_error(*failure, begins_model(*failure));
   } catch (py::error_already_set& error) {
     if (failure->kind != FailureKind::kRemote) publish(error);
     if (signal.has_value()) throw *signal;
@@ -242,9 +283,15 @@ void PythonRuntime::run(const Pass& pass) {
   }
 }
 
+bool PythonRuntime::begins_model(const Failure& failure) const {
+  const auto found =
+      failure.action.has_value() ? positions_.find(failure.action->stage) : positions_.end();
+  return found != positions_.end() && found->second.is_first;
+}
+
 void PythonRuntime::publish_interrupt(const Failure& failure) {
   try {
-    raise_pipeline_error(failure);
+    raise_pipeline_error(failure, /*is_first=*/false);
   } catch (py::error_already_set& error) {
     publish(error);
   }
@@ -265,8 +312,11 @@ void PythonRuntime::publish(const py::error_already_set& error) {
 
 py::object PythonRuntime::losses() const {
   std::vector<at::Tensor> losses;
-  if (const auto last = stages_.find(num_stages_ - 1); last != stages_.end()) {
-    for (const at::Tensor& loss : last->second->losses()) losses.push_back(loss.reshape({}));
+  if (has_last()) {
+    const Losses known = runtime_ != nullptr ? runtime_->losses() : Losses();
+    for (const at::Tensor& loss : known.values) {
+      losses.push_back(loss.reshape({}).to(known.values.front().device()));
+    }
   } else if (runtime_ != nullptr && !runtime_->agreed().empty()) {
     const auto& agreed = runtime_->agreed();
     const auto options =
@@ -279,16 +329,29 @@ py::object PythonRuntime::losses() const {
 }
 
 std::vector<double> PythonRuntime::loss_weights() const {
-  const auto last = stages_.find(num_stages_ - 1);
-  if (last != stages_.end()) return last->second->loss_weights();
+  if (has_last()) return runtime_->losses().weights;
   const auto& agreed = runtime_->agreed();
   return {agreed.begin() + 1, agreed.end() - num_microbatches_};
 }
 
 py::object PythonRuntime::outputs() {
-  const auto last = bodies_.find(num_stages_ - 1);
-  return last == bodies_.end() ? py::object(py::none())
-                               : py::object(py::cast(last->second->take_outputs()));
+  if (!has_last()) return py::none();
+  py::dict outputs;
+  for (auto& [stage, body] : bodies_) {
+    std::vector<py::object> own = body->take_outputs();
+    for (std::size_t i = 0; i < own.size(); ++i) {
+      if (own[i]) outputs[py::int_(i)] = std::move(own[i]);
+    }
+  }
+  return outputs;
+}
+
+std::map<Rank, int> PythonRuntime::peak_activations() {
+  std::map<Rank, int> peaks;
+  for (const auto& executor : runtime().executors()) {
+    peaks[executor->rank()] = executor->peak_activations();
+  }
+  return peaks;
 }
 
 }  // namespace pipert

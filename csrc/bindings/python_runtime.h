@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -20,6 +21,8 @@ namespace pipert {
 struct PythonStage {
   StageIndex stage = 0;
   pybind11::object callable;
+  bool is_first = true;  // of its copy of the model
+  bool is_last = true;
   bool spread = true;
   // The keyword arguments that it takes; nothing: any.
   std::optional<std::vector<std::string>> keywords;
@@ -41,19 +44,24 @@ struct StepArguments {
   bool compute_loss = true;
   bool keep_outputs = false;
   std::vector<MainGradients::Entry> main_gradients;  // empty: gradients stay in .grad
+  std::vector<SharedStage> shared;  // stages whose other copy is in another process
 };
 
 class PythonRuntime {
  public:
-  // `stages`: those of the ranks given. `loss_fn`: None where there is none.
+  // `stages`: those of the ranks given. `loss_fn`: None where there is none. `overlap_fn`: runs
+  // the programs' joint pairs; None: one half after the other.
   PythonRuntime(const std::vector<PythonStage>& stages, std::vector<PythonRank> ranks,
-                pybind11::object loss_fn, ExternalChannels external, double timeout_s,
-                int intra_op_threads, int spin_us, bool share_losses, bool measure_memory);
+                pybind11::object loss_fn, const pybind11::object& overlap_fn,
+                ExternalChannels external, double timeout_s, int intra_op_threads, int spin_us,
+                bool share_losses, bool measure_memory);
   ~PythonRuntime();
 
   // One pass of the batch. Raises pipert.PipelineError, ValueError, or what a signal handler
   // raised.
   void step(StepArguments arguments);
+  // Second copies of `shared` take over the weights and buffers of the first. Raises as step().
+  void share_weights(std::vector<SharedStage> shared);
   void close();
   // Tells the other processes that this one won't run the pass, because of `text` (see
   // pipert.errors).
@@ -61,27 +69,39 @@ class PythonRuntime {
   bool running() const { return running_; }
   bool usable() const { return runtime_ != nullptr && runtime_->usable(); }
 
-  // The losses of the last pass, shape (num_microbatches,), and their weights: of the last stage if
-  // it is here, else what its rank shared; None if neither.
+  // The losses of the last pass, shape (num_microbatches,), and their weights: of the last stages
+  // if one is here, else what its rank shared; None if neither.
   pybind11::object losses() const;
   std::vector<double> loss_weights() const;
 
+  // The last stages' outputs of the last pass: a dict by microbatch, of those that ended in this
+  // process; None where there is no last stage here.
   pybind11::object outputs();
+  // By rank of this process: the most activations at a time in the last pass.
+  std::map<Rank, int> peak_activations();
   PipelineRuntime& runtime();
   const std::map<StageIndex, ModuleStage*>& stages() const { return stages_; }
 
  private:
   void set_batches(const StepArguments& arguments);
-  void run(const Pass& pass);
+  bool begins_model(const Failure& failure) const;
+  bool has_first() const;
+  bool has_last() const;
+  // The entries of `all`, one for each microbatch, that `stage` runs; the others are empty.
+  std::vector<pybind11::object> own(StageIndex stage,
+                                    const std::vector<pybind11::object>& all) const;
+  // Begins with `start`, and goes on until no rank runs any more.
+  void run(const std::function<void()>& start);
   // Tell the other processes, if there are any.
   void publish(const pybind11::error_already_set& error);
   void publish_interrupt(const Failure& failure);
   void clear_batches();
 
-  int num_stages_ = 0;
   int num_microbatches_ = 0;
-  std::map<StageIndex, PythonBody*> bodies_;   // owned by the runtime's stages
-  std::map<StageIndex, ModuleStage*> stages_;  // owned by the runtime
+  std::map<StageIndex, StagePosition> positions_;
+  std::map<StageIndex, std::vector<bool>> runs_;  // by stage, then by microbatch: whether it passes
+  std::map<StageIndex, PythonBody*> bodies_;      // owned by the runtime's stages
+  std::map<StageIndex, ModuleStage*> stages_;     // owned by the runtime
   std::map<StageIndex, std::optional<std::vector<std::string>>> keywords_;
   PythonThreads threads_;
   int process_;  // that made it: a fork has none of its threads

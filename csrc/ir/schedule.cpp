@@ -64,6 +64,10 @@ Schedule split_overlaps(const Schedule& schedule) {
   });
 }
 
+bool can_run_jointly(const Action& pair) {
+  return pair.stage != pair.paired_stage || pair.microbatch != pair.paired_microbatch;
+}
+
 int count_microbatches(const std::vector<std::vector<Action>>& ranks) {
   Microbatch last = kNoMicrobatch;
   for (const auto& actions : ranks) {

@@ -50,6 +50,10 @@ Schedule forward_only(const Schedule& schedule);
 // The same schedule with each OVERLAP_F_B taken apart: its forward, then its backward.
 Schedule split_overlaps(const Schedule& schedule);
 
+// Whether the halves of an OVERLAP_F_B can run jointly: not where its backward is that of its own
+// forward.
+bool can_run_jointly(const Action& pair);
+
 // One more than the largest microbatch of any action.
 int count_microbatches(const std::vector<std::vector<Action>>& ranks);
 

@@ -1,8 +1,10 @@
 #include "plan/blind_lowering.h"
 
+#include <array>
 #include <map>
 #include <optional>
 #include <set>
+#include <span>
 #include <utility>
 
 #include "base/error.h"
@@ -117,31 +119,43 @@ class BlindRank {
     }
   }
 
-  void add(const Action& action) {
-    if (is_move(action.kind)) {
-      return emit(Move{action}, action.kind == ActionKind::kOffload ? kOffloadLane : kReloadLane);
+  // One action, or the two halves of a pair that are run jointly.
+  void add(std::span<const Action> actions) {
+    std::vector<Run> runs;
+    std::vector<Send> sends;
+    for (const Action& action : actions) {
+      if (is_move(action.kind)) {
+        emit(Move{action}, action.kind == ActionKind::kOffload ? kOffloadLane : kReloadLane);
+        continue;
+      }
+      const std::size_t half = runs.size();
+      Run& run = runs.emplace_back(Run{.action = action, .reads = {}, .writes = {}});
+      if (const auto input = wiring_.input(action, rank_)) run.reads = {receive(*input, half)};
+      const auto result = wiring_.result(action, rank_);
+      if (!result) continue;
+      const Edge edge{rank_, wiring_.reader_of(*result)};
+      if (edge.destination == rank_) {
+        run.writes = {local_slot(*result)};
+      } else {
+        run.writes = {slots_.at(edge)[half]};
+        sends.push_back({*result, num_sent_[edge]++, slots_.at(edge)[half]});
+      }
     }
-    Run run{.action = action, .reads = {}, .writes = {}};
-    if (const auto input = wiring_.input(action, rank_)) run.reads = {receive(*input)};
-    const auto result = wiring_.result(action, rank_);
-    if (!result) return emit(std::move(run), kComputeLane);
-    const Edge edge{rank_, wiring_.reader_of(*result)};
-    if (edge.destination == rank_) {
-      run.writes = {local_slot(*result)};
-      return emit(std::move(run), kComputeLane);
+    if (runs.size() == 2) program_.joint_pairs.push_back(program_.instructions.size());
+    for (Run& run : runs) emit(std::move(run), kComputeLane);
+    for (const Send& send : sends) {
+      emit(send, lanes_.at(program_.slots[as_index(send.slot)].edge));
     }
-    const SlotId slot = slots_.at(edge);
-    run.writes = {slot};
-    emit(std::move(run), kComputeLane);
-    emit(Send{*result, num_sent_[edge]++, slot}, lanes_.at(edge));
   }
 
   Program take() { return std::move(program_); }
 
  private:
   void add_edge(const Edge& edge, SlotKind slot, LaneKind lane) {
-    slots_[edge] = static_cast<SlotId>(program_.slots.size());
-    program_.slots.push_back({slot, edge, 0});
+    for (int half = 0; half < 2; ++half) {
+      slots_[edge][as_index(half)] = static_cast<SlotId>(program_.slots.size());
+      program_.slots.push_back({slot, edge, half});
+    }
     lanes_[edge] = static_cast<LaneId>(program_.lanes.size());
     program_.lanes.push_back({lane, edge});
   }
@@ -154,14 +168,14 @@ class BlindRank {
     return entry->second;
   }
 
-  SlotId receive(const MessageKey& message) {
+  SlotId receive(const MessageKey& message, std::size_t half) {
     const Edge edge{wiring_.maker_of(message), rank_};
     if (edge.source == rank_) return local_slot(message);
     const auto found = departures_.find({edge, message});
     const std::size_t nth = num_read_[message]++;
     int sequence = kMaxIndex;  // never comes
     if (found != departures_.end() && nth < found->second.size()) sequence = found->second[nth];
-    const SlotId slot = slots_.at(edge);
+    const SlotId slot = slots_.at(edge)[half];
     emit(Recv{message, sequence, slot}, lanes_.at(edge));
     return slot;
   }
@@ -175,16 +189,25 @@ class BlindRank {
   const Departures& departures_;
   Rank rank_;
   Program program_;
-  std::map<Edge, SlotId> slots_;
+  std::map<Edge, std::array<SlotId, 2>> slots_;  // by half of a pair
   std::map<Edge, LaneId> lanes_;
   std::map<MessageKey, SlotId> local_;
   std::map<MessageKey, std::size_t> num_read_;
   std::map<Edge, int> num_sent_;
 };
 
+void require_runs(const std::vector<Action>& actions) {
+  for (const Action& action : actions) {
+    if (can_run(action)) continue;
+    throw ValueError(concat(
+        "expected F, B, I, W, R, OFFLOAD and RELOAD of whole sequences and of version 0, got ",
+        to_string(action)));
+  }
+}
+
 }  // namespace
 
-std::vector<Program> lower_blindly(const Schedule& schedule) {
+std::vector<Program> lower_blindly(const Schedule& schedule, bool joint_pairs) {
   if (schedule.num_ranks() != schedule.placement.num_ranks()) {
     throw ValueError(concat("the placement is for ", schedule.placement.num_ranks(),
                             " ranks, the schedule has ", schedule.num_ranks()));
@@ -198,15 +221,17 @@ std::vector<Program> lower_blindly(const Schedule& schedule) {
   const Departures departures = departures_of(apart, wiring);
   std::vector<Program> programs;
   for (Rank rank = 0; rank < apart.num_ranks(); ++rank) {
+    require_runs(apart.ranks[as_index(rank)]);
     BlindRank blind(apart, wiring, departures, rank);
-    for (const Action& action : apart.ranks[as_index(rank)]) {
-      if (!can_run(action)) {
-        throw ValueError(
-            concat("expected F, B, I, W, R, OFFLOAD and RELOAD of whole sequences and of "
-                   "version 0, got ",
-                   to_string(action)));
+    std::span<const Action> rest = apart.ranks[as_index(rank)];
+    for (const Action& given : schedule.ranks[as_index(rank)]) {
+      const bool is_pair = given.kind == ActionKind::kOverlap;
+      if (is_pair && joint_pairs && can_run_jointly(given)) {
+        blind.add(rest.first(2));
+      } else {
+        for (const Action& action : rest.first(is_pair ? 2 : 1)) blind.add({&action, 1});
       }
-      blind.add(action);
+      rest = rest.subspan(is_pair ? 2 : 1);
     }
     programs.push_back(blind.take());
   }

@@ -96,17 +96,30 @@ std::optional<Schedule> runs_alone(const Schedule& schedule) {
 
 }  // namespace
 
-Dataflow::Dataflow(const Schedule& schedule) : given_(schedule), alone_(runs_alone(schedule)) {
+Dataflow::Dataflow(const Schedule& schedule, bool joint_pairs)
+    : given_(schedule), alone_(runs_alone(schedule)) {
   std::size_t num_runs = 0;
   for (Rank rank = 0; rank < num_ranks(); ++rank) {
     begins_.push_back(num_runs);
     num_runs += runs(rank).size();
   }
+  if (joint_pairs && alone_) find_pairs();
   producers_.resize(num_runs);
   consumers_.resize(num_runs);
   sequences_.resize(num_runs, -1);
   connect();
   number_messages();
+}
+
+void Dataflow::find_pairs() {
+  for (const auto& actions : given_.ranks) {
+    for (const Action& action : actions) {
+      const bool is_pair = action.kind == ActionKind::kOverlap;
+      if (!is_pair && !is_run(action)) continue;
+      pairs_.push_back(is_pair && can_run_jointly(action));
+      if (is_pair) pairs_.push_back(false);
+    }
+  }
 }
 
 void Dataflow::connect() {

@@ -21,15 +21,19 @@ namespace pipert {
 class Dataflow {
  public:
   // REQUIRES a schedule that verify() accepts and that outlives this. ValueError for an action that
-  // is for a whole stage: what a pipeline alone gives no meaning to. O(actions).
-  explicit Dataflow(const Schedule& schedule);
-  explicit Dataflow(Schedule&&) = delete;
+  // is for a whole stage: what a pipeline alone gives no meaning to. `joint_pairs`: see
+  // LowerOptions. O(actions).
+  explicit Dataflow(const Schedule& schedule, bool joint_pairs = false);
+  explicit Dataflow(Schedule&&, bool joint_pairs = false) = delete;
 
   int num_ranks() const { return schedule().num_ranks(); }
   // The compute actions and moves of `rank`, overlapped pairs taken apart. A Place below is one of
   // these: the `position`-th Run of its rank.
   std::span<const Action> runs(Rank rank) const { return schedule().ranks[as_index(rank)]; }
   const Action& run(Place place) const { return runs(place.rank)[as_index(place.position)]; }
+
+  // Whether this Run goes jointly with the next one of its rank.
+  bool begins_pair(Place run) const { return !pairs_.empty() && pairs_[flat(run)]; }
 
   // The Run whose result this one reads; Place{} if it reads none.
   Place producer_of(Place run) const { return producers_[flat(run)]; }
@@ -44,12 +48,14 @@ class Dataflow {
  private:
   const Schedule& schedule() const { return alone_ ? *alone_ : given_; }
   std::size_t flat(Place run) const { return begins_[as_index(run.rank)] + as_index(run.position); }
+  void find_pairs();
   void connect();
   void number_messages();
 
   const Schedule& given_;
   std::optional<Schedule> alone_;    // the Runs, where the schedule has anything else
   std::vector<std::size_t> begins_;  // by rank: the index of its first Run in the next three
+  std::vector<bool> pairs_;          // by Run, as those below; empty where none go jointly
   std::vector<Place> producers_;
   std::vector<Place> consumers_;
   std::vector<int> sequences_;

@@ -1,5 +1,7 @@
 #include "plan/lower.h"
 
+#include <algorithm>
+
 #include "analysis/verify.h"
 #include "base/error.h"
 #include "plan/rank_lowering.h"
@@ -18,8 +20,11 @@ LowerOptions checked(const Schedule& schedule, LowerOptions options) {
   }
   VerifyOptions verify_options;
   verify_options.forward_only = is_forward_only(schedule);
+  verify_options.joint_pairs = options.joint_pairs;
   require_valid(schedule, verify_options);
   verify_options.capacity = options.send_slots;
+  // Of an edge that both halves of a pair read, two messages are held at once.
+  if (options.joint_pairs) options.receive_slots = std::max(options.receive_slots, 2);
   if (options.send_slots.has_value() && !verify(schedule, verify_options).ok()) {
     options.send_slots = std::nullopt;
   }
@@ -31,7 +36,7 @@ LowerOptions checked(const Schedule& schedule, LowerOptions options) {
 Lowering::Lowering(const Schedule& schedule, const LowerOptions& options)
     : schedule_(schedule),
       options_(checked(schedule, options)),
-      dataflow_(schedule),
+      dataflow_(schedule, options.joint_pairs),
       clocks_(dataflow_) {}
 
 Program Lowering::program(Rank rank) const {

@@ -24,6 +24,10 @@ struct LowerOptions {
   // Run shows that it was read; where nothing ever comes back (inference), that is to the end. Left
   // out for a schedule that could then not end.
   std::optional<int> send_slots = std::nullopt;
+  // Whether the halves of an overlapped pair stay together (Program::joint_pairs): what both read
+  // is there before either runs, and what they make is sent when both have. Else the forward runs
+  // first, and sends. ValueError for a schedule whose ranks would then wait for each other.
+  bool joint_pairs = false;
 };
 
 // A schedule that is ready to be lowered, one rank at a time: each process of a large pipeline

@@ -117,8 +117,14 @@ std::string to_string(const Program& program) {
     if (slot.kind != SlotKind::kLocal) out << ' ' << to_string(slot.edge);
     out << " [" << slot.index << "]\n";
   }
+  auto pair = program.joint_pairs.begin();
   for (std::size_t i = 0; i < program.instructions.size(); ++i) {
-    out << "  %" << i << " = " << to_string(program, program.instructions[i]) << '\n';
+    out << "  %" << i << " = " << to_string(program, program.instructions[i]);
+    if (pair != program.joint_pairs.end() && *pair == i) {
+      out << "  jointly with %" << i + 1;
+      ++pair;
+    }
+    out << '\n';
   }
   return out.str();
 }

@@ -97,6 +97,9 @@ struct Program {
   std::vector<LaneSpec> lanes;  // lanes[kComputeLane] is the compute lane
   std::vector<Slot> slots;
   std::vector<Instruction> instructions;
+  // Ascending: the instructions that are a Run whose next one, a Run too, goes along with it: the
+  // halves of an overlapped pair, to be run jointly once both have what they read.
+  std::vector<std::size_t> joint_pairs;
   // Most (stage, microbatch) pairs whose activations are there at any time (activations.h).
   int peak_activations = 0;
 };

@@ -40,6 +40,7 @@ struct Sending {
 // What a Run made, until its reader has it.
 struct Result {
   SlotId slot = 0;
+  MarkId made = kNoMark;  // of the Run
   // Where the reader is on another rank:
   MarkId sent = kNoMark;
   bool is_released = false;
@@ -87,16 +88,17 @@ class RankLowering {
 
   Program build() && {
     for (auto& [source, receiving] : receiving_) post_receives(receiving);
-    for (int position = 0; position < num_runs_; ++position) {
-      if (is_move(dataflow_.run(at(position)))) {
-        emit_move(dataflow_.run(at(position)));
-      } else {
-        emit_run(position);
-        emit_send(position);
+    for (int begin = 0, end = 0; begin < num_runs_; begin = end) {
+      const bool is_pair = dataflow_.begins_pair(at(begin));
+      end = begin + (is_pair ? 2 : 1);
+      if (is_pair) program_.joint_pairs.push_back(program_.instructions.size());
+      for (int position = begin; position < end; ++position) emit(position);
+      for (int position = begin; position < end; ++position) emit_send(position);
+      for (int position = begin; position < end; ++position) {
+        const Place producer = dataflow_.producer_of(at(position));
+        if (crosses(producer)) post_receives(receiving_.at(producer.rank));
+        emit_releases(position);
       }
-      const Place producer = dataflow_.producer_of(at(position));
-      if (crosses(producer)) post_receives(receiving_.at(producer.rank));
-      emit_releases(position);
     }
     emit_releases(num_runs_);
     count_activations();
@@ -187,6 +189,15 @@ class RankLowering {
     }
   }
 
+  void emit(int position) {
+    const Action& action = dataflow_.run(at(position));
+    if (is_move(action)) {
+      emit_move(action);
+    } else {
+      emit_run(position);
+    }
+  }
+
   void emit_run(int position) {
     Run run{.action = dataflow_.run(at(position)), .reads = {}, .writes = {}};
     Instruction instruction{.op = Run{}, .lane = kComputeLane, .waits = {}, .mark = kNoMark};
@@ -219,6 +230,7 @@ class RankLowering {
       slots_.give_back(run.reads.front());
     }
     instruction.op = run;
+    results_[as_index(position)].made = instruction.mark;
     program_.instructions.push_back(instruction);
   }
 
@@ -253,7 +265,6 @@ class RankLowering {
   void emit_send(int position) {
     const Place consumer = dataflow_.consumer_of(at(position));
     if (!crosses(consumer)) return;
-    const MarkId ready = program_.instructions.back().mark;
     Sending& sending = sending_.at(consumer.rank);
     if (options_.send_slots.has_value()) {
       if (sending.num_on_their_way >= *options_.send_slots) make_room(sending);
@@ -265,7 +276,7 @@ class RankLowering {
     program_.instructions.push_back({.op = Send{dataflow_.message_of(at(position)),
                                                 dataflow_.sequence_of(at(position)), result.slot},
                                      .lane = sending.lane,
-                                     .waits = {ready},
+                                     .waits = {result.made},
                                      .mark = result.sent});
   }
 

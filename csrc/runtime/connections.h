@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "plan/program.h"
+#include "runtime/copy_exchange.h"
 #include "runtime/decode.h"
 #include "transport/agreement.h"
 #include "transport/failure_board.h"
@@ -23,6 +24,7 @@ struct RankSpec {
 struct ExternalChannels {
   std::map<Edge, std::unique_ptr<Sender>> senders;
   std::map<Edge, std::unique_ptr<Receiver>> receivers;
+  std::unique_ptr<CopyExchange> copies;  // null where no stage has its other copy elsewhere
   std::unique_ptr<Agreement> agreement;
   std::unique_ptr<FailureBoard> board;
 };

@@ -150,6 +150,7 @@ DecodedProgram decode(Program program, const RankResources& resources, const Lan
     if (const auto* send = std::get_if<Send>(&instruction.op))
       ++decoded.num_outgoing[edge(send->slot)];
   }
+  for (const std::size_t at : decoded.program.joint_pairs) decoded.ops[at].begins_pair = true;
   return decoded;
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "plan/program.h"
+#include "runtime/overlap.h"
 #include "stage/stage.h"
 #include "transport/channel.h"
 
@@ -21,6 +22,7 @@ struct RankResources {
   std::map<StageIndex, std::unique_ptr<Stage>> stages;  // the rank's own
   std::map<Edge, std::unique_ptr<Sender>> senders;      // by outgoing edge
   std::map<Edge, std::unique_ptr<Receiver>> receivers;  // by incoming edge
+  std::unique_ptr<Overlap> overlap;  // runs joint pairs; null: the forward first, then the backward
 };
 
 enum class OpCode : std::uint8_t {
@@ -53,7 +55,8 @@ struct Op {
   MessageKey key;                // kSend: the message's name
   Microbatch microbatch = 0;     // likewise
   int sequence = 0;
-  int slot = -1;  // transfers: the index among the edge's slots of that side
+  int slot = -1;             // transfers: the index among the edge's slots of that side
+  bool begins_pair = false;  // it and the next one are a joint pair
   int held = -1;  // of the stage's actions: the SlotId that takes the result, -1 for none; kSend:
                   // the one to send from
   Input input;    // of the stage's actions

@@ -1,10 +1,12 @@
 #include "runtime/executor.h"
 
 #include <algorithm>
+#include <array>
 #include <utility>
 
 #include "base/error.h"
 #include "base/index.h"
+#include "runtime/joint_pair.h"
 
 namespace pipert {
 namespace {
@@ -52,6 +54,9 @@ void Executor::prepare(const Pass& pass) {
   memory_ = {};
   if (meter_.has_value()) meter_->reset();
   last_was_training_ = pass.training;
+  failing_.reset();
+  num_activations_.store(0, std::memory_order_relaxed);
+  peak_activations_.store(0, std::memory_order_relaxed);
   progress_.instruction.store(-1, std::memory_order_relaxed);
   if (!compute_lane_.is_asynchronous()) return;
   marks_.resize(as_index(program.program.num_marks));
@@ -64,7 +69,7 @@ void Executor::join() {
   if (exit_ != nullptr) current_lane(device_)->wait(*exit_);
 }
 
-bool Executor::run(const Pass& pass) {
+bool Executor::run(const Pass& pass, const std::function<bool(Lane&)>& after) {
   const auto current = compute_lane_.make_current();
   if (entry_ != nullptr) compute_lane_.wait(*entry_);
   const auto measuring = meter_.has_value() ? meter_->start() : nullptr;
@@ -80,8 +85,15 @@ bool Executor::run(const Pass& pass) {
       progress_.instruction.store(static_cast<std::int32_t>(i), std::memory_order_relaxed);
       ready_ns_ = 0;
       if (measuring != nullptr) memory_.bytes.push_back(meter_->bytes());
-      completed = dispatch(ops[i], pass);
+      const bool is_pair = ops[i].begins_pair;
+      completed = is_pair ? run_pair(ops[i], ops[i + 1], pass) : dispatch(ops[i], pass);
       const std::int64_t end = now_ns();
+      if (is_pair) {
+        const std::int64_t middle = completed ? middle_ns_ : end;
+        trace_.events.push_back({start, ready_ns_ == 0 ? start : ready_ns_, middle});
+        start = ready_ns_ = middle;
+        ++i;
+      }
       trace_.events.push_back({start, ready_ns_ == 0 ? start : ready_ns_, end});
       start = end;
     }
@@ -90,6 +102,7 @@ bool Executor::run(const Pass& pass) {
     completed = false;
   }
   trace_.end_ns = start;
+  if (completed && after) completed = after(compute_lane_);
   if (measuring != nullptr) {
     memory_.bytes.push_back(meter_->bytes());
     memory_.peak_bytes = meter_->peak();
@@ -135,7 +148,49 @@ bool Executor::run_stage(const Op& op, const Pass& pass) {
   return true;
 }
 
+bool Executor::run_pair(const Op& forward, const Op& backward, const Pass& pass) {
+  const std::int32_t at = progress_.instruction.load(std::memory_order_relaxed);
+  std::array<Message, 2> inputs;
+  if (!fetch(forward.input, pass, inputs[0])) return false;
+  progress_.instruction.store(at + 1, std::memory_order_relaxed);  // what it waits for now
+  if (!fetch(backward.input, pass, inputs[1])) return false;
+  progress_.instruction.store(at, std::memory_order_relaxed);
+  ready_ns_ = now_ns();
+  const Program& program = decoded(pass).program;
+  std::array<std::int64_t, 2> spent_ns{};
+  const auto half = [&](const Op& op, std::size_t i) {
+    const auto& run = std::get<Run>(program.instructions[as_index(at) + i].op);
+    return OverlapHalf{run.action, [&, i] {
+                         const std::int64_t start = now_ns();
+                         const RunContext context{op.microbatch, program.num_microbatches, pass};
+                         Message result = run_action(op, context, std::move(inputs[i]));
+                         if (op.held >= 0) held_[as_index(op.held)] = std::move(result);
+                         spent_ns[i] = now_ns() - start;
+                       }};
+  };
+  const OverlapHalves halves{half(forward, 0), half(backward, 1)};
+  run_jointly(resources_.overlap.get(), halves, forward.stage == backward.stage, compute_lane_,
+              device_, failing_);
+  // Halves that ran side by side stand in the trace one after the other.
+  const auto spent = static_cast<double>(std::max<std::int64_t>(1, spent_ns[0] + spent_ns[1]));
+  const double share = static_cast<double>(spent_ns[0]) / spent;
+  middle_ns_ =
+      ready_ns_ + static_cast<std::int64_t>(share * static_cast<double>(now_ns() - ready_ns_));
+  return true;
+}
+
 Message Executor::run_action(const Op& op, const RunContext& context, Message input) {
+  const int before = op.stage->num_in_flight();
+  Message result = run_on_stage(op, context, std::move(input));
+  const int change = op.stage->num_in_flight() - before;
+  const int count = num_activations_.fetch_add(change, std::memory_order_relaxed) + change;
+  int peak = peak_activations_.load(std::memory_order_relaxed);
+  while (peak < count && !peak_activations_.compare_exchange_weak(peak, count)) {
+  }
+  return result;
+}
+
+Message Executor::run_on_stage(const Op& op, const RunContext& context, Message input) {
   switch (op.code) {
     case OpCode::kForward:
       return op.stage->forward(context, std::move(input));
@@ -243,7 +298,7 @@ void Executor::fail(const Pass& pass, std::exception_ptr cause) {
     failure.action = move->action;
   } else if (run != nullptr && ready_ns_ != 0) {
     failure.kind = FailureKind::kAction;
-    failure.action = run->action;
+    failure.action = failing_.value_or(run->action);
   } else {
     failure.kind = FailureKind::kTransfer;
     if (run != nullptr) failure.action = run->action;
@@ -254,11 +309,12 @@ void Executor::fail(const Pass& pass, std::exception_ptr cause) {
   failure_.set(std::move(failure));
 }
 
-const Stage* Executor::loss_stage() const {
+Losses Executor::losses() const {
+  Losses losses;
   for (const auto& [index, stage] : resources_.stages) {
-    if (!stage->losses().empty()) return stage.get();
+    if (!stage->losses().empty()) losses.merge({stage->losses(), stage->loss_weights()});
   }
-  return nullptr;
+  return losses;
 }
 
 void Executor::abort() noexcept {

@@ -5,6 +5,8 @@
 // it.
 #pragma once
 
+#include <atomic>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -12,6 +14,7 @@
 #include "device/memory_meter.h"
 #include "runtime/decode.h"
 #include "runtime/failure.h"
+#include "runtime/losses.h"
 #include "runtime/progress.h"
 #include "runtime/trace.h"
 
@@ -34,9 +37,9 @@ class Executor {
   // pass.
   void join();
 
-  // Runs the pass. False if it ended early, with the reason in the FirstFailure: this rank's own,
-  // or another's.
-  bool run(const Pass& pass);
+  // Runs the pass, and `after` on the compute lane at its end. False if either ended early, with
+  // the reason in the FirstFailure: this rank's own, or another's.
+  bool run(const Pass& pass, const std::function<bool(Lane&)>& after = nullptr);
 
   // Any thread: ends this rank's waits, now and until reset().
   void abort() noexcept;
@@ -52,8 +55,11 @@ class Executor {
   const MemoryTrace& memory() const { return memory_; }
   const RankResources& resources() const { return resources_; }
   const c10::Device& device() const { return device_; }
-  // The stage of this rank that computed losses in the last pass; null if there is none.
-  const Stage* loss_stage() const;
+  // What this rank's last stages computed in the last pass; empty if there is none.
+  Losses losses() const;
+  // The most (stage, microbatch) pairs that held activations at a time in the last pass, counted in
+  // the stages.
+  int peak_activations() const { return peak_activations_.load(std::memory_order_relaxed); }
   // Whether the last pass that began was a training pass.
   bool last_was_training() const { return last_was_training_; }
 
@@ -64,7 +70,10 @@ class Executor {
   RunContext context_of(const Op& op, const Pass& pass) const;
   bool dispatch(const Op& op, const Pass& pass);
   bool run_stage(const Op& op, const Pass& pass);
-  static Message run_action(const Op& op, const RunContext& context, Message input);
+  bool run_pair(const Op& forward, const Op& backward, const Pass& pass);
+  // Runs it, and counts what activations there are.
+  Message run_action(const Op& op, const RunContext& context, Message input);
+  static Message run_on_stage(const Op& op, const RunContext& context, Message input);
   bool fetch(const Input& input, const Pass& pass, Message& message);
   bool move(const Op& op, const Pass& pass);
   void send(const Op& op, const Pass& pass);
@@ -94,6 +103,11 @@ class Executor {
   std::int64_t ready_ns_ =
       0;  // when the instruction at hand had what it waited for; 0: it never waited
   bool last_was_training_ = true;
+  std::int64_t middle_ns_ = 0;     // of the joint pair at hand: where its forward ends in the trace
+  std::optional<Action> failing_;  // what failed, where it isn't the Run at hand
+  // Halves of a pair may run on other threads.
+  std::atomic<int> num_activations_{0};
+  std::atomic<int> peak_activations_{0};
 };
 
 }  // namespace pipert

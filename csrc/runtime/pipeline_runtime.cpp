@@ -31,9 +31,12 @@ bool is_own_finding(const Failure& failure) {
 
 }  // namespace
 
-PipelineRuntime::PipelineRuntime(std::vector<RankSpec> ranks, std::unique_ptr<Agreement> agreement,
-                                 std::unique_ptr<FailureBoard> board, RuntimeOptions options)
-    : agreement_(std::move(agreement)), board_(std::move(board)), options_(std::move(options)) {
+PipelineRuntime::PipelineRuntime(std::vector<RankSpec> ranks, ExternalChannels external,
+                                 RuntimeOptions options)
+    : copies_(std::move(external.copies)),
+      agreement_(std::move(external.agreement)),
+      board_(std::move(external.board)),
+      options_(std::move(options)) {
   for (RankSpec& rank : ranks) {
     executors_.push_back(
         std::make_unique<Executor>(std::move(rank.resources), std::move(rank.training),
@@ -50,56 +53,95 @@ PipelineRuntime::PipelineRuntime(std::vector<RankSpec> ranks, std::unique_ptr<Ag
 
 PipelineRuntime::~PipelineRuntime() { abort_all(); }
 
-void PipelineRuntime::start(const Pass& pass) {
+void PipelineRuntime::start(const Pass& pass, std::vector<SharedStage> shared) {
+  begin_exchange(pass.training ? ExchangeKind::kTraining : ExchangeKind::kEvaluation, pass.epoch,
+                 std::move(shared));
   for (auto& executor : executors_) executor->prepare(pass);
+  start_workers(pass);
+}
+
+void PipelineRuntime::start_sharing(std::int64_t epoch, std::vector<SharedStage> shared) {
+  begin_exchange(ExchangeKind::kWeights, epoch, std::move(shared));
+  start_workers(std::nullopt);
+}
+
+void PipelineRuntime::begin_exchange(ExchangeKind kind, std::int64_t epoch,
+                                     std::vector<SharedStage> shared) {
+  if (copies_ != nullptr) copies_->begin(kind, epoch, std::move(shared));
+}
+
+void PipelineRuntime::start_workers(const std::optional<Pass>& pass) {
   agreed_.clear();
   last_poll_ns_ = now_ns();
   auto state = std::make_shared<const ThreadState>(executors_.front()->device());
   workers_->start([this, pass, state = std::move(state)](int worker) {
     const ThreadStateGuard guard(*state);
-    run_rank(worker, pass);
+    run_rank(*executors_[as_index(worker)], pass);
   });
 }
 
-void PipelineRuntime::run_rank(int worker, const Pass& pass) {
-  Executor& executor = *executors_[as_index(worker)];
-  bool completed = false;
-  try {
-    completed = executor.run(pass);
-    if (completed && agreement_ != nullptr) {
-      executor.join();  // the losses are read on this thread's stream
-      agreed_ = own_losses();
-      const Waiting waiting(agreement_progress_, now_ns());
-      completed = agreement_->agree(agreed_);
-    }
-  } catch (...) {
-    completed = false;
-    std::string message = "at the end of the step";
-    if (agreement_ != nullptr) {
-      message = concat("while it waited for rank ", agreement_->awaited_rank(), " to end the step");
-    }
-    failure_.set({.kind = FailureKind::kTransfer,
-                  .rank = executor.rank(),
-                  .action = {},
-                  .message = std::move(message),
-                  .cause = std::current_exception()});
-  }
+void PipelineRuntime::run_rank(Executor& executor, const std::optional<Pass>& pass) {
+  const auto exchange = [&](Lane& lane) {
+    return copies_ == nullptr || run_exchange(lane, executor.rank());
+  };
+  const bool completed = (pass.has_value() ? executor.run(*pass, exchange)
+                                           : exchange(*current_lane(executor.device()))) &&
+                         (agreement_ == nullptr || agree(executor));
   // Either this rank failed, or it was told that another did: nobody shall wait for it.
   if (!completed) abort_all();
 }
 
+bool PipelineRuntime::run_exchange(Lane& lane, Rank rank) {
+  try {
+    return copies_->run(lane);
+  } catch (...) {
+    failure_.set({.kind = FailureKind::kTransfer,
+                  .rank = rank,
+                  .action = {},
+                  .message = concat("while it waited for ", copies_->awaited()),
+                  .cause = std::current_exception()});
+    return false;
+  }
+}
+
+bool PipelineRuntime::agree(Executor& executor) {
+  try {
+    executor.join();  // the losses are read on this thread's stream
+    agreed_ = own_losses();
+    const Waiting waiting(agreement_progress_, now_ns());
+    return agreement_->agree(agreed_);
+  } catch (...) {
+    failure_.set({.kind = FailureKind::kTransfer,
+                  .rank = executor.rank(),
+                  .action = {},
+                  .message = concat("while it waited for rank ", agreement_->awaited_rank(),
+                                    " to end the step"),
+                  .cause = std::current_exception()});
+    return false;
+  }
+}
+
+Losses PipelineRuntime::losses() const {
+  Losses losses;
+  for (const auto& executor : executors_) losses.merge(executor->losses());
+  if (copies_ != nullptr) losses.merge(copies_->received());
+  return losses;
+}
+
 std::vector<double> PipelineRuntime::own_losses() const {
   std::vector<double> values;
-  const Stage* stage = share_losses_ ? executors_.front()->loss_stage() : nullptr;
-  if (stage == nullptr) return values;
-  values.push_back(static_cast<double>(stage->losses().front().scalar_type()));
-  for (const double weight : stage->loss_weights()) values.push_back(weight);
-  for (const at::Tensor& loss : stage->losses()) values.push_back(loss.item<double>());
+  if (!share_losses_) return values;
+  const Losses losses = this->losses();
+  if (losses.empty()) return values;
+  values.push_back(static_cast<double>(losses.values.front().scalar_type()));
+  for (const double weight : losses.weights) values.push_back(weight);
+  for (const at::Tensor& loss : losses.values) values.push_back(loss.item<double>());
   return values;
 }
 
 void PipelineRuntime::abort_all() noexcept {
   for (auto& executor : executors_) executor->abort();
+  if (copies_ != nullptr) copies_->abort();
   if (agreement_ != nullptr) agreement_->abort();
 }
 
@@ -123,8 +165,10 @@ void PipelineRuntime::check_time_limit() {
     const std::int64_t since = progress.waiting_since_ns.load(std::memory_order_relaxed);
     return since != 0 && now - since > limit_ns;
   };
+  const bool is_end_late =
+      is_late(agreement_progress_) || (copies_ != nullptr && is_late(copies_->progress()));
   for (const auto& executor : executors_) {
-    if (!is_late(executor->progress()) && !is_late(agreement_progress_)) continue;
+    if (!is_late(executor->progress()) && !is_end_late) continue;
     failure_.set({.kind = FailureKind::kTimeout,
                   .rank = executor->rank(),
                   .action = {},
@@ -146,6 +190,8 @@ std::string PipelineRuntime::describe_waits() const {
     if (agreement_progress_.waiting_since_ns.load() != 0) {
       text +=
           concat(" is done and waits for rank ", agreement_->awaited_rank(), " to end the step");
+    } else if (copies_ != nullptr && copies_->progress().waiting_since_ns.load() != 0) {
+      text += concat(" is done and waits for ", copies_->awaited());
     } else if (at < 0) {
       text += " has not begun";
     } else {
@@ -169,6 +215,7 @@ void PipelineRuntime::check_other_processes() {
   };
   for (const auto& executor : executors_) look(executor->progress());
   look(agreement_progress_);
+  if (copies_ != nullptr) look(copies_->progress());
   if (!is_quiet) return;
   last_poll_ns_ = now;
   if (auto text = board_->poll(kGlance)) {
@@ -195,6 +242,7 @@ std::optional<std::string> PipelineRuntime::wait_for_reason() {
 
 std::optional<Failure> PipelineRuntime::finish() {
   std::optional<Failure> failure = failure_.take();
+  if (copies_ != nullptr) copies_->finish();
   if (!failure.has_value()) {
     for (auto& executor : executors_) executor->join();
     return failure;
@@ -209,6 +257,7 @@ std::optional<Failure> PipelineRuntime::finish() {
     }
   }
   for (auto& executor : executors_) usable_ = executor->reset() && usable_;
+  if (copies_ != nullptr) usable_ = copies_->reset() && usable_;
   if (agreement_ != nullptr) usable_ = agreement_->reset() && usable_;
   return failure;
 }

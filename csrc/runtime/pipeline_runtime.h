@@ -30,12 +30,14 @@ class PipelineRuntime {
   // this one goes on without.
   static constexpr std::chrono::milliseconds kStorePatience{2000};
 
-  // `agreement` and `board` are null when all ranks are in this process.
-  PipelineRuntime(std::vector<RankSpec> ranks, std::unique_ptr<Agreement> agreement,
-                  std::unique_ptr<FailureBoard> board, RuntimeOptions options);
+  // What `external` has beside channels is null when all ranks are in this process.
+  PipelineRuntime(std::vector<RankSpec> ranks, ExternalChannels external, RuntimeOptions options);
   ~PipelineRuntime();
 
-  void start(const Pass& pass);
+  // `shared`: the stages of this process whose other copy is in another one.
+  void start(const Pass& pass, std::vector<SharedStage> shared = {});
+  // Instead of a pass: second copies take over the weights and buffers of the first.
+  void start_sharing(std::int64_t epoch, std::vector<SharedStage> shared);
   // Waits for at most `limit`; true when no rank runs any more.
   bool watch(std::chrono::milliseconds limit);
   // Ends the pass at the next instruction of each rank. Any thread.
@@ -56,6 +58,8 @@ class PipelineRuntime {
   }
 
   const std::vector<std::unique_ptr<Executor>>& executors() const { return executors_; }
+  // Of the last pass, as far as the last stages are here or have told. Empty where none is.
+  Losses losses() const;
   // What the last stage's rank gave to the agreement: the dtype of the losses of the last pass (a
   // c10::ScalarType), their weights, and they themselves, by microbatch. Empty where losses are not
   // shared.
@@ -63,7 +67,12 @@ class PipelineRuntime {
   void set_share_losses(bool share) { share_losses_ = share; }
 
  private:
-  void run_rank(int worker, const Pass& pass);
+  void begin_exchange(ExchangeKind kind, std::int64_t epoch, std::vector<SharedStage> shared);
+  // `pass`: none where the copies' weights are shared alone.
+  void start_workers(const std::optional<Pass>& pass);
+  void run_rank(Executor& executor, const std::optional<Pass>& pass);
+  bool run_exchange(Lane& lane, Rank rank);
+  bool agree(Executor& executor);
   void abort_all() noexcept;
   void check_time_limit();
   void check_other_processes();
@@ -73,6 +82,7 @@ class PipelineRuntime {
 
   FirstFailure failure_;
   std::vector<std::unique_ptr<Executor>> executors_;
+  std::unique_ptr<CopyExchange> copies_;
   std::unique_ptr<Agreement> agreement_;
   std::unique_ptr<FailureBoard> board_;
   RuntimeOptions options_;

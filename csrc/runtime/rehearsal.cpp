@@ -114,7 +114,7 @@ Rehearsal rehearse(const std::vector<Program>& programs, const Placement& placem
   if (options.capacity.has_value()) bound_channels(specs, *options.capacity);
   std::optional<PipelineRuntime> runtime;
   try {
-    runtime.emplace(std::move(specs), nullptr, nullptr, RuntimeOptions());
+    runtime.emplace(std::move(specs), ExternalChannels(), RuntimeOptions());
   } catch (const ValueError& error) {
     result.ending = Ending::kRefused;
     result.message = error.what();

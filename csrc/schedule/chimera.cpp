@@ -84,6 +84,7 @@ const Generator kChimera{
     .name = "chimera",
     .summary = "two pipelines in opposite directions over two copies of the model",
     .options = {},
-    .build = build};
+    .build = build,
+    .num_copies = 2};
 
 }  // namespace pipert

@@ -83,6 +83,7 @@ const Generator kDualPipe{
     .name = "dualpipe",
     .summary = "DualPipeV's overlapped pairs in both directions, over two copies of the model",
     .options = {},
-    .build = build};
+    .build = build,
+    .num_copies = 2};
 
 }  // namespace pipert

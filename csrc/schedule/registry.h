@@ -30,6 +30,7 @@ struct Generator {
   std::string_view summary;                   // one line for people
   std::span<const std::string_view> options;  // the option names that it takes
   Schedule (*build)(const ScheduleRequest& request);
+  int num_copies = 1;  // of the model, in what it builds
 };
 
 // All generators, in the order in which they should be listed.

@@ -71,8 +71,8 @@ Message ModuleStage::forward(const RunContext& context, Message input) {
   saving.reset();
   Message output;
   output.weight = weight;
-  output.batch_size = position_.is_first() ? batch_size_ : input.batch_size;
-  if (position_.is_last()) {
+  output.batch_size = position_.is_first ? batch_size_ : input.batch_size;
+  if (position_.is_last) {
     if (result.loss.defined() || context.pass.training)
       finish_loss(context, weight, result.loss, state);
     return output;
@@ -109,7 +109,7 @@ void ModuleStage::check_gradient_flows(const InFlight& state, const BodyResult& 
 
 double ModuleStage::weight_of(const RunContext& context, const Message& input) const {
   if (weights_.empty()) return input.weight;
-  if (!position_.is_first()) check_batches(context, input);
+  if (!position_.is_first) check_batches(context, input);
   return weights_[as_index(context.microbatch)];
 }
 
@@ -210,7 +210,7 @@ ModuleStage::InFlight& ModuleStage::entry(const RunContext& context, Phase phase
 }
 
 ModuleStage::Seeds ModuleStage::take_seeds(InFlight& state, Message gradients) const {
-  if (position_.is_last()) gradients.tensors = std::exchange(state.seeds, {});
+  if (position_.is_last) gradients.tensors = std::exchange(state.seeds, {});
   TORCH_INTERNAL_ASSERT(gradients.tensors.size() == state.roots.size(), "stage ", position_.stage,
                         " returned ", state.roots.size(), " tensors and got ",
                         gradients.tensors.size(), " gradients");

@@ -68,9 +68,8 @@ class StageBody {
 
 struct StagePosition {
   StageIndex stage = 0;
-  int num_stages = 1;
-  bool is_first() const { return stage == 0; }
-  bool is_last() const { return stage + 1 == num_stages; }
+  bool is_first = true;  // of its copy of the model
+  bool is_last = true;
 };
 
 class ModuleStage final : public Stage {
