@@ -45,7 +45,8 @@ def make_pipe(num_stages=3, width=8, **options):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "stages", "ranks"), [("1f1b", 3, 3), ("interleaved_1f1b", 4, 2)]
+    ("schedule", "stages", "ranks"),
+    [("1f1b", 3, 3), ("interleaved_1f1b", 4, 2), ("zb_h1", 3, 3)],
 )
 def test_a_thousand_steps_grow_nothing(schedule, stages, ranks):
     x, y = batch(64, 64)  # a leaked microbatch would be 4 KB, of a thousand steps at least 4 MB
@@ -58,14 +59,21 @@ def test_a_thousand_steps_grow_nothing(schedule, stages, ranks):
                 for p in pipe.parameters():
                     p.grad = None
 
+        def held():
+            gc.collect()
+            return resident_bytes(), num_threads(), num_file_descriptors(), num_tensors()
+
         steps(100)
-        gc.collect()
-        before = resident_bytes(), num_threads(), num_file_descriptors(), num_tensors()
-        steps(1000)
-        gc.collect()
-        after = resident_bytes(), num_threads(), num_file_descriptors(), num_tensors()
-    assert after[1:] == before[1:]
-    assert after[0] - before[0] < 3_000_000
+        grown = []
+        for _ in range(3):  # the heap of a process that did other things may settle; a leak goes on
+            before = held()
+            steps(1000)
+            after = held()
+            assert after[1:] == before[1:]
+            grown.append(after[0] - before[0])
+            if grown[-1] < 1_000_000:
+                break
+    assert min(grown) < 1_000_000, grown
 
 
 def test_a_hundred_pipelines_leave_nothing_behind():
