@@ -143,6 +143,12 @@ class Pipeline:
             on = resolve_devices(devices, ranks, self.schedule.num_ranks)
             self._stages = LocalStages(stages, self.schedule, on)
             place_loss(loss_fn, self.schedule, on)
+            copies = self.schedule.placement.num_copies
+            if main_grads and copies > 1:
+                raise ValueError(
+                    f"main_grads needs a schedule that runs one copy of the model, "
+                    f"{self.schedule.name} has {copies}: their gradients meet in .grad"
+                )
             self._main_gradients = MainGradients(self._stages) if main_grads else None
             self._checks = BatchChecks(self.schedule, self._stages, loss_fn, self._peers)
             self._ranks = Ranks(
