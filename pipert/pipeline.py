@@ -68,7 +68,8 @@ class Pipeline:
     Attributes:
         schedule: the Schedule.
         program: what each rank of this process does in a step; prints as text.
-        stages: {stage index: module}, this process's.
+        stages: {stage index: module}, this process's. Where the schedule runs two copies of the
+            model, with n stages each, n + s is the second copy of s.
 
     Raises:
         ValueError, TypeError: an argument is wrong; the message says what was expected.

@@ -79,9 +79,10 @@ def test_actions_of_a_microbatch_in_the_other_copy_are_a_defect():
     assert "passes copy" in verdict.message
 
 
-def test_a_pipeline_refuses_two_copies_of_the_model():
-    message = "the schedule must run one copy of the model, chimera has 2"
-    with pytest.raises(ValueError, match=message):
-        pipert.Pipeline(
-            [nn.Linear(2, 2) for _ in range(4)], schedule="chimera", num_ranks=2, num_microbatches=4
-        )
+def test_a_pipeline_takes_the_stages_of_one_copy():
+    schedule = build(4, 8)
+    stages = [nn.Linear(2, 2) for _ in range(4)]
+    with pipert.Pipeline(stages, schedule=schedule, num_microbatches=8) as pipe:
+        assert list(pipe.stages) == list(range(8))
+    with pytest.raises(ValueError, match="is for num_stages=4, the pipeline has 8"):
+        pipert.Pipeline(stages * 2, schedule=schedule, num_microbatches=8)
