@@ -4,7 +4,7 @@ import atexit
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -38,6 +38,7 @@ class Ranks:
         evaluation: likewise, for passes without backward.
         stages: of this process.
         peers: the ranks of the group; None: one process.
+        stage_kinds: by stage of the whole model.
         loss_fn, timeout_s, intra_op_threads, share_losses: see Pipeline.
 
     Attributes:
@@ -53,6 +54,7 @@ class Ranks:
         peers: Peers | None,
         *,
         loss_fn: Callable[..., Tensor] | None,
+        stage_kinds: Sequence[str],
         timeout_s: float,
         intra_op_threads: int | None,
         share_losses: bool,
@@ -65,7 +67,10 @@ class Ranks:
         self._first_device = next(iter(devices.values()))
         self._make_runtime = partial(
             _C.Runtime,
-            stages=[(s.index, s.call, s.spread, s.keywords) for s in stages],
+            stages=[
+                (s.index, s.call, s.spread, s.keywords, stage_kinds[s.index] == "native")
+                for s in stages
+            ],
             ranks=[
                 (program, evaluation[rank], str(on))
                 for program, (rank, on) in zip(self.programs, devices.items(), strict=True)
@@ -159,6 +164,18 @@ class Ranks:
         if self._runtime.running():
             raise ValueError("the pipeline is running a step: ask when that has ended")
         return self._runtime.unsplit_nodes()
+
+    def stage_kinds(self) -> dict[int, str]:
+        """How each stage of this process ran in the last pass."""
+        if self._runtime is None:
+            raise ValueError("the pipeline is closed")
+        return self._runtime.stage_kinds()
+
+    def loss_kind(self) -> str | None:
+        """How the loss function ran in the last pass."""
+        if self._runtime is None:
+            raise ValueError("the pipeline is closed")
+        return self._runtime.loss_kind()
 
     def close(self) -> None:
         """Ends the threads and connections."""

@@ -12,7 +12,7 @@ namespace pipert {
 namespace {
 
 using StageTuple =
-    std::tuple<StageIndex, py::object, bool, std::optional<std::vector<std::string>>>;
+    std::tuple<StageIndex, py::object, bool, std::optional<std::vector<std::string>>, bool>;
 using RankTuple = std::tuple<Program, Program, std::string>;
 
 std::unique_ptr<PythonRuntime> make_runtime(const std::vector<StageTuple>& stages,
@@ -20,8 +20,8 @@ std::unique_ptr<PythonRuntime> make_runtime(const std::vector<StageTuple>& stage
                                             ExternalChannels* external, double timeout_s,
                                             int intra_op_threads, int spin_us, bool share_losses) {
   std::vector<PythonStage> python_stages;
-  for (const auto& [stage, callable, spread, keywords] : stages) {
-    python_stages.push_back({stage, callable, spread, keywords});
+  for (const auto& [stage, callable, spread, keywords, is_native] : stages) {
+    python_stages.push_back({stage, callable, spread, keywords, is_native});
   }
   std::vector<PythonRank> python_ranks;
   for (const auto& [training, evaluation, device] : ranks) {
@@ -124,6 +124,8 @@ void bind_runtime(py::module_& module) {
       .def("channels", &channel_kinds)
       .def("num_in_flight", &num_in_flight)
       .def("unsplit_nodes", &unsplit_nodes)
+      .def("stage_kinds", &PythonRuntime::stage_kinds)
+      .def("loss_kind", &PythonRuntime::loss_kind)
       .def("close", &PythonRuntime::close);
 }
 

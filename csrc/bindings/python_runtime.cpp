@@ -11,6 +11,8 @@
 #include "base/error.h"
 #include "base/index.h"
 #include "bindings/batch.h"
+#include "bindings/native_body.h"
+#include "bindings/python_body.h"
 #include "bindings/python_failure.h"
 #include "bindings/python_tree.h"
 
@@ -22,30 +24,11 @@ namespace {
 // How long the caller sleeps between two looks at signals, time limits and other processes.
 constexpr std::chrono::milliseconds kWatchEvery{20};
 
-std::vector<py::object> as_list(py::handle value, int num_microbatches, const char* what) {
-  std::vector<py::object> entries;
-  for (const py::handle entry : value) entries.push_back(py::reinterpret_borrow<py::object>(entry));
-  if (entries.size() != as_index(num_microbatches)) {
-    throw ValueError(concat(what, " must have one entry for each of the ", num_microbatches,
-                            " microbatches, got ", entries.size()));
-  }
-  return entries;
-}
-
-// Of each dict, the entries whose keys are in `keywords`.
-std::vector<py::object> select(const std::vector<py::object>& dicts,
-                               const std::optional<std::vector<std::string>>& keywords) {
-  if (!keywords.has_value()) return dicts;
-  std::vector<py::object> selected;
-  for (const py::object& whole : dicts) {
-    py::dict part;
-    for (const std::string& keyword : *keywords) {
-      const py::str key(keyword);
-      if (whole.contains(key)) part[key] = whole[key];
-    }
-    selected.push_back(std::move(part));
-  }
-  return selected;
+std::unique_ptr<BatchBody> make_body(StagePosition position, const PythonStage& stage,
+                                     py::object loss_fn) {
+  if (stage.is_native)
+    return std::make_unique<NativeBody>(position, stage.callable, stage.spread, std::move(loss_fn));
+  return std::make_unique<PythonBody>(position, stage.callable, stage.spread, std::move(loss_fn));
 }
 
 // Says that a pass is running while it lives. Guarded by the GIL.
@@ -72,8 +55,7 @@ PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector
   std::map<StageIndex, std::unique_ptr<ModuleStage>> built;
   for (const PythonStage& stage : stages) {
     const StagePosition position{stage.stage, num_stages_};
-    auto body = std::make_unique<PythonBody>(position, stage.callable, stage.spread,
-                                             position.is_last() ? loss_fn : py::object(py::none()));
+    auto body = make_body(position, stage, position.is_last() ? loss_fn : py::object(py::none()));
     bodies_[stage.stage] = body.get();
     keywords_[stage.stage] = stage.keywords;
     built[stage.stage] = std::make_unique<ModuleStage>(position, num_microbatches_, std::move(body),
@@ -128,48 +110,24 @@ PipelineRuntime& PythonRuntime::runtime() {
 }
 
 void PythonRuntime::set_batches(const StepArguments& arguments) {
-  BodyBatch first;
-  BodyBatch last;
-  std::vector<py::object> kwargs;
-  std::vector<double> weights(as_index(num_microbatches_), 1.0 / num_microbatches_);
-  std::int64_t rows = 0;
-  if (arguments.is_cut) {
-    if (!arguments.args.is_none())
-      first.args = as_list(arguments.args, num_microbatches_, "microbatches");
-    if (!arguments.kwargs.is_none())
-      kwargs = as_list(arguments.kwargs, num_microbatches_, "microbatches");
-    if (!arguments.target.is_none())
-      last.targets = as_list(arguments.target, num_microbatches_, "target");
-  } else {
-    std::optional<std::int64_t> size;
-    if (bodies_.contains(0)) size = batch_size(arguments.args);  // the others ignore it
-    for (const py::object& value : {arguments.kwargs, arguments.target}) {
-      if (!size.has_value()) size = batch_size(value);
-    }
-    if (size.has_value()) weights = batch_weights(num_microbatches_, *size);
-    rows = size.value_or(0);
-    const auto cut = [&](const py::object& value, const char* what) {
-      if (value.is_none()) return std::vector<py::object>();
-      return cut_batch(value, num_microbatches_, size.value_or(num_microbatches_), what);
-    };
-    if (bodies_.contains(0)) first.args = cut(arguments.args, "args");
-    kwargs = cut(arguments.kwargs, "kwargs");
-    if (bodies_.contains(num_stages_ - 1)) last.targets = cut(arguments.target, "target");
-    // Without any of the batch here, the shares come with the messages.
-    if (!size.has_value() && !bodies_.contains(0)) weights.clear();
-  }
+  const BatchShares shares(arguments, num_microbatches_, bodies_.contains(0),
+                           bodies_.contains(num_stages_ - 1));
   for (auto& [stage, body] : bodies_) {
     BodyBatch batch;
     const bool is_last = stage == num_stages_ - 1;
-    if (is_last) batch = std::move(last);
-    if (stage == 0) batch.args = std::move(first.args);
-    if (!kwargs.empty()) batch.kwargs = select(kwargs, keywords_.at(stage));
-    batch.loss_kwargs = arguments.loss_kwargs;
+    const bool flat = body->wants_flat();
+    if (stage == 0) batch.args = shares.args(flat);
+    if (is_last) batch.targets = shares.targets(flat);
+    batch.kwargs = shares.kwargs(keywords_.at(stage), flat);
+    batch.loss_kwargs = shares.loss_kwargs(flat);
     batch.compute_loss = arguments.compute_loss;
     batch.keep_outputs = arguments.keep_outputs;
     body->set_batch(std::move(batch));
-    stages_.at(stage)->begin(stage == 0 || is_last ? weights : std::vector<double>(), rows);
+    stages_.at(stage)->begin(stage == 0 || is_last ? shares.weights() : std::vector<double>(),
+                             shares.rows());
+    if (flat) held_ = arguments;
   }
+  for (auto& [stage, body] : bodies_) body->prepare();
 }
 
 void PythonRuntime::withdraw(const std::string& text) {
@@ -182,13 +140,19 @@ void PythonRuntime::withdraw(const std::string& text) {
 void PythonRuntime::clear_batches() {
   for (auto& [stage, body] : bodies_) body->set_batch({});
   for (auto& [index, stage] : stages_) stage->free_retired();
+  held_.reset();
 }
 
 void PythonRuntime::step(StepArguments arguments) {
   runtime();
   if (running_)
     throw ValueError("the pipeline is running a step: it runs one at a time, for one thread");
-  set_batches(arguments);
+  try {
+    set_batches(arguments);
+  } catch (...) {
+    clear_batches();
+    throw;
+  }
   const Pass pass{.epoch = epoch_++, .training = arguments.training};
   arguments = {};  // the bodies hold the pieces; nobody shall hold the whole
   run(pass);
@@ -283,6 +247,18 @@ py::object PythonRuntime::outputs() {
   const auto last = bodies_.find(num_stages_ - 1);
   return last == bodies_.end() ? py::object(py::none())
                                : py::object(py::cast(last->second->take_outputs()));
+}
+
+std::map<StageIndex, std::string> PythonRuntime::stage_kinds() const {
+  std::map<StageIndex, std::string> kinds;
+  for (const auto& [stage, body] : bodies_) kinds[stage] = body->kind();
+  return kinds;
+}
+
+std::optional<std::string> PythonRuntime::loss_kind() const {
+  const auto last = bodies_.find(num_stages_ - 1);
+  if (last == bodies_.end()) return std::nullopt;
+  return last->second->loss_kind();
 }
 
 }  // namespace pipert
