@@ -84,7 +84,9 @@ void NativeFunction::prepare() {
   for (Noted& noted : noted_) {
     if (noted.state == state_ && noted.failure.empty()) export_noted(noted);
   }
-  std::erase_if(noted_, [](const Noted& noted) { return noted.failure.empty(); });
+  std::erase_if(noted_, [this](const Noted& noted) {
+    return noted.state == state_ && noted.failure.empty();
+  });
 }
 
 void NativeFunction::look_at_state() {
@@ -124,10 +126,6 @@ void NativeFunction::refresh(ExportedCall& call) const {
 }
 
 void NativeFunction::export_noted(Noted& noted) {
-  if (calls_.size() >= kMaxGraphs) {
-    noted.failure = concat("it has met more than ", kMaxGraphs, " kinds of input");
-    return;
-  }
   const NativeInput example = example_of(noted.structure, noted.tensors);
   if (fitting(example) != nullptr) return;  // an export of this pass fits it too
   try {
@@ -209,10 +207,11 @@ ExportedCall* NativeFunction::find(const NativeInput& input) {
     reason_ = noted.failure.empty() ? kUnseen : noted.failure;
     return nullptr;
   }
-  reason_ = noted_.size() < 2 * kMaxGraphs
-                ? std::string(kUnseen)
-                : concat("it has met more than ", 2 * kMaxGraphs, " kinds of input");
-  if (noted_.size() >= 2 * kMaxGraphs) return nullptr;
+  if (calls_.size() + noted_.size() >= kMaxGraphs) {
+    reason_ = concat("it has met more than ", kMaxGraphs, " kinds of input");
+    return nullptr;
+  }
+  reason_ = kUnseen;
   Noted noted;
   noted.state = state_;
   noted.structure.parts = input.parts;

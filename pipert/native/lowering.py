@@ -205,6 +205,6 @@ def _origin(node: fx.Node) -> str:
     """The line of the module, as an error's addition."""
     lines = (node.meta.get("stack_trace") or "").strip().splitlines()
     places = [i for i, line in enumerate(lines) if line.strip().startswith("File ")]
-    if not places:
+    if not places or "/pipert/native/" in lines[places[-1]]:  # a function: torch tells modules only
         return ""
     return ", " + ": ".join(line.strip() for line in lines[places[-1] : places[-1] + 2])

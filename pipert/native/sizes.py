@@ -29,7 +29,14 @@ _BINARY: dict[type, str] = {
     ast.USub: "neg",
     ast.Not: "not_",
 }
-_CALLS = {"max": "max", "min": "min", "Max": "max", "Min": "min", "Mod": "mod", "FloorDiv": "floordiv"}
+_CALLS = {
+    "max": "max",
+    "min": "min",
+    "Max": "max",
+    "Min": "min",
+    "Mod": "mod",
+    "FloorDiv": "floordiv",
+}
 
 
 class SizeConditions:
@@ -117,7 +124,9 @@ class SizeConditions:
         try:
             return self._expression(ast.parse(text, mode="eval").body)
         except (SyntaxError, KeyError, TypeError, ValueError) as error:
-            raise NativeError(f"its graph holds under a condition that isn't known: {text}") from error
+            raise NativeError(
+                f"its graph holds under a condition that isn't known: {text}"
+            ) from error
 
     def _expression(self, node: ast.expr) -> int:
         match node:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.export import Dim, ExportedProgram
 from torch.overrides import TorchFunctionMode
 
@@ -50,7 +51,7 @@ class Traced(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         given = iter(tensors)
         args, kwargs = replace_tensors(self._arguments, lambda _: next(given))
-        with _as_if_not_exporting(), _refusing(), _attributes_unchanged(self._call[0]):
+        with _as_if_not_exporting(), _attributes_unchanged(self._call[0]), _watching() as watch:
             output = self._call[0](*args, **kwargs)
         leaves: Leaves = []
 
@@ -59,6 +60,7 @@ class Traced(nn.Module):
             return _EMPTY
 
         self._result.output = replace_tensors(output, take)
+        watch.check(leaves)
         return tuple(leaves)
 
 
@@ -96,8 +98,10 @@ def _export(traced: Traced, example: Leaves, *, dynamic: bool) -> ExportedProgra
         {i: Dim.AUTO for i, size in enumerate(t.shape) if size > 1} if dynamic else None
         for t in example
     )
-    with _quiet(), _random_state_unchanged():
-        return torch.export.export(traced, tuple(example), dynamic_shapes=(sizes,) if sizes else None, strict=False)
+    with _quiet(), _random_state_unchanged(), _modes_unchanged():
+        return torch.export.export(
+            traced, tuple(example), dynamic_shapes=(sizes,) if sizes else None, strict=False
+        )
 
 
 def replace_tensors(value: Any, replace: Callable[[Tensor], Any]) -> Any:
@@ -124,24 +128,23 @@ def _as_if_not_exporting() -> Iterator[None]:
     compiler, overrides = torch.compiler, torch.overrides
     flags = {name: getattr(compiler, name) for name in ("_is_exporting_flag", "_is_compiling_flag")}
     has_torch_function = overrides.has_torch_function
-    grad_enabled = torch.is_grad_enabled()
     try:
         for name in flags:
             setattr(compiler, name, False)
         overrides.has_torch_function = lambda tensors: False
-        with _Watch():
-            yield
-        if torch.is_grad_enabled() != grad_enabled:
-            raise NativeError("it leaves gradients switched on or off")
+        yield
     finally:
-        torch.set_grad_enabled(grad_enabled)
         for name, value in flags.items():
             setattr(compiler, name, value)
         overrides.has_torch_function = has_torch_function
 
 
 class _Watch(TorchFunctionMode):
-    """Refuses calls that leave no trace in a graph."""
+    """Notes calls that leave no trace in a graph. It doesn't stop them: they may have to be undone.
+
+    Attributes:
+        lost: what the callable does that a graph can't; empty: nothing.
+    """
 
     _LOST = {
         Tensor.register_hook: "registers a hook on a tensor",
@@ -159,62 +162,84 @@ class _Watch(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
+        self.lost: list[str] = []
         self._switches: set[str] = set()
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if reason := self._LOST.get(func):
-            raise NativeError(f"it {reason}")
+            self.lost.append(reason)
         if func is torch._C._set_grad_enabled:
-            self._note("grad")
-        elif func is torch.amp.autocast_mode._enter_autocast:
-            self._note("autocast")
+            self.note_switch("grad")
         return func(*args, **(kwargs or {}))
 
-    def _note(self, switch: str) -> None:
-        # torch.export forgets a grad mode that is set inside of an autocast.
+    def note_switch(self, switch: str) -> None:
+        """Of a mode of the thread."""
         self._switches.add(switch)
-        if len(self._switches) > 1:
-            raise NativeError("it switches both autocast and gradients")
+        if len(self._switches) > 1:  # torch.export forgets a grad mode inside of an autocast
+            self.lost.append("switches both autocast and gradients")
+
+    def note_inference(self, mode: Any) -> None:
+        """That it is entered. Torch itself leaves it to make a constant."""
+        if mode.mode:
+            self.lost.append("switches inference mode")
+
+    def check(self, outputs: Leaves) -> None:
+        """After the call.
+
+        Raises:
+            NativeError: something would be lost.
+        """
+        for reason in [*self.lost, *_lost_backwards(outputs)]:
+            raise NativeError(f"it {reason}")
+
+
+def _lost_backwards(outputs: Leaves) -> Iterator[str]:
+    """Nodes of the autograd graph that only Python knows: a graph of operators has others there."""
+    pending = [output.grad_fn for output in outputs if output.grad_fn is not None]
+    seen = set(pending)
+    while pending:
+        node = pending.pop()
+        name = type(node).__name__
+        # The last is the backward of a torch.library operator, which is part of the operator.
+        if isinstance(node, BackwardCFunction) and not name.startswith("GeneratedBackwardFor_"):
+            yield f"uses a torch.autograd.Function ({name.removesuffix('Backward')})"
+        for after, _ in node.next_functions:
+            if after is not None and after not in seen:
+                seen.add(after)
+                pending.append(after)
 
 
 @contextlib.contextmanager
-def _refusing() -> Iterator[None]:
-    """Refuses, on this thread, what torch.export looks through and so forgets."""
+def _watching() -> Iterator[_Watch]:
+    """Also looks, on this thread, for what torch.export looks through."""
     thread = threading.get_ident()
+    watch = _Watch()
 
-    def refuse(owner: Any, name: str, reason: str, but: Callable[[Any], bool]) -> None:
+    def look_at(owner: Any, name: str, note: Callable[[Any], None]) -> None:
         original = owner.__dict__[name]
-        function = original.__func__ if isinstance(original, classmethod) else original
 
-        def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() == thread and not but(self):
-                raise NativeError(f"it {reason}")
-            return function(self, *args, **kwargs)
+        def noting(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() == thread:
+                note(self)
+            return original(self, *args, **kwargs)
 
-        replaced = classmethod(guarded) if isinstance(original, classmethod) else guarded
-        setattr(owner, name, replaced)
+        setattr(owner, name, noting)
         undo.callback(setattr, owner, name, original)
 
     with contextlib.ExitStack() as undo:
-        refuse(
-            torch.autograd.Function,
-            "apply",
-            "uses a torch.autograd.Function",
-            # the backward of a torch.library operator, which is part of the operator
-            lambda cls: cls.__name__.startswith("GeneratedBackwardFor_"),
-        )
-        refuse(
-            torch.autograd.graph.saved_tensors_hooks,
-            "__enter__",
-            "uses hooks on saved tensors, as torch.utils.checkpoint does",
-            lambda _: False,
-        )
-        refuse(
-            torch.inference_mode, "__enter__", "switches inference mode", lambda _: False
-        )
-        yield
+        for owner, name, reason in (
+            (
+                torch.autograd.graph.saved_tensors_hooks,
+                "__enter__",
+                "uses hooks on saved tensors, as torch.utils.checkpoint does",
+            ),
+            (torch.nn.attention, "_sdpa_kernel", "chooses kernels of attention"),
+        ):
+            look_at(owner, name, lambda _, reason=reason: watch.lost.append(reason))
+        look_at(torch.autocast, "__enter__", lambda _: watch.note_switch("autocast"))
+        look_at(torch.inference_mode, "__enter__", watch.note_inference)
+        with watch:
+            yield watch
 
 
 @contextlib.contextmanager
@@ -229,11 +254,14 @@ def _attributes_unchanged(call: Any) -> Iterator[None]:
             f"{name}.{attribute}".lstrip(".")
             for (name, module), old in zip(modules, before, strict=True)
             for attribute in _restore(module, old)
+            if not (isinstance(module, nn.RNNBase) and attribute in _CACHES)
         ]
     if changed:
         raise NativeError(f"its forward sets {', '.join(changed)}")
 
 
+# What nn.LSTM and its like keep of their parameters; they notice that an export changes those.
+_CACHES = ("_flat_weights", "_flat_weight_refs")
 _TABLES = ("_parameters", "_buffers", "_modules")
 
 
@@ -272,6 +300,18 @@ def _random_state_unchanged() -> Iterator[None]:
     finally:
         random.setstate(python)
         torch.set_rng_state(ours)
+
+
+@contextlib.contextmanager
+def _modes_unchanged() -> Iterator[None]:
+    """Refuses a call that leaves gradients switched, and switches them back."""
+    enabled = torch.is_grad_enabled()
+    try:
+        yield
+        if torch.is_grad_enabled() != enabled:
+            raise NativeError("it leaves gradients switched on or off")
+    finally:
+        torch._C._set_grad_enabled(enabled)
 
 
 @contextlib.contextmanager
