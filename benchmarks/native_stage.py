@@ -2,12 +2,12 @@
 
     python benchmarks/native_stage.py
 
-Two tables. The first: the forward of a stage, native against its module, autograd on: as a call (the
-module itself against its graph), and inside of a pipeline of one rank, where the stage's forward is
-what the trace says of it. The second: a step of two ranks that are threads, against the limit
-(microbatches + ranks - 1) times what the slower stage's forward and backward take when nobody else
-runs: measured in the same round, in a pipeline that has both stages on one rank. Contenders take
-turns, as in pairs.py. Before the first timing, native and module must have given the same bits.
+Two tables. The first: the forward of a stage, native against its module, autograd on: as a call
+(the module itself against its graph), and inside of a pipeline of one rank, where the stage's
+forward is what the trace says of it. The second: a step of two ranks that are threads, against the
+limit (microbatches + ranks - 1) times what the slower stage's forward and backward take when nobody
+else runs: measured in the same round, in a pipeline that has both stages on one rank. Contenders
+take turns, as in pairs.py. Before the first timing, both kinds must have given the same bits.
 """
 
 from __future__ import annotations

@@ -47,9 +47,9 @@ class Pipeline:
         group: a ProcessGroup or a one-dimensional DeviceMesh; None: one process. See `init`.
         placement: a Placement, or the rank of each stage, that the schedule must have.
         schedule_options: options of a schedule given by name, such as {"group_size": 4}.
-        stage_kind: "module", "native", or one word for each stage. A module runs in Python; a native
-            stage is exported to a graph of torch's operators, which C++ runs without Python, to the
-            same bits; see docs/native.md. "auto" is "module".
+        stage_kind: "module", "native", or one word for each stage. A module runs in Python; a
+            native stage is exported to a graph of torch's operators, which C++ runs without Python,
+            to the same bits; see docs/native.md. "auto" is "module".
         broadcast_loss: whether every rank gets the losses, not the last stage's alone.
         timeout_s: the limit of every wait of one rank for another, in seconds.
         receive_slots: receives that are posted ahead on each edge, at least.
@@ -307,12 +307,12 @@ class Pipeline:
 
         "native", "module", or "module: <reason>" where a native stage ran its module after all.
         """
-        return self._ranks.stage_kinds()
+        return self._ranks.stage_kinds()[0]
 
     @property
     def loss_kind(self) -> str | None:
         """The same of the loss function; None where the last stage is in another process."""
-        return self._ranks.loss_kind()
+        return self._ranks.stage_kinds()[1]
 
     def close(self) -> None:
         """Ends the threads and connections. The modules stay as they are."""

@@ -165,17 +165,17 @@ class Ranks:
             raise ValueError("the pipeline is running a step: ask when that has ended")
         return self._runtime.unsplit_nodes()
 
-    def stage_kinds(self) -> dict[int, str]:
-        """How each stage of this process ran in the last pass."""
-        if self._runtime is None:
-            raise ValueError("the pipeline is closed")
-        return self._runtime.stage_kinds()
+    def stage_kinds(self) -> tuple[dict[int, str], str | None]:
+        """How each stage of this process ran in the last pass, and the loss function.
 
-    def loss_kind(self) -> str | None:
-        """How the loss function ran in the last pass."""
+        Raises:
+            ValueError: the pipeline is closed, or is running a step.
+        """
         if self._runtime is None:
             raise ValueError("the pipeline is closed")
-        return self._runtime.loss_kind()
+        if self._runtime.running():
+            raise ValueError("the pipeline is running a step: ask when that has ended")
+        return self._runtime.stage_kinds(), self._runtime.loss_kind()
 
     def close(self) -> None:
         """Ends the threads and connections."""

@@ -3,6 +3,7 @@
 import copy
 import ctypes
 import importlib.util
+import random
 import sys
 import threading
 import time
@@ -550,6 +551,12 @@ def hooks_a_tensor(x):
 outside = torch.ones(8, requires_grad=True)
 
 
+def seeds(x):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return x * torch.rand(8)
+
+
 def switches_both(x):
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         scale = x.mean()
@@ -568,6 +575,8 @@ def switches_both(x):
         (hooks_a_tensor, "registers a hook on a tensor"),
         (lambda x: x * outside, "a tensor that is neither its input nor its module's"),
         (switches_both, "switches both autocast and gradients"),
+        (seeds, "seeds torch's generator"),
+        (lambda x: x * random.random(), "Python's random numbers"),
         (lambda x: torch.from_numpy(x.detach().numpy()) * x, "torch.export failed"),
         (torch.compile(nn.Linear(8, 8), backend="eager"), "OptimizedModule"),
         (lambda x, is_first_microbatch=None: x * 2, "its forward takes is_first_microbatch"),
@@ -578,7 +587,9 @@ def test_what_a_graph_would_lose_runs_as_a_module_and_says_why(stage, reason):
     stages = [nn.Linear(8, 8), stage, nn.Linear(8, 8)]
     batches = [((x,), y) for x, y in (batch(7, seed=seed) for seed in range(3))]
     outside.grad = None
+    random.seed(0)
     expected, *_ = train(copy.deepcopy(stages), batches, "module")
+    random.seed(0)
     found, kinds, loss_kind = train(stages, batches, "native")
     assert all(same_bits(a, b) for a, b in zip(found, expected, strict=True))
     assert kinds[0] == kinds[2] == loss_kind == "native"

@@ -1,8 +1,8 @@
 #include "bindings/native_body.h"
 
+#include <algorithm>
 #include <utility>
 
-#include "base/error.h"
 #include "base/index.h"
 #include "bindings/python_tree.h"
 
@@ -49,6 +49,7 @@ NativeBody::NativeBody(StagePosition position, py::object callable, bool spread,
 }
 
 void NativeBody::prepare() {
+  trains_ = python_.trains();
   stage_.prepare();
   if (loss_ != nullptr) loss_->prepare();
 }

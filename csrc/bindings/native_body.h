@@ -20,6 +20,7 @@ class NativeBody final : public BatchBody {
              pybind11::object loss_fn);
 
   BodyResult forward(const RunContext& context, BodyInput input) override;
+  bool trains() const override { return trains_; }
   void backward_failed() noexcept override { python_.backward_failed(); }
 
   void set_batch(BodyBatch batch) override { python_.set_batch(std::move(batch)); }
@@ -41,6 +42,7 @@ class NativeBody final : public BatchBody {
 
   StagePosition position_;
   PythonBody python_;  // has the batch
+  bool trains_ = false;
   NativeFunction stage_;
   std::unique_ptr<NativeFunction> loss_;           // the last stage's, if there is a loss function
   std::vector<std::optional<FlatValue>> outputs_;  // that no Python has seen, by microbatch

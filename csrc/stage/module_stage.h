@@ -100,6 +100,7 @@ class ModuleStage final : public Stage {
     AttachedSink sink;                 // of the inputs
     std::vector<bool> needs_gradient;  // by input tensor
     std::size_t num_bytes = 0;         // of inputs and outputs
+    bool seen_by_python = false;       // its forward ran under a hold
     bool keep_graph = false;           // from kInputDone on, as all below
     bool was_split = false;
     WeightBackward weights;

@@ -3,8 +3,8 @@
 Called by the C++ runtime, between passes alone: an export changes what all of torch does.
 """
 
+from pipert.native.error import NativeError
 from pipert.native.export import export
 from pipert.native.state import state_of
-from pipert.native.trace import NativeError
 
 __all__ = ["NativeError", "export", "state_of"]

@@ -9,9 +9,10 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from pipert import _C
+from pipert.native.error import NativeError
 from pipert.native.lowering import Lowered, lower
 from pipert.native.sizes import SizeConditions
-from pipert.native.trace import Leaves, NativeError, Traced, export_static, replace_tensors, trace
+from pipert.native.trace import Leaves, Traced, export_static, replace_tensors, trace
 
 
 class Exported(NamedTuple):
@@ -20,7 +21,7 @@ class Exported(NamedTuple):
     Attributes:
         graph: its parameters are set by the caller.
         output: what the call returns, with empty tensors.
-        sources: for each parameter of the graph, the dict that holds the tensor, and its name there.
+        sources: for each parameter of the graph, the dict that has the tensor, and its name there.
         steps, conditions: which sizes and strides of the input the graph is for.
     """
 
@@ -36,7 +37,8 @@ def export(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
 
     Args:
         call: a module or function.
-        args, kwargs: an example of its arguments: tensors are not read, all else is constant.
+        args: an example of its positional arguments: tensors are not read, all else is constant.
+        kwargs: likewise.
 
     Raises:
         NativeError: it can't run natively; the text says why.

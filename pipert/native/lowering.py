@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from pipert.native.trace import NativeError
+from pipert.native.error import NativeError
 
 Argument = tuple[str, Any]
 
@@ -37,7 +37,7 @@ _SCALARS: dict[Any, str] = {
     torch.sym_min: "min",
     torch.sym_not: "not_",
     torch.sym_float: "float",
-    torch._sym_sqrt: "sqrt",
+    torch._sym_sqrt: "sqrt",  # type: ignore[attr-defined]
 }
 
 # What holds by the input's signature.

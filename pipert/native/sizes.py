@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from pipert.native.trace import NativeError
+from pipert.native.error import NativeError
 
 Step = tuple[Any, ...]
 

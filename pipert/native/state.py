@@ -37,52 +37,51 @@ def state_of(call: Callable[..., Any]) -> Hashable:
         return "there are hooks on all modules"
     if _get_current_dispatch_mode() is not None:
         return "a dispatch mode is active"
-    for mode in _get_current_function_mode_stack():
+    for mode in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
         if type(mode) is not DeviceContext:
             return f"the function mode {type(mode).__name__} is active"
     if context := _CONTEXT & set(parameter_names(call)):
         return f"its forward takes {', '.join(sorted(context))}"
-    modules = tuple(call.modules()) if isinstance(call, nn.Module) else ()
+    modules = _all_modules(call)
     for module in modules:
         if reason := _reason_against(module):
             return reason
     return (
-        tuple(_Same(module) for module in modules),
+        modules,  # equal if they are the same
         tuple(module.training for module in modules),
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
-        _autocast(),
+        autocast_state(),
         torch.get_default_dtype(),
         torch.get_default_device(),
     )
+
+
+def _all_modules(call: Any) -> tuple[nn.Module, ...]:
+    """As nn.Module.modules, which takes several times as long."""
+    found: dict[nn.Module, None] = {}
+    pending: list[nn.Module | None] = [call] if isinstance(call, nn.Module) else []
+    while pending:
+        module = pending.pop()
+        if module is not None and module not in found:
+            found[module] = None
+            pending += module._modules.values()
+    return tuple(found)
 
 
 def _reason_against(module: nn.Module) -> str | None:
     kind = type(module).__name__
     if kind in _WRAPPERS or module._compiled_call_impl is not None:
         return f"{kind} does more around its forward than a graph can hold"
-    for name in _HOOKS:
-        if getattr(module, name):
-            return f"{kind} has hooks"
+    if any(getattr(module, name) for name in _HOOKS):
+        return f"{kind} has hooks"
     return None
 
 
-def _autocast() -> tuple[Any, ...]:
+def autocast_state() -> tuple[tuple[str, bool, torch.dtype], ...]:
+    """Of the calling thread: (device, whether it is on, dtype), for the CPU and the accelerator."""
     devices = {"cpu", torch._C._get_accelerator().type}
     return tuple(
         (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
         for device in sorted(devices)
     )
-
-
-class _Same:
-    """Equal to another that holds the very same object."""
-
-    def __init__(self, held: object) -> None:
-        self._held = held
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other._held is self._held
-
-    def __hash__(self) -> int:
-        return id(self._held)

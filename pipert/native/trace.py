@@ -3,22 +3,19 @@
 import contextlib
 import logging
 import random
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction
 from torch.export import Dim, ExportedProgram
-from torch.overrides import TorchFunctionMode
+
+from pipert.native.error import NativeError
+from pipert.native.state import autocast_state
+from pipert.native.watch import watching
 
 Leaves = list[Tensor]
 _EMPTY = torch.empty(0)  # stands for an output
-
-
-class NativeError(Exception):
-    """A callable can't run natively; the text says why."""
 
 
 class _Result:
@@ -49,9 +46,10 @@ class Traced(nn.Module):
         return self._result.output
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The call, of which torch.export sees tensors alone."""
         given = iter(tensors)
         args, kwargs = replace_tensors(self._arguments, lambda _: next(given))
-        with _as_if_not_exporting(), _attributes_unchanged(self._call[0]), _watching() as watch:
+        with _as_if_not_exporting(), _attributes_unchanged(self._call[0]), watching() as watch:
             output = self._call[0](*args, **kwargs)
         leaves: Leaves = []
 
@@ -131,115 +129,12 @@ def _as_if_not_exporting() -> Iterator[None]:
     try:
         for name in flags:
             setattr(compiler, name, False)
-        overrides.has_torch_function = lambda tensors: False
+        overrides.has_torch_function = lambda _: False  # type: ignore[assignment]
         yield
     finally:
         for name, value in flags.items():
             setattr(compiler, name, value)
         overrides.has_torch_function = has_torch_function
-
-
-class _Watch(TorchFunctionMode):
-    """Notes calls that leave no trace in a graph. It doesn't stop them: they may have to be undone.
-
-    Attributes:
-        lost: what the callable does that a graph can't; empty: nothing.
-    """
-
-    _LOST = {
-        Tensor.register_hook: "registers a hook on a tensor",
-        Tensor.register_post_accumulate_grad_hook: "registers a hook on a tensor",
-        Tensor.retain_grad: "retains the gradient of a tensor",
-        Tensor.requires_grad_: "changes whether a tensor requires a gradient",
-        Tensor.requires_grad.__set__: "changes whether a tensor requires a gradient",
-        Tensor.data.__set__: "sets a tensor's data",
-        Tensor.grad.__get__: "reads a gradient",
-        Tensor.grad.__set__: "sets a gradient",
-        Tensor.backward: "runs a backward of its own",
-        torch.autograd.grad: "runs a backward of its own",
-        torch.autograd.backward: "runs a backward of its own",
-    }
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lost: list[str] = []
-        self._switches: set[str] = set()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if reason := self._LOST.get(func):
-            self.lost.append(reason)
-        if func is torch._C._set_grad_enabled:
-            self.note_switch("grad")
-        return func(*args, **(kwargs or {}))
-
-    def note_switch(self, switch: str) -> None:
-        """Of a mode of the thread."""
-        self._switches.add(switch)
-        if len(self._switches) > 1:  # torch.export forgets a grad mode inside of an autocast
-            self.lost.append("switches both autocast and gradients")
-
-    def note_inference(self, mode: Any) -> None:
-        """That it is entered. Torch itself leaves it to make a constant."""
-        if mode.mode:
-            self.lost.append("switches inference mode")
-
-    def check(self, outputs: Leaves) -> None:
-        """After the call.
-
-        Raises:
-            NativeError: something would be lost.
-        """
-        for reason in [*self.lost, *_lost_backwards(outputs)]:
-            raise NativeError(f"it {reason}")
-
-
-def _lost_backwards(outputs: Leaves) -> Iterator[str]:
-    """Nodes of the autograd graph that only Python knows: a graph of operators has others there."""
-    pending = [output.grad_fn for output in outputs if output.grad_fn is not None]
-    seen = set(pending)
-    while pending:
-        node = pending.pop()
-        name = type(node).__name__
-        # The last is the backward of a torch.library operator, which is part of the operator.
-        if isinstance(node, BackwardCFunction) and not name.startswith("GeneratedBackwardFor_"):
-            yield f"uses a torch.autograd.Function ({name.removesuffix('Backward')})"
-        for after, _ in node.next_functions:
-            if after is not None and after not in seen:
-                seen.add(after)
-                pending.append(after)
-
-
-@contextlib.contextmanager
-def _watching() -> Iterator[_Watch]:
-    """Also looks, on this thread, for what torch.export looks through."""
-    thread = threading.get_ident()
-    watch = _Watch()
-
-    def look_at(owner: Any, name: str, note: Callable[[Any], None]) -> None:
-        original = owner.__dict__[name]
-
-        def noting(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() == thread:
-                note(self)
-            return original(self, *args, **kwargs)
-
-        setattr(owner, name, noting)
-        undo.callback(setattr, owner, name, original)
-
-    with contextlib.ExitStack() as undo:
-        for owner, name, reason in (
-            (
-                torch.autograd.graph.saved_tensors_hooks,
-                "__enter__",
-                "uses hooks on saved tensors, as torch.utils.checkpoint does",
-            ),
-            (torch.nn.attention, "_sdpa_kernel", "chooses kernels of attention"),
-        ):
-            look_at(owner, name, lambda _, reason=reason: watch.lost.append(reason))
-        look_at(torch.autocast, "__enter__", lambda _: watch.note_switch("autocast"))
-        look_at(torch.inference_mode, "__enter__", watch.note_inference)
-        with watch:
-            yield watch
 
 
 @contextlib.contextmanager
@@ -304,14 +199,25 @@ def _random_state_unchanged() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _modes_unchanged() -> Iterator[None]:
-    """Refuses a call that leaves gradients switched, and switches them back."""
-    enabled = torch.is_grad_enabled()
+    """Refuses a call that leaves gradients or autocast switched, and switches them back."""
+    grad_enabled, autocast, depth = torch.is_grad_enabled(), autocast_state(), _autocast_depth()
     try:
         yield
-        if torch.is_grad_enabled() != enabled:
-            raise NativeError("it leaves gradients switched on or off")
+        if (torch.is_grad_enabled(), autocast_state()) != (grad_enabled, autocast):
+            raise NativeError("it leaves gradients or autocast switched on or off")
     finally:
-        torch._C._set_grad_enabled(enabled)
+        torch._C._set_grad_enabled(grad_enabled)
+        while _autocast_depth() > depth:
+            torch.autocast_decrement_nesting()
+        for device, enabled, dtype in autocast:
+            torch.set_autocast_enabled(device, enabled)
+            torch.set_autocast_dtype(device, dtype)
+
+
+def _autocast_depth() -> int:
+    depth: int = torch.autocast_increment_nesting()
+    torch.autocast_decrement_nesting()
+    return depth
 
 
 @contextlib.contextmanager
