@@ -571,12 +571,30 @@ class OverlapHalf:
 # Stage in its copy, rank of the other copy, is the first copy, this process's stage if its losses
 # are to be told, parameters, buffers.
 _SharedStage = tuple[int, int, bool, int | None, Sequence[Tensor], Sequence[Tensor]]
+class NativeGraph:
+    def __init__(
+        self,
+        *,
+        num_inputs: int,
+        num_parameters: int,
+        num_registers: int,
+        instructions: list[tuple[Any, ...]],
+        outputs: list[tuple[str, Any]],
+    ) -> None: ...
+    @property
+    def num_inputs(self) -> int: ...
+    @property
+    def num_instructions(self) -> int: ...
+    def set_parameter(self, index: int, tensor: Tensor) -> None: ...
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]: ...
 
 class Runtime:
     def __init__(
         self,
         *,
-        stages: Sequence[tuple[int, Callable[..., Any], bool, bool, bool, Sequence[str] | None]],
+        stages: Sequence[
+            tuple[int, Callable[..., Any], bool, bool, bool, Sequence[str] | None, bool]
+        ],
         ranks: Sequence[tuple[Program, Program, str]],
         loss_fn: Callable[..., Any] | None,
         overlap_fn: Callable[[OverlapHalf, OverlapHalf], Any] | None,
@@ -616,4 +634,6 @@ class Runtime:
     def num_in_flight(self) -> int: ...
     def unsplit_nodes(self) -> dict[int, list[tuple[str, str]]]: ...
     def peak_activations(self) -> dict[int, int]: ...
+    def stage_kinds(self) -> dict[int, str]: ...
+    def loss_kind(self) -> str | None: ...
     def close(self) -> None: ...

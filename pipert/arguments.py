@@ -11,7 +11,7 @@ from torch import nn
 from pipert import _C
 
 
-def check_arguments(stages: Any, loss_fn: Any, stage_kind: Any) -> None:
+def check_arguments(stages: Any, loss_fn: Any) -> None:
     """Checks what can be checked of each of these alone."""
     if isinstance(stages, nn.Module):
         raise TypeError(
@@ -25,18 +25,20 @@ def check_arguments(stages: Any, loss_fn: Any, stage_kind: Any) -> None:
         raise TypeError(
             f"loss_fn must be a function or a module (not a class of modules), got {name}"
         )
-    kinds = [stage_kind] if isinstance(stage_kind, str) else list(stage_kind)
-    if not isinstance(stage_kind, str) and len(kinds) != len(stages):
+
+
+def stage_kinds(stage_kind: Any, num_stages: int) -> list[str]:
+    """The kind of each stage, from one word or one for each."""
+    kinds = [stage_kind] * num_stages if isinstance(stage_kind, str) else list(stage_kind)
+    if len(kinds) != num_stages:
         raise ValueError(
-            f"stage_kind must be one word or one for each of the {len(stages)} stages, got "
+            f"stage_kind must be one word or one for each of the {num_stages} stages, got "
             f"{len(kinds)}"
         )
     for kind in kinds:
-        if kind not in ("module", "auto"):
-            raise ValueError(
-                f"stage_kind must be 'module' or 'auto' (this version runs no other kind), got "
-                f"{kind!r}"
-            )
+        if kind not in ("module", "native", "auto"):
+            raise ValueError(f"stage_kind must be 'module', 'native' or 'auto', got {kind!r}")
+    return kinds
 
 
 def check_integers(**values: int | None) -> None:

@@ -16,6 +16,7 @@ from pipert.arguments import (
     choose_schedule,
     place_loss,
     resolve_devices,
+    stage_kinds,
 )
 from pipert.batch import Batch, BatchChecks
 from pipert.copies import check_remote_copies
@@ -50,8 +51,9 @@ class Pipeline:
         group: a ProcessGroup or a one-dimensional DeviceMesh; None: one process. See `init`.
         placement: a Placement, or the rank of each stage, that the schedule must have.
         schedule_options: options of a schedule given by name, such as {"group_size": 4}.
-        stage_kind: "module" (or "auto", which is the same here), or one word for each stage: stages
-            run as Python modules.
+        stage_kind: "module", "native", or one word for each stage. A module runs in Python; a
+            native stage is exported to a graph of torch's operators, which C++ runs without Python,
+            to the same bits; see docs/native.md. "auto" is "module".
         overlap_fn: `overlap_fn(forward, backward)` runs the halves of the schedule's overlapped
             pairs: each an OverlapHalf, to be called once, in any order and from any thread. None:
             the forward runs first, then the backward.
@@ -102,7 +104,8 @@ class Pipeline:
             timeout_s = check_timeout(timeout_s)
             if self._peers is not None:
                 self._peers.timeout_s = timeout_s
-            check_arguments(stages, loss_fn, stage_kind)
+            check_arguments(stages, loss_fn)
+            kinds = stage_kinds(stage_kind, len(stages))
             check_integers(
                 num_microbatches=num_microbatches,
                 num_ranks=num_ranks,
@@ -159,6 +162,7 @@ class Pipeline:
                 self._stages,
                 self._peers,
                 loss_fn=loss_fn,
+                stage_kinds=kinds,
                 timeout_s=timeout_s,
                 intra_op_threads=intra_op_threads,
                 share_losses=broadcast_loss,
@@ -356,6 +360,19 @@ class Pipeline:
             stage: [UnsplitNode(name, reason) for name, reason in nodes]
             for stage, nodes in self._ranks.unsplit_nodes().items()
         }
+
+    @property
+    def stage_kinds(self) -> dict[int, str]:
+        """How each stage of this process ran in the last pass.
+
+        "native", "module", or "module: <reason>" where a native stage ran its module after all.
+        """
+        return self._ranks.stage_kinds()[0]
+
+    @property
+    def loss_kind(self) -> str | None:
+        """The same of the loss function; None where the last stage is in another process."""
+        return self._ranks.stage_kinds()[1]
 
     def close(self) -> None:
         """Ends the threads and connections. The modules stay as they are."""

@@ -4,7 +4,7 @@ import atexit
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -38,6 +38,7 @@ class Ranks:
         evaluation: likewise, for passes without backward.
         stages: of this process.
         peers: the ranks of the group; None: one process.
+        stage_kinds: by stage of one copy of the model.
         loss_fn, timeout_s, intra_op_threads, share_losses, measure_memory, overlap_fn: see
             Pipeline.
 
@@ -54,6 +55,7 @@ class Ranks:
         peers: Peers | None,
         *,
         loss_fn: Callable[..., Tensor] | None,
+        stage_kinds: Sequence[str],
         timeout_s: float,
         intra_op_threads: int | None,
         share_losses: bool,
@@ -68,7 +70,13 @@ class Ranks:
         self._first_device = next(iter(devices.values()))
         self._make_runtime = partial(
             _C.Runtime,
-            stages=[(s.index, s.call, s.is_first, s.is_last, s.spread, s.keywords) for s in stages],
+            stages=[
+                (
+                    *(s.index, s.call, s.is_first, s.is_last, s.spread, s.keywords),
+                    stage_kinds[s.index % len(stage_kinds)] == "native",
+                )
+                for s in stages
+            ],
             ranks=[
                 (program, evaluation[rank], str(on))
                 for program, (rank, on) in zip(self.programs, devices.items(), strict=True)
@@ -179,6 +187,17 @@ class Ranks:
     def peak_activations(self) -> dict[int, int]:
         """By rank: the most activations at a time in the last pass. Ask after `traces`."""
         return {} if self._runtime is None else self._runtime.peak_activations()
+    def stage_kinds(self) -> tuple[dict[int, str], str | None]:
+        """How each stage of this process ran in the last pass, and the loss function.
+
+        Raises:
+            ValueError: the pipeline is closed, or is running a step.
+        """
+        if self._runtime is None:
+            raise ValueError("the pipeline is closed")
+        if self._runtime.running():
+            raise ValueError("the pipeline is running a step: ask when that has ended")
+        return self._runtime.stage_kinds(), self._runtime.loss_kind()
 
     def close(self) -> None:
         """Ends the threads and connections."""

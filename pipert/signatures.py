@@ -38,6 +38,14 @@ def keywords_of(call: Callable[..., Any], is_first: bool) -> list[str] | None:
     return [p.name for p in parameters if p.kind in named]
 
 
+def parameter_names(call: Callable[..., Any]) -> list[str]:
+    """The names of all parameters; none where there is no signature."""
+    try:
+        return list(inspect.signature(_forward(call)).parameters)
+    except (TypeError, ValueError):
+        return []
+
+
 def needs_target(loss_fn: Callable[..., Any]) -> bool:
     """Whether the loss function must be given a second positional argument."""
     try:

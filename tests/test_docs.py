@@ -77,6 +77,11 @@ def test_readme_python_runs_as_printed(index, tmp_path):
     assert run_python(blocks("README.md", "python")[index], tmp_path)
 
 
+def test_native_page_prints_what_it_says(tmp_path):
+    (code,), (output,) = blocks("docs/native.md", "python"), blocks("docs/native.md", "text")
+    assert run_python(code, tmp_path) == output
+
+
 @pytest.mark.distributed
 @pytest.mark.timeout(240)
 def test_readme_example_prints_the_same_loss_under_torchrun(tmp_path):

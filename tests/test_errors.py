@@ -114,8 +114,7 @@ built = pipert.Schedule.build("1f1b", num_ranks=2, num_microbatches=4)
             2,
             {"stage_kind": "naive"},
             ValueError,
-            r"stage_kind must be 'module' or 'auto' "
-            r"\(this version runs no other kind\), got 'naive'",
+            "stage_kind must be 'module', 'native' or 'auto', got 'naive'",
         ),
         (2, {"timeout_s": 0}, ValueError, "timeout_s must be a positive number of seconds, got 0"),
         (2, {"receive_slots": 0}, ValueError, "receive_slots must be a positive integer, got 0"),

@@ -13,6 +13,47 @@ namespace {
 
 using Pieces = std::vector<py::object>;
 
+void check_rows(const at::Tensor& tensor, std::int64_t size, const std::string& what) {
+  if (tensor.size(0) == size) return;
+  throw ValueError(concat(what, " has ", tensor.size(0), " rows, expected ", size,
+                          " (the batch size, dimension 0 of the first tensor)"));
+}
+
+// A namedtuple, say, would go whole to every microbatch.
+void refuse_hidden_tensors(py::handle value, const std::string& what) {
+  if (!PyTuple_Check(value.ptr()) && !PyList_Check(value.ptr())) return;
+  for (const py::handle element : value) {
+    if (!THPVariable_Check(element.ptr())) continue;
+    throw TypeError(concat(what,
+                           " must hold its tensors in tuples, lists and dicts to be cut, got ",
+                           Py_TYPE(value.ptr())->tp_name));
+  }
+}
+
+// Every tensor that will be cut.
+void check_all_rows(py::handle value, std::int64_t size, const std::string& what) {
+  const RecursionGuard guard;
+  if (THPVariable_Check(value.ptr())) {
+    const at::Tensor& tensor = THPVariable_Unpack(value.ptr());
+    if (tensor.dim() > 0) check_rows(tensor, size, what);
+  } else if (PyTuple_CheckExact(value.ptr()) || PyList_CheckExact(value.ptr())) {
+    std::size_t at = 0;
+    for (const py::handle element : value)
+      check_all_rows(element, size, concat(what, "[", at++, "]"));
+  } else if (PyDict_Check(value.ptr())) {
+    for (const auto& [key, element] : py::reinterpret_borrow<py::dict>(value))
+      check_all_rows(element, size, concat(what, "[", py::cast<std::string>(py::repr(key)), "]"));
+  } else {
+    refuse_hidden_tensors(value, what);
+  }
+}
+
+void check_batch_size(int num_microbatches, std::int64_t size, const std::string& what) {
+  if (size >= num_microbatches) return;
+  throw ValueError(concat("the batch must have at least num_microbatches (", num_microbatches,
+                          ") rows, ", what, " has ", size));
+}
+
 class Cutter {
  public:
   Cutter(int num_microbatches, std::int64_t size)
@@ -30,27 +71,13 @@ class Cutter {
   }
 
  private:
-  // A namedtuple, say, would go whole to every microbatch.
-  static void refuse_hidden_tensors(py::handle value, const std::string& what) {
-    if (!PyTuple_Check(value.ptr()) && !PyList_Check(value.ptr())) return;
-    for (const py::handle element : value) {
-      if (!THPVariable_Check(element.ptr())) continue;
-      throw TypeError(concat(what,
-                             " must hold its tensors in tuples, lists and dicts to be cut, got ",
-                             Py_TYPE(value.ptr())->tp_name));
-    }
-  }
-
   Pieces repeat(py::handle value) const {
     return Pieces(as_index(num_microbatches_), py::reinterpret_borrow<py::object>(value));
   }
 
   Pieces cut_tensor(const at::Tensor& tensor, py::handle value, const std::string& what) const {
     if (tensor.dim() == 0) return repeat(value);
-    if (tensor.size(0) != size_) {
-      throw ValueError(concat(what, " has ", tensor.size(0), " rows, expected ", size_,
-                              " (the batch size, dimension 0 of the first tensor)"));
-    }
+    check_rows(tensor, size_, what);
     Pieces pieces;
     pieces.reserve(as_index(num_microbatches_));
     for (const at::Tensor& piece : tensor.tensor_split(num_microbatches_)) {
@@ -121,11 +148,30 @@ std::optional<std::int64_t> batch_size(py::handle value) {
 
 std::vector<py::object> cut_batch(py::handle value, int num_microbatches, std::int64_t size,
                                   const std::string& what) {
-  if (size < num_microbatches) {
-    throw ValueError(concat("the batch must have at least num_microbatches (", num_microbatches,
-                            ") rows, ", what, " has ", size));
-  }
+  check_batch_size(num_microbatches, size, what);
   return Cutter(num_microbatches, size).cut(value, what);
+}
+
+void check_cut(py::handle value, int num_microbatches, std::int64_t size, const std::string& what) {
+  check_batch_size(num_microbatches, size, what);
+  check_all_rows(value, size, what);
+}
+
+std::vector<FlatValue> cut_batch_flat(py::handle value, int num_microbatches, std::int64_t size,
+                                      const std::string& what) {
+  check_cut(value, num_microbatches, size, what);
+  const FlatValue whole = flatten(value.ptr(), what);
+  std::vector<FlatValue> pieces(as_index(num_microbatches));
+  for (FlatValue& piece : pieces) piece.structure = whole.structure;
+  for (const at::Tensor& tensor : whole.tensors) {
+    if (tensor.dim() == 0) {
+      for (FlatValue& piece : pieces) piece.tensors.push_back(tensor);
+      continue;
+    }
+    auto parts = tensor.tensor_split(num_microbatches);
+    for (std::size_t i = 0; i < parts.size(); ++i) pieces[i].tensors.push_back(std::move(parts[i]));
+  }
+  return pieces;
 }
 
 std::vector<double> batch_weights(int num_microbatches, std::int64_t size) {

@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "bindings/python_tree.h"
+
 namespace pipert {
 
 // Size of dimension 0 of the first tensor in `value` that has one; nothing if there is none.
@@ -19,6 +21,14 @@ std::optional<std::int64_t> batch_size(pybind11::handle value);
 // the value.
 std::vector<pybind11::object> cut_batch(pybind11::handle value, int num_microbatches,
                                         std::int64_t size, const std::string& what);
+
+// ValueError or TypeError if `value` can't be cut like that.
+void check_cut(pybind11::handle value, int num_microbatches, std::int64_t size,
+               const std::string& what);
+
+// The pieces that cut_batch gives, flat. REQUIRES that `value` is plain (python_tree.h).
+std::vector<FlatValue> cut_batch_flat(pybind11::handle value, int num_microbatches,
+                                      std::int64_t size, const std::string& what);
 
 // The share of each piece in the batch.
 std::vector<double> batch_weights(int num_microbatches, std::int64_t size);

@@ -12,9 +12,9 @@ namespace py = pybind11;
 namespace pipert {
 namespace {
 
-// (stage, callable, is first, is last, spread, keywords)
-using StageTuple =
-    std::tuple<StageIndex, py::object, bool, bool, bool, std::optional<std::vector<std::string>>>;
+// (stage, callable, is first, is last, spread, keywords, is native)
+using StageTuple = std::tuple<StageIndex, py::object, bool, bool, bool,
+                              std::optional<std::vector<std::string>>, bool>;
 // (stage in its copy, rank of the other copy, is the first copy, this process's stage if its losses
 // are to be told, parameters, buffers)
 using SharedTuple = std::tuple<StageIndex, Rank, bool, std::optional<StageIndex>,
@@ -28,8 +28,8 @@ std::unique_ptr<PythonRuntime> make_runtime(const std::vector<StageTuple>& stage
                                             int intra_op_threads, int spin_us, bool share_losses,
                                             bool measure_memory) {
   std::vector<PythonStage> python_stages;
-  for (const auto& [stage, callable, is_first, is_last, spread, keywords] : stages) {
-    python_stages.push_back({stage, callable, is_first, is_last, spread, keywords});
+  for (const auto& [stage, callable, is_first, is_last, spread, keywords, is_native] : stages) {
+    python_stages.push_back({stage, callable, is_first, is_last, spread, keywords, is_native});
   }
   std::vector<PythonRank> python_ranks;
   for (const auto& [training, evaluation, device] : ranks) {
@@ -190,6 +190,8 @@ void bind_runtime(py::module_& module) {
       .def("num_in_flight", &num_in_flight)
       .def("unsplit_nodes", &unsplit_nodes)
       .def("peak_activations", &PythonRuntime::peak_activations)
+      .def("stage_kinds", &PythonRuntime::stage_kinds)
+      .def("loss_kind", &PythonRuntime::loss_kind)
       .def("close", &PythonRuntime::close);
 }
 

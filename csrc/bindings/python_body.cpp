@@ -13,8 +13,8 @@ namespace pipert {
 namespace {
 
 // The entry of one microbatch, taken out so that it is freed as soon as it has been used.
-py::object take_entry(std::vector<py::object>& entries, Microbatch microbatch) {
-  return entries.empty() ? py::object() : std::move(entries[as_index(microbatch)]);
+py::object take_entry(std::vector<BatchPiece>& entries, Microbatch microbatch) {
+  return entries.empty() ? py::object() : entries[as_index(microbatch)].take();
 }
 
 py::object call(const py::object& callable, const py::tuple& args, const py::object& kwargs) {
@@ -31,6 +31,11 @@ class GilHold final : public BodyHold {
 };
 
 }  // namespace
+
+py::object BatchPiece::take() {
+  if (!flat.has_value()) return std::move(object);
+  return unflatten(flat->tensors, flat->structure.get());
+}
 
 PythonBody::PythonBody(StagePosition position, py::object callable, bool spread, py::object loss_fn)
     : position_(position),
@@ -49,20 +54,15 @@ PythonBody::~PythonBody() {
 
 BodyResult PythonBody::forward(const RunContext& context, BodyInput input) {
   BodyResult result;  // outlives all that is made below
-  result.hold = std::make_unique<GilHold>();
-  input.retired.clear();
-  const py::tuple args = arguments(context, std::move(input));
-  const py::object output = call(callable_, args, take_entry(batch_.kwargs, context.microbatch));
+  result.hold = hold();
+  const py::object output = call_stage(context, std::move(input));
   if (!position_.is_last) {
     FlatValue flat = flatten(output.ptr(), output_name_);
     result.tensors = std::move(flat.tensors);
     result.structure = std::move(flat.structure);
     return result;
   }
-  if (batch_.keep_outputs) {
-    outputs_.resize(as_index(context.num_microbatches));
-    outputs_[as_index(context.microbatch)] = detach_tensors(output);
-  }
+  keep_output(context, output);
   if (batch_.compute_loss) result.loss = compute_loss(context, output);
   return result;
 }
@@ -76,6 +76,20 @@ bool PythonBody::trains() const {
   return false;
 }
 
+std::unique_ptr<BodyHold> PythonBody::hold() { return std::make_unique<GilHold>(); }
+
+py::object PythonBody::call_stage(const RunContext& context, BodyInput input) {
+  input.retired.clear();
+  const py::tuple args = arguments(context, std::move(input));
+  return call(callable_, args, take_entry(batch_.kwargs, context.microbatch));
+}
+
+void PythonBody::keep_output(const RunContext& context, const py::object& output) {
+  if (!batch_.keep_outputs) return;
+  outputs_.resize(as_index(context.num_microbatches));
+  outputs_[as_index(context.microbatch)] = detach_tensors(output);
+}
+
 void PythonBody::backward_failed() noexcept {
   const py::gil_scoped_acquire gil;
   PyErr_Clear();
@@ -86,8 +100,11 @@ py::tuple PythonBody::arguments(const RunContext& context, BodyInput input) {
     py::object args = take_entry(batch_.args, context.microbatch);
     return args ? py::reinterpret_steal<py::tuple>(args.release()) : py::tuple();
   }
-  py::object value = unflatten(input.tensors, input.structure.get());
-  if (spread_ && PyTuple_CheckExact(value.ptr()))
+  return positional(unflatten(input.tensors, input.structure.get()), spread_);
+}
+
+py::tuple PythonBody::positional(py::object value, bool spread) {
+  if (spread && PyTuple_CheckExact(value.ptr()))
     return py::reinterpret_steal<py::tuple>(value.release());
   return py::make_tuple(std::move(value));
 }
@@ -97,8 +114,8 @@ at::Tensor PythonBody::compute_loss(const RunContext& context, const py::object&
   py::tuple args(target ? 2 : 1);
   args[0] = output;
   if (target) args[1] = target;
-  const py::object loss =
-      call(loss_fn_, args, batch_.loss_kwargs.is_none() ? py::object() : batch_.loss_kwargs);
+  const py::object kwargs = BatchPiece(batch_.loss_kwargs).take();
+  const py::object loss = call(loss_fn_, args, kwargs.is_none() ? py::object() : kwargs);
   if (!THPVariable_Check(loss.ptr())) {
     throw TypeError(
         concat("the loss function must return a tensor, got ", Py_TYPE(loss.ptr())->tp_name));

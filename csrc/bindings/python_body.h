@@ -8,24 +8,11 @@
 #include <string>
 #include <vector>
 
-#include "stage/module_stage.h"
+#include "bindings/batch_body.h"
 
 namespace pipert {
 
-// The batch of one pass, already cut, as one stage sees it. Each list has one entry for each
-// microbatch or is empty. Written by the caller before the pass; entries are dropped as they are
-// used.
-struct BodyBatch {
-  std::vector<pybind11::object> args;    // tuples of positional arguments; the first stage's alone
-  std::vector<pybind11::object> kwargs;  // dicts of the keyword arguments that this stage takes
-  std::vector<pybind11::object>
-      targets;  // the last stage's alone; empty: the loss function takes the output alone
-  pybind11::object loss_kwargs;  // a dict or None
-  bool compute_loss = false;
-  bool keep_outputs = false;
-};
-
-class PythonBody final : public StageBody {
+class PythonBody final : public BatchBody {
  public:
   // `callable`: any nn.Module or function. `spread`: whether a tuple from the stage before becomes
   // several positional arguments. `loss_fn`: None on all stages but the last.
@@ -39,15 +26,21 @@ class PythonBody final : public StageBody {
   // would raise it.
   void backward_failed() noexcept override;
 
-  // REQUIRES the GIL, and that no pass is running.
-  void set_batch(BodyBatch batch) { batch_ = std::move(batch); }
-  // The last stage's outputs of the last pass, by microbatch, detached; empty for those that it
-  // didn't run.
-  std::vector<pybind11::object> take_outputs();
+  void set_batch(BodyBatch batch) override { batch_ = std::move(batch); }
+  std::vector<pybind11::object> take_outputs() override;
+
+  // The parts of forward(), for a body that computes some of them itself.
+  BodyBatch& batch() { return batch_; }
+  static std::unique_ptr<BodyHold> hold();  // of the GIL, in this rank's turn
+  // All below REQUIRE a hold.
+  pybind11::object call_stage(const RunContext& context, BodyInput input);
+  void keep_output(const RunContext& context, const pybind11::object& output);
+  at::Tensor compute_loss(const RunContext& context, const pybind11::object& output);
+  // The positional arguments that a value from the stage before stands for.
+  static pybind11::tuple positional(pybind11::object value, bool spread);
 
  private:
   pybind11::tuple arguments(const RunContext& context, BodyInput input);
-  at::Tensor compute_loss(const RunContext& context, const pybind11::object& output);
 
   StagePosition position_;
   pybind11::object callable_;

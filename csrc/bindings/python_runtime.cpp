@@ -12,6 +12,8 @@
 #include "base/error.h"
 #include "base/index.h"
 #include "bindings/batch.h"
+#include "bindings/native_body.h"
+#include "bindings/python_body.h"
 #include "bindings/python_failure.h"
 #include "bindings/python_overlap.h"
 #include "bindings/python_tree.h"
@@ -25,30 +27,11 @@ namespace {
 // How long the caller sleeps between two looks at signals, time limits and other processes.
 constexpr std::chrono::milliseconds kWatchEvery{20};
 
-std::vector<py::object> as_list(py::handle value, int num_microbatches, const char* what) {
-  std::vector<py::object> entries;
-  for (const py::handle entry : value) entries.push_back(py::reinterpret_borrow<py::object>(entry));
-  if (entries.size() != as_index(num_microbatches)) {
-    throw ValueError(concat(what, " must have one entry for each of the ", num_microbatches,
-                            " microbatches, got ", entries.size()));
-  }
-  return entries;
-}
-
-// Of each dict, the entries whose keys are in `keywords`.
-std::vector<py::object> select(const std::vector<py::object>& dicts,
-                               const std::optional<std::vector<std::string>>& keywords) {
-  if (!keywords.has_value()) return dicts;
-  std::vector<py::object> selected;
-  for (const py::object& whole : dicts) {
-    py::dict part;
-    for (const std::string& keyword : *keywords) {
-      const py::str key(keyword);
-      if (whole.contains(key)) part[key] = whole[key];
-    }
-    selected.push_back(std::move(part));
-  }
-  return selected;
+std::unique_ptr<BatchBody> make_body(StagePosition position, const PythonStage& stage,
+                                     py::object loss_fn) {
+  if (stage.is_native)
+    return std::make_unique<NativeBody>(position, stage.callable, stage.spread, std::move(loss_fn));
+  return std::make_unique<PythonBody>(position, stage.callable, stage.spread, std::move(loss_fn));
 }
 
 // Says that a pass is running while it lives. Guarded by the GIL.
@@ -77,8 +60,7 @@ PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector
     const StagePosition position{stage.stage, stage.is_first, stage.is_last};
     positions_[stage.stage] = position;
     runs_[stage.stage].resize(as_index(num_microbatches_));
-    auto body = std::make_unique<PythonBody>(position, stage.callable, stage.spread,
-                                             position.is_last ? loss_fn : py::object(py::none()));
+    auto body = make_body(position, stage, position.is_last ? loss_fn : py::object(py::none()));
     bodies_[stage.stage] = body.get();
     keywords_[stage.stage] = stage.keywords;
     built[stage.stage] = std::make_unique<ModuleStage>(position, num_microbatches_, std::move(body),
@@ -143,49 +125,24 @@ PipelineRuntime& PythonRuntime::runtime() {
 }
 
 void PythonRuntime::set_batches(const StepArguments& arguments) {
-  BodyBatch first;
-  BodyBatch last;
-  std::vector<py::object> kwargs;
-  std::vector<double> weights(as_index(num_microbatches_), 1.0 / num_microbatches_);
-  std::int64_t rows = 0;
-  if (arguments.is_cut) {
-    if (!arguments.args.is_none())
-      first.args = as_list(arguments.args, num_microbatches_, "microbatches");
-    if (!arguments.kwargs.is_none())
-      kwargs = as_list(arguments.kwargs, num_microbatches_, "microbatches");
-    if (!arguments.target.is_none())
-      last.targets = as_list(arguments.target, num_microbatches_, "target");
-  } else {
-    std::optional<std::int64_t> size;
-    if (has_first()) size = batch_size(arguments.args);  // the others ignore it
-    for (const py::object& value : {arguments.kwargs, arguments.target}) {
-      if (!size.has_value()) size = batch_size(value);
-    }
-    if (size.has_value()) weights = batch_weights(num_microbatches_, *size);
-    rows = size.value_or(0);
-    const auto cut = [&](const py::object& value, const char* what) {
-      if (value.is_none()) return std::vector<py::object>();
-      return cut_batch(value, num_microbatches_, size.value_or(num_microbatches_), what);
-    };
-    if (has_first()) first.args = cut(arguments.args, "args");
-    kwargs = cut(arguments.kwargs, "kwargs");
-    if (has_last()) last.targets = cut(arguments.target, "target");
-    // Without any of the batch here, the shares come with the messages.
-    if (!size.has_value() && !has_first()) weights.clear();
-  }
+  const BatchShares shares(arguments, num_microbatches_, has_first(), has_last());
   for (auto& [stage, body] : bodies_) {
     BodyBatch batch;
     const StagePosition& position = positions_.at(stage);
-    if (position.is_last) batch.targets = own(stage, last.targets);
-    if (position.is_first) batch.args = own(stage, first.args);
-    if (!kwargs.empty()) batch.kwargs = own(stage, select(kwargs, keywords_.at(stage)));
-    batch.loss_kwargs = arguments.loss_kwargs;
+    const bool flat = body->wants_flat();
+    if (position.is_first) batch.args = own(stage, shares.args(flat));
+    if (position.is_last) batch.targets = own(stage, shares.targets(flat));
+    batch.kwargs = own(stage, shares.kwargs(keywords_.at(stage), flat));
+    batch.loss_kwargs = shares.loss_kwargs(flat);
     batch.compute_loss = arguments.compute_loss;
     batch.keep_outputs = arguments.keep_outputs;
     body->set_batch(std::move(batch));
     const bool knows_weights = position.is_first || position.is_last;
-    stages_.at(stage)->begin(knows_weights ? weights : std::vector<double>(), rows);
+    stages_.at(stage)->begin(knows_weights ? shares.weights() : std::vector<double>(),
+                             shares.rows());
+    if (flat) held_ = arguments;
   }
+  for (auto& [stage, body] : bodies_) body->prepare();
 }
 
 bool PythonRuntime::has_first() const {
@@ -198,14 +155,12 @@ bool PythonRuntime::has_last() const {
                      [](const auto& entry) { return entry.second.is_last; });
 }
 
-std::vector<py::object> PythonRuntime::own(StageIndex stage,
-                                           const std::vector<py::object>& all) const {
-  std::vector<py::object> entries(all.size());
+std::vector<BatchPiece> PythonRuntime::own(StageIndex stage, std::vector<BatchPiece> all) const {
   const std::vector<bool>& runs = runs_.at(stage);
   for (std::size_t i = 0; i < all.size(); ++i) {
-    if (runs[i]) entries[i] = all[i];
+    if (!runs[i]) all[i] = {};
   }
-  return entries;
+  return all;
 }
 
 void PythonRuntime::withdraw(const std::string& text) {
@@ -218,13 +173,19 @@ void PythonRuntime::withdraw(const std::string& text) {
 void PythonRuntime::clear_batches() {
   for (auto& [stage, body] : bodies_) body->set_batch({});
   for (auto& [index, stage] : stages_) stage->free_retired();
+  held_.reset();
 }
 
 void PythonRuntime::step(StepArguments arguments) {
   runtime();
   if (running_)
     throw ValueError("the pipeline is running a step: it runs one at a time, for one thread");
-  set_batches(arguments);
+  try {
+    set_batches(arguments);
+  } catch (...) {
+    clear_batches();
+    throw;
+  }
   const Pass pass{.epoch = epoch_++, .training = arguments.training};
   MainGradients main_gradients(std::move(arguments.main_gradients));
   std::vector<SharedStage> shared = std::move(arguments.shared);
@@ -352,6 +313,19 @@ std::map<Rank, int> PythonRuntime::peak_activations() {
     peaks[executor->rank()] = executor->peak_activations();
   }
   return peaks;
+}
+
+std::map<StageIndex, std::string> PythonRuntime::stage_kinds() const {
+  std::map<StageIndex, std::string> kinds;
+  for (const auto& [stage, body] : bodies_) kinds[stage] = body->kind();
+  return kinds;
+}
+
+std::optional<std::string> PythonRuntime::loss_kind() const {
+  for (const auto& [stage, body] : bodies_) {
+    if (positions_.at(stage).is_last) return body->loss_kind();
+  }
+  return std::nullopt;
 }
 
 }  // namespace pipert

@@ -10,8 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "autograd/main_gradients.h"
-#include "bindings/python_body.h"
+#include "bindings/batch_shares.h"
 #include "bindings/python_threads.h"
 #include "runtime/pipeline_runtime.h"
 
@@ -26,25 +25,13 @@ struct PythonStage {
   bool spread = true;
   // The keyword arguments that it takes; nothing: any.
   std::optional<std::vector<std::string>> keywords;
+  bool is_native = false;  // whether it, and the loss function behind it, shall run without Python
 };
 
 struct PythonRank {
   Program training;
   Program evaluation;
   c10::Device device{c10::kCPU};
-};
-
-struct StepArguments {
-  pybind11::object args;    // a tuple, a list of tuples (is_cut), or None: not this rank's business
-  pybind11::object kwargs;  // a dict, a list of dicts (is_cut), or None
-  pybind11::object target;  // anything, a list (is_cut), or None
-  pybind11::object loss_kwargs;  // a dict or None
-  bool is_cut = false;
-  bool training = true;
-  bool compute_loss = true;
-  bool keep_outputs = false;
-  std::vector<MainGradients::Entry> main_gradients;  // empty: gradients stay in .grad
-  std::vector<SharedStage> shared;  // stages whose other copy is in another process
 };
 
 class PythonRuntime {
@@ -79,6 +66,10 @@ class PythonRuntime {
   pybind11::object outputs();
   // By rank of this process: the most activations at a time in the last pass.
   std::map<Rank, int> peak_activations();
+  // How each stage of this process ran in the last pass; and the loss function, nothing where the
+  // last stage is elsewhere.
+  std::map<StageIndex, std::string> stage_kinds() const;
+  std::optional<std::string> loss_kind() const;
   PipelineRuntime& runtime();
   const std::map<StageIndex, ModuleStage*>& stages() const { return stages_; }
 
@@ -88,8 +79,7 @@ class PythonRuntime {
   bool has_first() const;
   bool has_last() const;
   // The entries of `all`, one for each microbatch, that `stage` runs; the others are empty.
-  std::vector<pybind11::object> own(StageIndex stage,
-                                    const std::vector<pybind11::object>& all) const;
+  std::vector<BatchPiece> own(StageIndex stage, std::vector<BatchPiece> all) const;
   // Begins with `start`, and goes on until no rank runs any more.
   void run(const std::function<void()>& start);
   // Tell the other processes, if there are any.
@@ -100,9 +90,12 @@ class PythonRuntime {
   int num_microbatches_ = 0;
   std::map<StageIndex, StagePosition> positions_;
   std::map<StageIndex, std::vector<bool>> runs_;  // by stage, then by microbatch: whether it passes
-  std::map<StageIndex, PythonBody*> bodies_;      // owned by the runtime's stages
+  std::map<StageIndex, BatchBody*> bodies_;       // owned by the runtime's stages
   std::map<StageIndex, ModuleStage*> stages_;     // owned by the runtime
   std::map<StageIndex, std::optional<std::vector<std::string>>> keywords_;
+  // Where a stage takes its pieces flat, the batch that they are of, until the pass is over: a
+  // tensor that Python has seen takes the GIL when it dies.
+  std::optional<StepArguments> held_;
   PythonThreads threads_;
   int process_;  // that made it: a fork has none of its threads
   std::unique_ptr<PipelineRuntime> runtime_;

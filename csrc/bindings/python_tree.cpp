@@ -129,6 +129,37 @@ FlatValue flatten(PyObject* value, const std::string& what) {
   return flat;
 }
 
+bool is_plain(PyObject* value) {
+  const RecursionGuard guard;
+  if (THPVariable_Check(value) || value == Py_None || PyBool_Check(value) ||
+      PyFloat_CheckExact(value))
+    return true;
+  if (PyLong_CheckExact(value)) {
+    int overflow = 0;
+    PyLong_AsLongLongAndOverflow(value, &overflow);
+    return overflow == 0;
+  }
+  if (PyUnicode_CheckExact(value)) {
+    const bool is_valid = PyUnicode_AsUTF8(value) != nullptr;
+    PyErr_Clear();
+    return is_valid;
+  }
+  if (PyTuple_CheckExact(value) || PyList_CheckExact(value)) {
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(value); ++i) {
+      if (!is_plain(PySequence_Fast_GET_ITEM(value, i))) return false;
+    }
+    return true;
+  }
+  if (!PyDict_CheckExact(value)) return false;
+  PyObject* key = nullptr;
+  PyObject* element = nullptr;
+  Py_ssize_t position = 0;
+  while (PyDict_Next(value, &position, &key, &element) != 0) {
+    if (!is_plain(key) || !is_plain(element)) return false;
+  }
+  return true;
+}
+
 py::object unflatten(const std::vector<at::Tensor>& tensors, const Structure* structure) {
   if (structure == nullptr)
     return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensors.front()));

@@ -22,6 +22,10 @@ struct FlatValue {
 // tensor, a number, a string or None in tuples, lists and dicts.
 FlatValue flatten(PyObject* value, const std::string& what);
 
+// Whether flatten and unflatten give the same value again, types included: nothing but tensors,
+// numbers, strings and None in tuples, lists and dicts.
+bool is_plain(PyObject* value);
+
 // The Python value again.
 pybind11::object unflatten(const std::vector<at::Tensor>& tensors, const Structure* structure);
 

@@ -69,6 +69,7 @@ Message ModuleStage::forward(const RunContext& context, Message input) {
   BodyResult result = body_->forward(
       context, {std::move(input.tensors), std::move(input.structure), std::exchange(retired_, {})});
   saving.reset();
+  state.seen_by_python = result.hold != nullptr;
   Message output;
   output.weight = weight;
   output.batch_size = position_.is_first ? batch_size_ : input.batch_size;
@@ -226,8 +227,8 @@ ModuleStage::Seeds ModuleStage::take_seeds(InFlight& state, Message gradients) c
 
 bool ModuleStage::keeps_graph(const InFlight& state,
                               const std::vector<torch::autograd::Edge>& roots) const {
-  return shares_gil_ && state.store == nullptr && state.num_bytes <= kSmallBytes &&
-         !has_python_node(roots);
+  return shares_gil_ && state.seen_by_python && state.store == nullptr &&
+         state.num_bytes <= kSmallBytes && !has_python_node(roots);
 }
 
 template <typename Backward>

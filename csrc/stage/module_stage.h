@@ -118,7 +118,8 @@ class ModuleStage final : public Stage {
     std::size_t num_bytes = 0;               // of inputs and outputs
     std::shared_ptr<ActivationStore> store;  // if they will go to the host; shared with hooks
     bool on_host = false;
-    bool keep_graph = false;  // from kInputDone on, as all below
+    bool seen_by_python = false;  // its forward ran under a hold
+    bool keep_graph = false;      // from kInputDone on, as all below
     bool was_split = false;
     WeightBackward weights;
   };

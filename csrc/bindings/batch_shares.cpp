@@ -1,0 +1,96 @@
+#include "bindings/batch_shares.h"
+
+#include "base/error.h"
+#include "base/index.h"
+#include "bindings/batch.h"
+
+namespace py = pybind11;
+
+namespace pipert {
+namespace {
+
+// Of a dict, the entries whose keys are in `keywords`.
+py::object select(const py::handle& whole, const std::vector<std::string>& keywords) {
+  py::dict part;
+  for (const std::string& keyword : keywords) {
+    const py::str key(keyword);
+    if (whole.contains(key)) part[key] = whole[key];
+  }
+  return part;
+}
+
+}  // namespace
+
+BatchShares::BatchShares(const StepArguments& arguments, int num_microbatches, bool has_first,
+                         bool has_last)
+    : arguments_(arguments),
+      num_microbatches_(num_microbatches),
+      weights_(as_index(num_microbatches), 1.0 / num_microbatches) {
+  if (arguments.is_cut) {
+    for (const auto& [value, what] :
+         {std::pair{arguments.args, "microbatches"}, std::pair{arguments.kwargs, "microbatches"},
+          std::pair{arguments.target, "target"}}) {
+      if (!value.is_none()) entries(value, what, false);
+    }
+    return;
+  }
+  if (has_first) size_ = batch_size(arguments.args);  // the others ignore it
+  for (const py::object& value : {arguments.kwargs, arguments.target}) {
+    if (!size_.has_value()) size_ = batch_size(value);
+  }
+  if (size_.has_value()) weights_ = batch_weights(num_microbatches, *size_);
+  const auto check = [&](const py::object& value, const char* what) {
+    if (!value.is_none())
+      check_cut(value, num_microbatches, size_.value_or(num_microbatches), what);
+  };
+  if (has_first) check(arguments.args, "args");
+  check(arguments.kwargs, "kwargs");
+  if (has_last) check(arguments.target, "target");
+  // Without any of the batch here, the shares come with the messages.
+  if (!size_.has_value() && !has_first) weights_.clear();
+}
+
+std::vector<BatchPiece> BatchShares::kwargs(const std::optional<std::vector<std::string>>& keywords,
+                                            bool flat) const {
+  const py::object& whole = arguments_.kwargs;
+  if (whole.is_none() || !keywords.has_value()) return cut(whole, "kwargs", flat);
+  if (!arguments_.is_cut) return cut(select(whole, *keywords), "kwargs", flat);
+  py::list selected;
+  for (const py::handle entry : whole) selected.append(select(entry, *keywords));
+  return cut(selected, "microbatches", flat);
+}
+
+std::vector<BatchPiece> BatchShares::cut(const py::object& value, const char* what,
+                                         bool flat) const {
+  if (value.is_none()) return {};
+  if (arguments_.is_cut) return entries(value, what, flat);
+  const std::int64_t size = size_.value_or(num_microbatches_);
+  std::vector<BatchPiece> pieces;
+  if (flat && is_plain(value.ptr())) {
+    for (FlatValue& piece : cut_batch_flat(value, num_microbatches_, size, what))
+      pieces.push_back({.object = {}, .flat = std::move(piece)});
+    return pieces;
+  }
+  for (py::object& piece : cut_batch(value, num_microbatches_, size, what))
+    pieces.push_back({.object = std::move(piece), .flat = {}});
+  return pieces;
+}
+
+std::vector<BatchPiece> BatchShares::entries(const py::object& value, const char* what,
+                                             bool flat) const {
+  std::vector<BatchPiece> pieces;
+  for (const py::handle entry : value)
+    pieces.push_back(piece(py::reinterpret_borrow<py::object>(entry), what, flat));
+  if (pieces.size() != as_index(num_microbatches_)) {
+    throw ValueError(concat(what, " must have one entry for each of the ", num_microbatches_,
+                            " microbatches, got ", pieces.size()));
+  }
+  return pieces;
+}
+
+BatchPiece BatchShares::piece(const py::object& value, const char* what, bool flat) {
+  if (flat && is_plain(value.ptr())) return {.object = {}, .flat = flatten(value.ptr(), what)};
+  return {.object = value, .flat = {}};
+}
+
+}  // namespace pipert

@@ -1,0 +1,64 @@
+// BatchShares: a caller's batch, cut into microbatches for the stages of this process. REQUIRES the
+// GIL.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "autograd/main_gradients.h"
+#include "bindings/batch_body.h"
+#include "runtime/copy_exchange.h"
+
+namespace pipert {
+
+struct StepArguments {
+  pybind11::object args;    // a tuple, a list of tuples (is_cut), or None: not this rank's business
+  pybind11::object kwargs;  // a dict, a list of dicts (is_cut), or None
+  pybind11::object target;  // anything, a list (is_cut), or None
+  pybind11::object loss_kwargs;  // a dict or None
+  bool is_cut = false;
+  bool training = true;
+  bool compute_loss = true;
+  bool keep_outputs = false;
+  std::vector<MainGradients::Entry> main_gradients;  // empty: gradients stay in .grad
+  std::vector<SharedStage> shared;  // stages whose other copy is in another process
+};
+
+class BatchShares {
+ public:
+  // `arguments` must outlive it. ValueError for a batch that can't be cut.
+  BatchShares(const StepArguments& arguments, int num_microbatches, bool has_first, bool has_last);
+
+  // The share of each microbatch in the mean loss; empty where that comes with the messages.
+  const std::vector<double>& weights() const { return weights_; }
+  // Rows of the whole batch; 0 when it came in pieces.
+  std::int64_t rows() const { return size_.value_or(0); }
+
+  // Pieces by microbatch, or none. They are flat if `flat` says so and they can be.
+  std::vector<BatchPiece> args(bool flat) const { return cut(arguments_.args, "args", flat); }
+  std::vector<BatchPiece> targets(bool flat) const {
+    return cut(arguments_.target, "target", flat);
+  }
+  BatchPiece loss_kwargs(bool flat) const {
+    return piece(arguments_.loss_kwargs, "loss_kwargs", flat);
+  }
+  // Those whose names are in `keywords`; nothing: all.
+  std::vector<BatchPiece> kwargs(const std::optional<std::vector<std::string>>& keywords,
+                                 bool flat) const;
+
+ private:
+  std::vector<BatchPiece> cut(const pybind11::object& value, const char* what, bool flat) const;
+  std::vector<BatchPiece> entries(const pybind11::object& value, const char* what, bool flat) const;
+  static BatchPiece piece(const pybind11::object& value, const char* what, bool flat);
+
+  const StepArguments& arguments_;
+  int num_microbatches_;
+  std::optional<std::int64_t> size_;
+  std::vector<double> weights_;
+};
+
+}  // namespace pipert

@@ -1,0 +1,167 @@
+#include "bindings/native_body.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/index.h"
+#include "bindings/python_tree.h"
+
+namespace py = pybind11;
+
+namespace pipert {
+namespace {
+
+constexpr const char* kNotFlat =
+    "an argument holds something else than tensors, numbers, strings and None in tuples, lists and "
+    "dicts";
+
+// Of a stage that gets keyword arguments alone.
+const std::shared_ptr<const Structure>& no_arguments() {
+  static const auto structure = std::make_shared<const Structure>(
+      Structure{.kind = Structure::Kind::kTuple, .text = {}, .children = {}});
+  return structure;
+}
+
+void append(NativeInput& input, std::size_t part, const std::vector<at::Tensor>& tensors,
+            std::shared_ptr<const Structure> structure) {
+  input.tensors.insert(input.tensors.end(), tensors.begin(), tensors.end());
+  input.parts[part] = {true, std::move(structure)};
+}
+
+// False if the piece isn't flat.
+bool append(NativeInput& input, std::size_t part, const std::vector<BatchPiece>& pieces,
+            Microbatch microbatch) {
+  if (pieces.empty()) return true;
+  const auto& flat = pieces[as_index(microbatch)].flat;
+  if (flat.has_value()) append(input, part, flat->tensors, flat->structure);
+  return flat.has_value();
+}
+
+}  // namespace
+
+NativeBody::NativeBody(StagePosition position, py::object callable, bool spread, py::object loss_fn)
+    : position_(position),
+      python_(position, callable, spread, loss_fn),
+      stage_(NativeFunction::Role::kStage, callable, spread || position.is_first) {
+  if (!loss_fn.is_none())
+    loss_ =
+        std::make_unique<NativeFunction>(NativeFunction::Role::kLoss, std::move(loss_fn), false);
+}
+
+void NativeBody::prepare() {
+  trains_ = python_.trains();
+  stage_.prepare();
+  if (loss_ != nullptr) loss_->prepare();
+}
+
+std::string NativeBody::loss_kind() const { return loss_ == nullptr ? "module" : loss_->kind(); }
+
+BodyResult NativeBody::forward(const RunContext& context, BodyInput input) {
+  auto arguments = stage_input(context, input);
+  if (!arguments.has_value()) stage_.refuse(kNotFlat);
+  ExportedCall* call = arguments.has_value() ? stage_.find(*arguments) : nullptr;
+  if (call == nullptr) {
+    arguments.reset();
+    return run_module(context, std::move(input));
+  }
+  input = {};
+  BodyResult result;
+  FlatValue output{call->graph->run(std::move(arguments->tensors)), call->output};
+  if (position_.is_last) {
+    finish_natively(context, std::move(output), result);
+  } else {
+    result.tensors = std::move(output.tensors);
+    result.structure = std::move(output.structure);
+  }
+  return result;
+}
+
+std::optional<NativeInput> NativeBody::stage_input(const RunContext& context,
+                                                   const BodyInput& input) {
+  const BodyBatch& batch = python_.batch();
+  NativeInput arguments;
+  if (!position_.is_first) {
+    append(arguments, 0, input.tensors, input.structure);
+  } else if (batch.args.empty()) {
+    append(arguments, 0, {}, no_arguments());
+  } else if (!append(arguments, 0, batch.args, context.microbatch)) {
+    return std::nullopt;
+  }
+  if (!append(arguments, 1, batch.kwargs, context.microbatch)) return std::nullopt;
+  return arguments;
+}
+
+std::optional<NativeInput> NativeBody::loss_input(const RunContext& context,
+                                                  const FlatValue& output) {
+  const BodyBatch& batch = python_.batch();
+  NativeInput arguments;
+  append(arguments, 0, output.tensors, output.structure);
+  if (!append(arguments, 1, batch.targets, context.microbatch) ||
+      !batch.loss_kwargs.flat.has_value())
+    return std::nullopt;
+  append(arguments, 2, batch.loss_kwargs.flat->tensors, batch.loss_kwargs.flat->structure);
+  return arguments;
+}
+
+std::optional<at::Tensor> NativeBody::native_loss(const RunContext& context,
+                                                  const FlatValue& output) {
+  auto arguments = loss_input(context, output);
+  if (!arguments.has_value()) loss_->refuse(kNotFlat);
+  ExportedCall* call = arguments.has_value() ? loss_->find(*arguments) : nullptr;
+  if (call == nullptr) return std::nullopt;
+  return std::move(call->graph->run(std::move(arguments->tensors)).front());
+}
+
+void NativeBody::finish_natively(const RunContext& context, FlatValue output, BodyResult& result) {
+  const BodyBatch& batch = python_.batch();
+  if (batch.keep_outputs) {
+    outputs_.resize(as_index(context.num_microbatches));
+    auto& kept = outputs_[as_index(context.microbatch)].emplace();
+    kept.structure = output.structure;
+    for (const at::Tensor& tensor : output.tensors) kept.tensors.push_back(tensor.detach());
+  }
+  if (!batch.compute_loss) return;
+  if (auto loss = native_loss(context, output)) {
+    result.loss = std::move(*loss);
+    return;
+  }
+  result.hold = PythonBody::hold();
+  // Once wrapped, the tensors shall die under the hold.
+  const FlatValue seen = std::move(output);
+  result.loss = python_.compute_loss(context, unflatten(seen.tensors, seen.structure.get()));
+}
+
+BodyResult NativeBody::run_module(const RunContext& context, BodyInput input) {
+  if (!position_.is_last || !python_.batch().compute_loss)
+    return python_.forward(context, std::move(input));
+  BodyResult result;
+  result.hold = PythonBody::hold();
+  const py::object output = python_.call_stage(context, std::move(input));
+  python_.keep_output(context, output);
+  if (is_plain(output.ptr())) {
+    const FlatValue flat = flatten(output.ptr(), "the last stage's output");
+    const py::gil_scoped_release no_gil;
+    if (auto loss = native_loss(context, flat)) {
+      result.loss = std::move(*loss);
+      return result;
+    }
+  } else {
+    loss_->refuse(
+        "the last stage's output holds something else than tensors, numbers, strings and "
+        "None in tuples, lists and dicts");
+  }
+  result.loss = python_.compute_loss(context, output);
+  return result;
+}
+
+std::vector<py::object> NativeBody::take_outputs() {
+  std::vector<py::object> values = python_.take_outputs();
+  std::vector<std::optional<FlatValue>> flat = std::exchange(outputs_, {});
+  values.resize(std::max(values.size(), flat.size()));
+  for (std::size_t i = 0; i < flat.size(); ++i) {
+    if (flat[i].has_value()) values[i] = unflatten(flat[i]->tensors, flat[i]->structure.get());
+  }
+  return values;
+}
+
+}  // namespace pipert

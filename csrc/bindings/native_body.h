@@ -1,0 +1,51 @@
+// NativeBody: a stage body that runs exported graphs, and its module where it has none.
+//
+// Where graphs run for the stage and its loss, it needs no GIL.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bindings/native_function.h"
+#include "bindings/python_body.h"
+
+namespace pipert {
+
+class NativeBody final : public BatchBody {
+ public:
+  // As PythonBody's.
+  NativeBody(StagePosition position, pybind11::object callable, bool spread,
+             pybind11::object loss_fn);
+
+  BodyResult forward(const RunContext& context, BodyInput input) override;
+  bool trains() const override { return trains_; }
+  void backward_failed() noexcept override { python_.backward_failed(); }
+
+  void set_batch(BodyBatch batch) override { python_.set_batch(std::move(batch)); }
+  std::vector<pybind11::object> take_outputs() override;
+  bool wants_flat() const override { return true; }
+  void prepare() override;
+  std::string kind() const override { return stage_.kind(); }
+  std::string loss_kind() const override;
+
+ private:
+  // What a graph of the stage gets; nothing where an argument isn't flat.
+  std::optional<NativeInput> stage_input(const RunContext& context, const BodyInput& input);
+  std::optional<NativeInput> loss_input(const RunContext& context, const FlatValue& output);
+
+  BodyResult run_module(const RunContext& context, BodyInput input);
+  void finish_natively(const RunContext& context, FlatValue output, BodyResult& result);
+  // Nothing where there is no graph.
+  std::optional<at::Tensor> native_loss(const RunContext& context, const FlatValue& output);
+
+  StagePosition position_;
+  PythonBody python_;  // has the batch
+  bool trains_ = false;
+  NativeFunction stage_;
+  std::unique_ptr<NativeFunction> loss_;           // the last stage's, if there is a loss function
+  std::vector<std::optional<FlatValue>> outputs_;  // that no Python has seen, by microbatch
+};
+
+}  // namespace pipert

@@ -1,0 +1,87 @@
+"""What an export takes for granted of a callable and of the calling thread."""
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules import module as global_hooks
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from pipert.signatures import parameter_names
+
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+_GLOBAL_HOOKS = (
+    "_global_forward_pre_hooks",
+    "_global_forward_hooks",
+    "_global_backward_hooks",
+    "_global_backward_pre_hooks",
+)
+_CONTEXT = {"is_first_microbatch", "is_last_microbatch", "microbatch_index"}
+_WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
+
+
+def state_of(call: Callable[..., Any]) -> Hashable:
+    """What graphs of `call` depend on, beside the input; a str says why it can have none.
+
+    Two equal states stand for the same modules in the same modes, on a thread in the same modes.
+    """
+    if any(getattr(global_hooks, name, None) for name in _GLOBAL_HOOKS):
+        return "there are hooks on all modules"
+    if _get_current_dispatch_mode() is not None:
+        return "a dispatch mode is active"
+    for mode in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+        if type(mode) is not DeviceContext:
+            return f"the function mode {type(mode).__name__} is active"
+    if context := _CONTEXT & set(parameter_names(call)):
+        return f"its forward takes {', '.join(sorted(context))}"
+    modules = _all_modules(call)
+    for module in modules:
+        if reason := _reason_against(module):
+            return reason
+    return (
+        modules,  # equal if they are the same
+        tuple(module.training for module in modules),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        autocast_state(),
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+    )
+
+
+def _all_modules(call: Any) -> tuple[nn.Module, ...]:
+    """As nn.Module.modules, which takes several times as long."""
+    found: dict[nn.Module, None] = {}
+    pending: list[nn.Module | None] = [call] if isinstance(call, nn.Module) else []
+    while pending:
+        module = pending.pop()
+        if module is not None and module not in found:
+            found[module] = None
+            pending += module._modules.values()
+    return tuple(found)
+
+
+def _reason_against(module: nn.Module) -> str | None:
+    kind = type(module).__name__
+    if kind in _WRAPPERS or module._compiled_call_impl is not None:
+        return f"{kind} does more around its forward than a graph can hold"
+    if any(getattr(module, name) for name in _HOOKS):
+        return f"{kind} has hooks"
+    return None
+
+
+def autocast_state() -> tuple[tuple[str, bool, torch.dtype], ...]:
+    """Of the calling thread: (device, whether it is on, dtype), for the CPU and the accelerator."""
+    devices = {"cpu", torch._C._get_accelerator().type}
+    return tuple(
+        (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+        for device in sorted(devices)
+    )

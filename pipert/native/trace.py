@@ -1,0 +1,231 @@
+"""Tracing a callable with torch.export, and the refusal of what a graph would lose silently."""
+
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from pipert.native.error import NativeError
+from pipert.native.state import autocast_state
+from pipert.native.watch import watching
+
+Leaves = list[Tensor]
+_EMPTY = torch.empty(0)  # stands for an output
+
+
+class _Result:
+    """Out of the sight of torch.export, which looks at a module's attributes."""
+
+    output: Any = None
+
+
+class Traced(nn.Module):
+    """What torch.export sees: the call as a function of its tensors alone, in depth-first order.
+
+    Args:
+        call: the module or function.
+        args, kwargs: of an example; what isn't a tensor is a constant.
+    """
+
+    def __init__(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> None:
+        super().__init__()
+        if isinstance(call, nn.Module):
+            self.call = call  # its parameters are named "call.<name>"
+        self._call = [call]  # in a list: a module would be registered twice
+        self._arguments = (args, kwargs)
+        self._result = _Result()
+
+    @property
+    def output(self) -> Any:
+        """After the trace, what the call returned, tensors replaced by empty ones."""
+        return self._result.output
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The call, of which torch.export sees tensors alone."""
+        given = iter(tensors)
+        args, kwargs = replace_tensors(self._arguments, lambda _: next(given))
+        with _as_if_not_exporting(), _attributes_unchanged(self._call[0]), watching() as watch:
+            output = self._call[0](*args, **kwargs)
+        leaves: Leaves = []
+
+        def take(tensor: Tensor) -> Tensor:
+            leaves.append(tensor)
+            return _EMPTY
+
+        self._result.output = replace_tensors(output, take)
+        watch.check(leaves)
+        return tuple(leaves)
+
+
+def trace(traced: Traced, example: Leaves) -> ExportedProgram:
+    """Exports `traced`: with every size that may differ left open, or with none if that fails.
+
+    Raises:
+        NativeError: it can't be exported, or would lose something.
+    """
+    try:
+        return _export(traced, example, dynamic=True)
+    except NativeError:
+        raise
+    except Exception:  # torch.export raises whatever it likes
+        return export_static(traced, example)
+
+
+def export_static(traced: Traced, example: Leaves) -> ExportedProgram:
+    """Exports `traced` for the example's sizes alone.
+
+    Raises:
+        NativeError: it can't be exported, or would lose something.
+    """
+    try:
+        return _export(traced, example, dynamic=False)
+    except NativeError:
+        raise
+    except Exception as error:
+        text = str(error).strip().partition("\n")[0]
+        raise NativeError(f"torch.export failed: {type(error).__name__}: {text}") from error
+
+
+def _export(traced: Traced, example: Leaves, *, dynamic: bool) -> ExportedProgram:
+    sizes = tuple(
+        {i: Dim.AUTO for i, size in enumerate(t.shape) if size > 1} if dynamic else None
+        for t in example
+    )
+    with _quiet(), _random_state_unchanged(), _modes_unchanged():
+        return torch.export.export(
+            traced, tuple(example), dynamic_shapes=(sizes,) if sizes else None, strict=False
+        )
+
+
+def replace_tensors(value: Any, replace: Callable[[Tensor], Any]) -> Any:
+    """The same value with other tensors, depth first; dicts in their own order."""
+    if isinstance(value, Tensor):
+        return replace(value)
+    if type(value) in (tuple, list):
+        return type(value)(replace_tensors(element, replace) for element in value)
+    if isinstance(value, dict):
+        return {key: replace_tensors(element, replace) for key, element in value.items()}
+    if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        raise NativeError("it returns a size")
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise NativeError(f"it returns a {type(value).__name__}")
+
+
+@contextlib.contextmanager
+def _as_if_not_exporting() -> Iterator[None]:
+    """Code that asks whether it is being exported must go the way that it goes when it isn't.
+
+    nn.TransformerEncoderLayer, for one, has a faster path that it doesn't take then.
+    """
+    compiler, overrides = torch.compiler, torch.overrides
+    flags = {name: getattr(compiler, name) for name in ("_is_exporting_flag", "_is_compiling_flag")}
+    has_torch_function = overrides.has_torch_function
+    try:
+        for name in flags:
+            setattr(compiler, name, False)
+        overrides.has_torch_function = lambda _: False  # type: ignore[assignment]
+        yield
+    finally:
+        for name, value in flags.items():
+            setattr(compiler, name, value)
+        overrides.has_torch_function = has_torch_function
+
+
+@contextlib.contextmanager
+def _attributes_unchanged(call: Any) -> Iterator[None]:
+    """Refuses a call that sets attributes of its modules, and takes them back."""
+    modules = list(call.named_modules()) if isinstance(call, nn.Module) else []
+    before = [_attributes(module) for _, module in modules]
+    try:
+        yield
+    finally:
+        changed = [
+            f"{name}.{attribute}".lstrip(".")
+            for (name, module), old in zip(modules, before, strict=True)
+            for attribute in _restore(module, old)
+            if not (isinstance(module, nn.RNNBase) and attribute in _CACHES)
+        ]
+    if changed:
+        raise NativeError(f"its forward sets {', '.join(changed)}")
+
+
+# What nn.LSTM and its like keep of their parameters; they notice that an export changes those.
+_CACHES = ("_flat_weights", "_flat_weight_refs")
+_TABLES = ("_parameters", "_buffers", "_modules")
+
+
+def _attributes(module: nn.Module) -> dict[str, dict[str, Any]]:
+    return {
+        "__dict__": {k: v for k, v in module.__dict__.items() if k not in _TABLES},
+        **{table: dict(module.__dict__[table]) for table in _TABLES},
+    }
+
+
+def _restore(module: nn.Module, before: dict[str, dict[str, Any]]) -> list[str]:
+    """The names of attributes that are not what they were; they are again afterwards."""
+    changed = []
+    for table, old in before.items():
+        now = module.__dict__ if table == "__dict__" else module.__dict__[table]
+        for name in [name for name in now if name not in old and name not in _TABLES]:
+            changed.append(name)
+            del now[name]
+        for name, value in old.items():
+            if name not in now or now[name] is not value:
+                changed.append(name)
+                now[name] = value
+    return changed
+
+
+@contextlib.contextmanager
+def _random_state_unchanged() -> Iterator[None]:
+    """Refuses a call that draws from another generator than torch's, or sets torch's."""
+    python, ours = random.getstate(), torch.get_rng_state()
+    try:
+        yield
+        if random.getstate() != python:
+            raise NativeError("it draws from Python's random numbers")
+        if not torch.equal(torch.get_rng_state(), ours):
+            raise NativeError("it sets or reads torch's generator in a way that a graph can't hold")
+    finally:
+        random.setstate(python)
+        torch.set_rng_state(ours)
+
+
+@contextlib.contextmanager
+def _modes_unchanged() -> Iterator[None]:
+    """Refuses a call that leaves gradients or autocast switched, and switches them back."""
+    grad_enabled, autocast, depth = torch.is_grad_enabled(), autocast_state(), _autocast_depth()
+    try:
+        yield
+        if (torch.is_grad_enabled(), autocast_state()) != (grad_enabled, autocast):
+            raise NativeError("it leaves gradients or autocast switched on or off")
+    finally:
+        torch._C._set_grad_enabled(grad_enabled)
+        while _autocast_depth() > depth:
+            torch.autocast_decrement_nesting()
+        for device, enabled, dtype in autocast:
+            torch.set_autocast_enabled(device, enabled)
+            torch.set_autocast_dtype(device, dtype)
+
+
+def _autocast_depth() -> int:
+    depth: int = torch.autocast_increment_nesting()
+    torch.autocast_decrement_nesting()
+    return depth
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """An export that fails is nothing to be told of: the stage says why it runs as a module."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
