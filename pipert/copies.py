@@ -87,7 +87,9 @@ class LocalCopies:
                     second._parameters[name] = None
                     continue
                 there.add(id(parameter))
-                second._parameters[name] = self._twin(parameter, device)
+                twin = self._twin(parameter, device)
+                if second._parameters.get(name) is not twin:
+                    setattr(second, name, twin)  # some modules keep more of it (nn.LSTM)
             for name, buffer in first._buffers.items():
                 self._copy_buffer(second, name, buffer, device)
         self._twins = {key: twins for key, twins in self._twins.items() if key in there}

@@ -145,6 +145,34 @@ def test_weights_that_stages_share_are_shared_in_each_copy():
             torch.testing.assert_close(p.grad, q.grad)
 
 
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(8, 8)
+
+    def forward(self, x):
+        return self.lstm(x)[0]
+
+
+def test_a_module_that_keeps_lists_of_its_weights_follows_new_ones():
+    layers = [Recurrent(), nn.Linear(8, 8)]
+    reference = copy.deepcopy(layers)
+    x, y = batch(8)
+    with make_pipe(layers) as pipe:
+        pipe.step(x, target=y)
+        for lstm in (layers[0].lstm, reference[0].lstm):
+            torch.manual_seed(7)
+            lstm.weight_ih_l0 = nn.Parameter(torch.randn(32, 8))
+        pipe.step(x, target=y)
+        for p in pipe.parameters():
+            p.grad = None
+        result = pipe.step(x, target=y)
+        whole = nn.Sequential(*reference)
+        assert same_bits(result.losses, scheduled_loop(whole, reference, pipe.schedule, x, y))
+        for p, q in zip(pipe.parameters(), whole.parameters(), strict=True):
+            assert same_bits(p.grad, q.grad)
+
+
 def test_batch_norms_statistics_are_those_of_the_first_copys_microbatches():
     def build():
         torch.manual_seed(3)

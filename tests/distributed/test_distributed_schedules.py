@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
 
 import pytest
@@ -94,6 +95,25 @@ def test_three_processes_equal_a_loop_in_the_schedules_order(schedule: str) -> N
 @pytest.mark.parametrize("schedule", SPLIT + COPIES)
 def test_four_processes_equal_a_loop_in_the_schedules_order(schedule: str) -> None:
     _check(schedule, 8)
+
+
+def backward_first(forward: pipert.OverlapHalf, backward: pipert.OverlapHalf) -> None:
+    backward()
+    forward()
+
+
+@pytest.mark.processes(4)
+def test_overlapped_pairs_in_processes_have_the_same_bits() -> None:
+    for schedule in ("dualpipe", "dualpipe_v"):
+        model, (x, y) = layers(8), data(19)
+        reference = copy.deepcopy(model)
+        with _make(model, schedule, 8, overlap_fn=backward_first) as pipe:
+            stages = pipert.split(reference, pipe.schedule.placement.stages_per_copy)
+            pipe.step(x, target=y)
+            scheduled_loop(reference, stages, pipe.schedule, x, y)
+            expected = dict(reference.named_parameters())
+            for name, parameter in pipe.named_parameters():
+                same(parameter.grad, expected[name].grad, name)
 
 
 # --- two copies of the model --------------------------------------------------------------------
@@ -271,7 +291,7 @@ def test_a_failure_reaches_everybody_and_leaves_gradients_as_they_were() -> None
 
 @pytest.mark.processes(2)
 def test_a_rank_that_never_comes_to_the_exchange_is_a_timeout() -> None:
-    """Its last backward takes longer than the limit; the other one waits for its gradients."""
+    """Rank 1's last backward takes longer than the limit; rank 0 waits for its gradients."""
 
     class Slow(torch.autograd.Function):
         @staticmethod
@@ -280,8 +300,6 @@ def test_a_rank_that_never_comes_to_the_exchange_is_a_timeout() -> None:
 
         @staticmethod
         def backward(ctx, gradient):
-            import time
-
             if slow["now"] and pipert.init().rank() == 1:
                 time.sleep(1.5)
             return gradient
@@ -292,7 +310,7 @@ def test_a_rank_that_never_comes_to_the_exchange_is_a_timeout() -> None:
         def forward(self, x):
             return Slow.apply(super().forward(x))
 
-    model = nn.Sequential(Layer(8, 8), Layer(8, 8))
+    model = nn.Sequential(Layer(8, 8), nn.Linear(8, 8))  # rank 1 ends with the first one's backward
     pipe = pipert.Pipeline(
         pipert.split(model, 2),
         schedule="chimera",
@@ -304,6 +322,10 @@ def test_a_rank_that_never_comes_to_the_exchange_is_a_timeout() -> None:
     x, y = data(4)
     pipe.step(x, target=y)
     slow["now"] = True
-    with within(15), pytest.raises(pipert.PipelineError):
+    with within(15), pytest.raises(pipert.PipelineError) as caught:
         pipe.step(x, target=y)
+    assert "rank 0 is done and waits for rank 1, which has the other copy of stage" in str(
+        caught.value
+    )
+    assert caught.value.kind == ("timeout" if pipert.init().rank() == 0 else "remote")
     pipe.close()
