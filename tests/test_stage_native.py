@@ -597,6 +597,32 @@ def test_what_a_graph_would_lose_runs_as_a_module_and_says_why(stage, reason):
     assert reason in kinds[1]
 
 
+def test_nothing_is_exported_while_another_pipeline_runs(exports):
+    entered, leave = threading.Event(), threading.Event()
+
+    def waits(x):
+        entered.set()
+        assert leave.wait(60)
+        return x
+
+    x, _ = batch(6)
+    with pipeline([waits], None, "module") as busy, pipeline([lambda h: h * 2], None) as pipe:
+        other = threading.Thread(target=busy, args=(x,))
+        other.start()
+        try:
+            assert entered.wait(60)
+            for _ in range(3):
+                assert same_bits(pipe(x), x * 2)
+            assert pipe.stage_kinds == {0: UNSEEN}
+            assert exports == []
+        finally:
+            leave.set()
+            other.join()
+        for _ in range(2):
+            assert same_bits(pipe(x), x * 2)
+        assert pipe.stage_kinds == {0: "native"}
+
+
 def test_the_first_pass_of_an_input_runs_the_module():
     x, y = batch(6)
     with pipeline([nn.Linear(8, 8)]) as pipe:
@@ -683,6 +709,24 @@ def test_an_operator_of_the_users_own_runs_through_the_dispatcher():
     triple.register_fake(torch.empty_like)
     triple.register_autograd(lambda ctx, gradient: gradient * 3)
     assert_native_equals_module([nn.Linear(8, 8), lambda x: triple(x), nn.Linear(8, 8)])
+
+
+def test_an_operator_written_in_python_may_fail():
+    @torch.library.custom_op("pipert_test::fails", mutates_args=())
+    def fails(x: torch.Tensor) -> torch.Tensor:
+        if x.sum() < 0:
+            raise KeyError("negative")
+        return x.clone()
+
+    fails.register_fake(torch.empty_like)
+    with pipeline([lambda x: fails(x)], None, num_microbatches=1) as pipe:
+        for _ in range(2):
+            pipe(torch.ones(2))
+        assert pipe.stage_kinds == {0: "native"}
+        with pytest.raises(pipert.PipelineError) as caught:
+            pipe(-torch.ones(2))
+        assert isinstance(caught.value.__cause__, KeyError)
+        assert pipe(torch.ones(2)).tolist() == [1, 1]
 
 
 # --- no GIL -------------------------------------------------------------------------------------
