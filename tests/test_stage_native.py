@@ -551,6 +551,13 @@ def hooks_a_tensor(x):
 outside = torch.ones(8, requires_grad=True)
 
 
+def leaves_gradients_off(x):
+    torch.set_grad_enabled(True)
+    result = x * 2
+    torch.set_grad_enabled(False)
+    return result
+
+
 def seeds(x):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
@@ -575,6 +582,7 @@ def switches_both(x):
         (hooks_a_tensor, "registers a hook on a tensor"),
         (lambda x: x * outside, "a tensor that is neither its input nor its module's"),
         (switches_both, "switches both autocast and gradients"),
+        (leaves_gradients_off, "leaves gradients or autocast switched"),
         (seeds, "seeds torch's generator"),
         (lambda x: x * random.random(), "Python's random numbers"),
         (lambda x: torch.from_numpy(x.detach().numpy()) * x, "torch.export failed"),
