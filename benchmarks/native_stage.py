@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import dataclasses
 import gc
+import itertools
 import pathlib
 import statistics
 import time
@@ -117,13 +118,13 @@ def pipeline(stages: list[nn.Module], kind: str, model: Model, num_ranks: int) -
     )
 
 
-def means(pipe: pipert.Pipeline) -> dict[str, float]:
-    """Mean seconds of each action of the last step: {"F0": ..., "B1": ...}."""
+def times(pipe: pipert.Pipeline) -> dict[str, float]:
+    """Median seconds of each kind of action of the last step: {"F0": ..., "B1": ...}."""
     spans = defaultdict(list)
     for event in pipe.trace().events:
         if event.action is not None:
             spans[f"{event.action.kind}{event.action.stage}"].append(event.end - event.ready)
-    return {name: statistics.mean(values) for name, values in spans.items()}
+    return {name: statistics.median(values) for name, values in spans.items()}
 
 
 def step(pipe: pipert.Pipeline, batch: Tensor) -> float:
@@ -175,10 +176,13 @@ def measure_call(model: Model, rounds: int) -> dict[str, Any]:
 
     def timed(kind: str) -> Callable[[], None]:
         def run() -> None:
-            start = time.perf_counter()
+            clock = [time.perf_counter()]
             for _ in range(100):
                 calls[kind]()
-            samples[kind].append((time.perf_counter() - start) / 100)
+                clock.append(time.perf_counter())
+            samples[kind].append(
+                statistics.median(end - start for start, end in itertools.pairwise(clock))
+            )
 
         return run
 
@@ -205,7 +209,7 @@ def measure_stage(model: Model, rounds: int) -> dict[str, Any]:
         def timed(kind: str) -> Callable[[], None]:
             def run() -> None:
                 step(pipes[kind], batch)
-                samples[kind].append(means(pipes[kind])["F0"])
+                samples[kind].append(times(pipes[kind])["F0"])
 
             return run
 
@@ -244,8 +248,8 @@ def measure_step(model: Model, rounds: int) -> dict[str, Any]:
 
             def run_alone(pipe: pipert.Pipeline = alone, kind: str = kind) -> None:
                 step(pipe, batch)
-                times = means(pipe)
-                own[kind].append(max(times[f"F{s}"] + times[f"B{s}"] for s in range(2)))
+                took = times(pipe)
+                own[kind].append(max(took[f"F{s}"] + took[f"B{s}"] for s in range(2)))
 
             def run_both(pipe: pipert.Pipeline = both, kind: str = kind) -> None:
                 steps[kind].append(step(pipe, batch))

@@ -551,6 +551,13 @@ def hooks_a_tensor(x):
 outside = torch.ones(8, requires_grad=True)
 
 
+def leaves_gradients_off(x):
+    torch.set_grad_enabled(True)
+    result = x * 2
+    torch.set_grad_enabled(False)
+    return result
+
+
 def seeds(x):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
@@ -575,6 +582,7 @@ def switches_both(x):
         (hooks_a_tensor, "registers a hook on a tensor"),
         (lambda x: x * outside, "a tensor that is neither its input nor its module's"),
         (switches_both, "switches both autocast and gradients"),
+        (leaves_gradients_off, "leaves gradients or autocast switched"),
         (seeds, "seeds torch's generator"),
         (lambda x: x * random.random(), "Python's random numbers"),
         (lambda x: torch.from_numpy(x.detach().numpy()) * x, "torch.export failed"),
@@ -595,6 +603,32 @@ def test_what_a_graph_would_lose_runs_as_a_module_and_says_why(stage, reason):
     assert kinds[0] == kinds[2] == loss_kind == "native"
     assert kinds[1].startswith("module: ")
     assert reason in kinds[1]
+
+
+def test_nothing_is_exported_while_another_pipeline_runs(exports):
+    entered, leave = threading.Event(), threading.Event()
+
+    def waits(x):
+        entered.set()
+        assert leave.wait(60)
+        return x
+
+    x, _ = batch(6)
+    with pipeline([waits], None, "module") as busy, pipeline([lambda h: h * 2], None) as pipe:
+        other = threading.Thread(target=busy, args=(x,))
+        other.start()
+        try:
+            assert entered.wait(60)
+            for _ in range(3):
+                assert same_bits(pipe(x), x * 2)
+            assert pipe.stage_kinds == {0: UNSEEN}
+            assert exports == []
+        finally:
+            leave.set()
+            other.join()
+        for _ in range(2):
+            assert same_bits(pipe(x), x * 2)
+        assert pipe.stage_kinds == {0: "native"}
 
 
 def test_the_first_pass_of_an_input_runs_the_module():
@@ -685,6 +719,24 @@ def test_an_operator_of_the_users_own_runs_through_the_dispatcher():
     assert_native_equals_module([nn.Linear(8, 8), lambda x: triple(x), nn.Linear(8, 8)])
 
 
+def test_an_operator_written_in_python_may_fail():
+    @torch.library.custom_op("pipert_test::fails", mutates_args=())
+    def fails(x: torch.Tensor) -> torch.Tensor:
+        if x.sum() < 0:
+            raise KeyError("negative")
+        return x.clone()
+
+    fails.register_fake(torch.empty_like)
+    with pipeline([lambda x: fails(x)], None, num_microbatches=1) as pipe:
+        for _ in range(2):
+            pipe(torch.ones(2))
+        assert pipe.stage_kinds == {0: "native"}
+        with pytest.raises(pipert.PipelineError) as caught:
+            pipe(-torch.ones(2))
+        assert isinstance(caught.value.__cause__, KeyError)
+        assert pipe(torch.ones(2)).tolist() == [1, 1]
+
+
 # --- no GIL -------------------------------------------------------------------------------------
 
 
@@ -695,12 +747,12 @@ def hold_the_gil(seconds):
 
 def test_a_whole_step_runs_while_another_thread_holds_the_gil():
     torch.manual_seed(0)
-    width = 192
+    width = 384  # actions of some milliseconds: a busy machine takes as long to wake a rank
     stages = [
         nn.Sequential(*[nn.Sequential(nn.Linear(width, width), nn.ReLU()) for _ in range(4)])
         for _ in range(2)
     ]
-    x, y = torch.randn(512, width), torch.randn(512, width)
+    x, y = torch.randn(1024, width), torch.randn(1024, width)
     with pipeline(stages, num_microbatches=8, intra_op_threads=1) as pipe:
         optimizer = torch.optim.AdamW(pipe.parameters())
         for _ in range(3):

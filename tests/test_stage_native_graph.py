@@ -175,6 +175,7 @@ def test_a_function_of_no_tensors_is_exported():
 
 def test_an_export_leaves_the_thread_as_it_was():
     state = random.getstate(), torch.get_rng_state()
+    seeds = torch.manual_seed, torch.random.manual_seed
 
     def broken(x):
         torch.set_grad_enabled(False)
@@ -190,4 +191,4 @@ def test_an_export_leaves_the_thread_as_it_was():
     assert random.getstate() == state[0]
     assert torch.equal(torch.get_rng_state(), state[1])
     assert not torch.compiler.is_exporting()
-    assert torch.manual_seed is torch.random.manual_seed
+    assert (torch.manual_seed, torch.random.manual_seed) == seeds

@@ -44,8 +44,8 @@ class BatchBody : public StageBody {
   // Whether it wants its pieces flat.
   virtual bool wants_flat() const { return false; }
   // Before a pass, after set_batch, on the caller's thread with the GIL: the time to look at the
-  // module.
-  virtual void prepare() {}
+  // module. `may_export`: whether no pass of any pipeline runs in this process.
+  virtual void prepare(bool /*may_export*/) {}
   // How the stage, and its loss function, ran in the last pass: see Pipeline.stage_kinds.
   virtual std::string kind() const { return "module"; }
   virtual std::string loss_kind() const { return "module"; }

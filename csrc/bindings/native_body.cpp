@@ -48,10 +48,10 @@ NativeBody::NativeBody(StagePosition position, py::object callable, bool spread,
         std::make_unique<NativeFunction>(NativeFunction::Role::kLoss, std::move(loss_fn), false);
 }
 
-void NativeBody::prepare() {
+void NativeBody::prepare(bool may_export) {
   trains_ = python_.trains();
-  stage_.prepare();
-  if (loss_ != nullptr) loss_->prepare();
+  stage_.prepare(may_export);
+  if (loss_ != nullptr) loss_->prepare(may_export);
 }
 
 std::string NativeBody::loss_kind() const { return loss_ == nullptr ? "module" : loss_->kind(); }

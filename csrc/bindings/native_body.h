@@ -26,7 +26,7 @@ class NativeBody final : public BatchBody {
   void set_batch(BodyBatch batch) override { python_.set_batch(std::move(batch)); }
   std::vector<pybind11::object> take_outputs() override;
   bool wants_flat() const override { return true; }
-  void prepare() override;
+  void prepare(bool may_export) override;
   std::string kind() const override { return stage_.kind(); }
   std::string loss_kind() const override;
 

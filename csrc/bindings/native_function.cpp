@@ -75,12 +75,13 @@ NativeFunction::~NativeFunction() {
   calls_.clear();
 }
 
-void NativeFunction::prepare() {
+void NativeFunction::prepare(bool may_export) {
   reason_.clear();
   was_used_ = false;
   look_at_state();
   if (state_ < 0) return;
   for (ExportedCall& call : calls_) refresh(call);
+  if (!may_export) return;
   for (Noted& noted : noted_) {
     if (noted.state == state_ && noted.failure.empty()) export_noted(noted);
   }

@@ -40,9 +40,9 @@ class NativeFunction {
   NativeFunction(const NativeFunction&) = delete;
   NativeFunction& operator=(const NativeFunction&) = delete;
 
-  // On the caller's thread, before a pass. Exports what was noted in earlier ones. REQUIRES the
-  // GIL.
-  void prepare();
+  // On the caller's thread, before a pass. Exports what was noted in earlier ones, if it may.
+  // REQUIRES the GIL.
+  void prepare(bool may_export);
 
   // On the rank's thread: the graph for this input; null where Python must run. Needs no GIL.
   ExportedCall* find(const NativeInput& input);

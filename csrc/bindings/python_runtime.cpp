@@ -7,6 +7,8 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
+#include <mutex>
+#include <shared_mutex>
 #include <utility>
 
 #include "base/error.h"
@@ -32,6 +34,12 @@ std::unique_ptr<BatchBody> make_body(StagePosition position, const PythonStage& 
   if (stage.is_native)
     return std::make_unique<NativeBody>(position, stage.callable, stage.spread, std::move(loss_fn));
   return std::make_unique<PythonBody>(position, stage.callable, stage.spread, std::move(loss_fn));
+}
+
+// Held shared by each pass of any pipeline, exclusively by exports.
+std::shared_mutex& passes() {
+  static std::shared_mutex mutex;
+  return mutex;
 }
 
 // Says that a pass is running while it lives. Guarded by the GIL.
@@ -142,7 +150,10 @@ void PythonRuntime::set_batches(const StepArguments& arguments) {
                              shares.rows());
     if (flat) held_ = arguments;
   }
-  for (auto& [stage, body] : bodies_) body->prepare();
+  // An export changes what all of torch does in this process: it waits for another time if a pass
+  // of another pipeline runs.
+  const std::unique_lock exporting(passes(), std::try_to_lock);
+  for (auto& [stage, body] : bodies_) body->prepare(exporting.owns_lock());
 }
 
 bool PythonRuntime::has_first() const {
@@ -204,8 +215,10 @@ void PythonRuntime::share_weights(std::vector<SharedStage> shared) {
 
 void PythonRuntime::run(const std::function<void()>& start) {
   const Running running(running_);
+  std::shared_lock not_exporting(passes(), std::defer_lock);
   {
     const py::gil_scoped_release no_gil;  // the first thing that a worker wants is the GIL
+    not_exporting.lock();
     start();
   }
   std::optional<py::error_already_set> signal;

@@ -1,5 +1,7 @@
 """What an export takes for granted of a callable and of the calling thread."""
 
+import contextlib
+import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -12,12 +14,6 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from pipert.signatures import parameter_names
 
-_HOOKS = (
-    "_forward_pre_hooks",
-    "_forward_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
 _GLOBAL_HOOKS = (
     "_global_forward_pre_hooks",
     "_global_forward_hooks",
@@ -25,6 +21,7 @@ _GLOBAL_HOOKS = (
     "_global_backward_pre_hooks",
 )
 _CONTEXT = {"is_first_microbatch", "is_last_microbatch", "microbatch_index"}
+_known_contexts: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
 
 
@@ -40,8 +37,8 @@ def state_of(call: Callable[..., Any]) -> Hashable:
     for mode in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
         if type(mode) is not DeviceContext:
             return f"the function mode {type(mode).__name__} is active"
-    if context := _CONTEXT & set(parameter_names(call)):
-        return f"its forward takes {', '.join(sorted(context))}"
+    if names := _context_names(call):
+        return f"its forward takes {names}"
     modules = _all_modules(call)
     for module in modules:
         if reason := _reason_against(module):
@@ -55,6 +52,19 @@ def state_of(call: Callable[..., Any]) -> Hashable:
         torch.get_default_dtype(),
         torch.get_default_device(),
     )
+
+
+def _context_names(call: Any) -> str:
+    """Those parameters that differ from call to call; found once for each function."""
+    forward = call.forward if isinstance(call, nn.Module) else call
+    function = getattr(forward, "__func__", forward)
+    try:
+        return _known_contexts[function]
+    except (KeyError, TypeError):
+        names = ", ".join(sorted(_CONTEXT & set(parameter_names(call))))
+    with contextlib.suppress(TypeError):  # not everything that can be called can be a key
+        _known_contexts[function] = names
+    return names
 
 
 def _all_modules(call: Any) -> tuple[nn.Module, ...]:
@@ -73,7 +83,12 @@ def _reason_against(module: nn.Module) -> str | None:
     kind = type(module).__name__
     if kind in _WRAPPERS or module._compiled_call_impl is not None:
         return f"{kind} does more around its forward than a graph can hold"
-    if any(getattr(module, name) for name in _HOOKS):
+    if (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    ):
         return f"{kind} has hooks"
     return None
 

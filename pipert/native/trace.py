@@ -50,7 +50,10 @@ class Traced(nn.Module):
         given = iter(tensors)
         args, kwargs = replace_tensors(self._arguments, lambda _: next(given))
         with _as_if_not_exporting(), _attributes_unchanged(self._call[0]), watching() as watch:
+            modes = torch.is_grad_enabled(), autocast_state()
             output = self._call[0](*args, **kwargs)
+            if (torch.is_grad_enabled(), autocast_state()) != modes:
+                raise NativeError("it leaves gradients or autocast switched on or off")
         leaves: Leaves = []
 
         def take(tensor: Tensor) -> Tensor:
@@ -199,12 +202,10 @@ def _random_state_unchanged() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _modes_unchanged() -> Iterator[None]:
-    """Refuses a call that leaves gradients or autocast switched, and switches them back."""
+    """Switches gradients and autocast back."""
     grad_enabled, autocast, depth = torch.is_grad_enabled(), autocast_state(), _autocast_depth()
     try:
         yield
-        if (torch.is_grad_enabled(), autocast_state()) != (grad_enabled, autocast):
-            raise NativeError("it leaves gradients or autocast switched on or off")
     finally:
         torch._C._set_grad_enabled(grad_enabled)
         while _autocast_depth() > depth:
