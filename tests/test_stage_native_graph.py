@@ -2,6 +2,7 @@
 
 import operator
 import random
+import weakref
 
 import pytest
 import torch
@@ -60,6 +61,32 @@ def test_registers_hold_inputs_parameters_and_results():
         first, second, third = program.run([x])
         assert first.item() == third.item() == 22
         assert second is x
+
+
+@pytest.mark.parametrize("read_again", [False, True])
+def test_a_tensor_dies_where_it_is_read_for_the_last_time(read_again):
+    inputs = [torch.ones(3)]
+    alive = weakref.ref(inputs[0])
+    seen = []
+
+    @torch.library.custom_op(f"pipert_test::looks_{read_again}", mutates_args=())
+    def looks(x: torch.Tensor) -> torch.Tensor:
+        inputs.clear()  # now only the graph may have it
+        seen.append(alive() is not None)
+        return x.clone()
+
+    program = graph(
+        [
+            ("call", "aten::relu", "", [("register", 0)], [1], ""),
+            ("call", f"pipert_test::looks_{read_again}", "", [("register", 1)], [2], ""),
+            add(("register", 2), ("register", 0 if read_again else 2), 3),
+        ],
+        [("register", 3)],
+        num_registers=4,
+    )
+    assert program.run(inputs)[0].tolist() == [2, 2, 2]
+    assert seen == [read_again]
+    assert alive() is None
 
 
 def test_a_list_argument_mixes_registers_and_constants():

@@ -81,6 +81,8 @@ def _all_modules(call: Any) -> tuple[nn.Module, ...]:
 
 def _reason_against(module: nn.Module) -> str | None:
     kind = type(module).__name__
+    if isinstance(module, torch.jit.ScriptModule):
+        return f"{kind} is TorchScript"
     if kind in _WRAPPERS or module._compiled_call_impl is not None:
         return f"{kind} does more around its forward than a graph can hold"
     if (

@@ -1,10 +1,13 @@
 """Tracing a callable with torch.export, and the refusal of what a graph would lose silently."""
 
 import contextlib
+import io
 import logging
 import random
+import sys
+import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor, nn
@@ -227,6 +230,20 @@ def _quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        yield
+        with contextlib.redirect_stderr(_OtherThreads(sys.stderr)):
+            yield
     finally:
         logging.disable(before)
+
+
+class _OtherThreads(io.TextIOBase):
+    """A stream that this thread writes to in vain."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._thread = threading.get_ident()
+
+    def write(self, text: str) -> int:
+        if threading.get_ident() != self._thread:
+            self._stream.write(text)
+        return len(text)

@@ -97,7 +97,9 @@ def watching() -> Iterator[Watch]:
     watch = Watch()
 
     def look_at(owner: Any, name: str, note: Callable[[Any], None]) -> None:
-        original = owner.__dict__[name]
+        original = owner.__dict__.get(name)
+        if original is None:  # not in this torch
+            return
 
         def noting(*args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() == thread:
