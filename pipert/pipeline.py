@@ -19,8 +19,10 @@ from pipert.batch import Batch, BatchChecks
 from pipert.distributed import Peers, telling
 from pipert.gradients import clip_gradients, gradient_norms
 from pipert.group import as_group
+from pipert.keyed_random import check_seed
 from pipert.local_stages import LocalStages
 from pipert.ranks import Ranks
+from pipert.recompute import Recompute
 from pipert.report import Report, Trace, UnsplitNode, make_report, summarize
 from pipert.results import StepResult, result_of
 from pipert.stages import check_tied
@@ -53,11 +55,20 @@ class Pipeline:
         receive_slots: receives that are posted ahead on each edge, at least.
         intra_op_threads: of torch's operators, for each rank; by default the caller's
             `torch.get_num_threads()` shared out among the ranks of this process.
+        rng_seed: None: random layers draw as usual. A number: what each layer draws depends on this
+            seed, `step_index`, the layer and the microbatch alone, under every schedule, partition
+            and number of ranks. Layers are what `split` cuts between: the children of an
+            nn.Sequential; any other stage is one layer.
+        recompute: which forwards keep their stage's input alone, and run again before their
+            backward: "none", "all", "except_last" (each stage's last forward keeps its
+            activations), a list of stages, or a function of a stage and a microbatch.
 
     Attributes:
         schedule: the Schedule.
         program: what each rank of this process does in a step; prints as text.
         stages: {stage index: module}, this process's.
+        step_index: how many steps have been made; set it after restoring a checkpoint, on every
+            rank, to go on with the random numbers of a run with `rng_seed`.
 
     Raises:
         ValueError, TypeError: an argument is wrong; the message says what was expected.
@@ -80,6 +91,8 @@ class Pipeline:
         timeout_s: float = 300.0,
         receive_slots: int = 2,
         intra_op_threads: int | None = None,
+        rng_seed: int | None = None,
+        recompute: Recompute = "none",
     ) -> None:
         self._peers = None if group is None else Peers(as_group(group))
         self._has_loss = loss_fn is not None
@@ -88,6 +101,8 @@ class Pipeline:
             if self._peers is not None:
                 self._peers.timeout_s = timeout_s
             check_arguments(stages, loss_fn, stage_kind)
+            if rng_seed is not None:
+                check_seed(rng_seed)
             check_integers(
                 num_microbatches=num_microbatches,
                 num_ranks=num_ranks,
@@ -114,7 +129,10 @@ class Pipeline:
             if self._peers is not None:
                 ranks = [self._peers.rank]
                 self._peers.agree(
-                    self.schedule, receive_slots=receive_slots, broadcast_loss=broadcast_loss
+                    self.schedule,
+                    receive_slots=receive_slots,
+                    broadcast_loss=broadcast_loss,
+                    rng_seed=rng_seed,
                 )
                 check_tied(stages, self.schedule.placement)
             on = resolve_devices(devices, ranks, self.schedule.num_ranks)
@@ -132,7 +150,11 @@ class Pipeline:
                 timeout_s=timeout_s,
                 intra_op_threads=intra_op_threads,
                 share_losses=broadcast_loss,
+                schedule=self.schedule,
+                rng_seed=rng_seed,
+                recompute=recompute,
             )
+        self._step_index = 0
         self.program = self._ranks.programs
         self.stages = self._stages.modules
 
@@ -207,8 +229,21 @@ class Pipeline:
                     training=training,
                     compute_loss=compute_loss,
                     keep_outputs=keep_outputs,
+                    step=self._step_index,
                 )
+        self._step_index += training
         return result_of(runtime, compute_loss, keep_outputs, batch.is_cut)
+
+    @property
+    def step_index(self) -> int:
+        """How many steps have been made: the number of the next one."""
+        return self._step_index
+
+    @step_index.setter
+    def step_index(self, step: int) -> None:
+        if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < 2**63:
+            raise ValueError(f"step_index must be a number of steps, from 0, got {step!r}")
+        self._step_index = step
 
     # --- parameters --------------------------------------------------------------------------
 

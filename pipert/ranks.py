@@ -15,7 +15,11 @@ from torch import Tensor
 from pipert import _C
 from pipert.distributed import Peers, telling
 from pipert.errors import PipelineError, describe_for_peers
+from pipert.layers import LayerHooks, first_layers, next_owner
 from pipert.local_stages import LocalStages
+from pipert.recompute import recomputed
+from pipert.signatures import context_keywords
+from pipert.thread_generator import follow_thread_generator
 
 _open: "weakref.WeakSet[Ranks]" = weakref.WeakSet()
 
@@ -38,7 +42,8 @@ class Ranks:
         evaluation: likewise, for passes without backward.
         stages: of this process.
         peers: the ranks of the group; None: one process.
-        loss_fn, timeout_s, intra_op_threads, share_losses: see Pipeline.
+        schedule: the pipeline's.
+        loss_fn, timeout_s, intra_op_threads, share_losses, rng_seed, recompute: see Pipeline.
 
     Attributes:
         programs: of this process, for steps.
@@ -52,10 +57,13 @@ class Ranks:
         stages: LocalStages,
         peers: Peers | None,
         *,
+        schedule: _C.Schedule,
         loss_fn: Callable[..., Tensor] | None,
         timeout_s: float,
         intra_op_threads: int | None,
         share_losses: bool,
+        rng_seed: int | None,
+        recompute: Any,
     ) -> None:
         self.programs = Programs(training[rank] for rank in devices)
         self._peers = peers
@@ -63,9 +71,18 @@ class Ranks:
         self._last_failed = False
         self._busy = threading.Lock()  # while a pass is being prepared or runs
         self._first_device = next(iter(devices.values()))
+        self._hooks = LayerHooks()
+        owner = next_owner()
+        firsts: dict[int, int] = {}
+        if rng_seed is not None:
+            placement = schedule.placement
+            per_copy = placement.num_stages // placement.num_copies
+            firsts = first_layers(stages, per_copy, peers)
         self._make_runtime = partial(
             _C.Runtime,
-            stages=[(s.index, s.call, s.spread, s.keywords) for s in stages],
+            stages=[
+                (s.index, s.call, s.spread, s.keywords, context_keywords(s.call)) for s in stages
+            ],
             ranks=[
                 (program, evaluation[rank], str(on))
                 for program, (rank, on) in zip(self.programs, devices.items(), strict=True)
@@ -76,8 +93,17 @@ class Ranks:
             # A waiting rank may only keep a core busy if no other rank needs it.
             spin_us=200 if len(devices) <= (os.cpu_count() or 1) else 0,
             share_losses=share_losses,
+            rng_seed=rng_seed,
+            owner=owner,
+            first_layers=firsts,
+            recomputed=recomputed(recompute, schedule),
         )
         self._runtime: _C.Runtime | None = self._connect()
+        if len(devices) > 1 or rng_seed is not None or recompute != "none":
+            follow_thread_generator()
+        self._hooks.give_context(list(stages.modules.values()))
+        if rng_seed is not None:
+            self._hooks.key(owner, firsts, stages.modules)
         _open.add(self)
 
     def _connect(self) -> _C.Runtime:
@@ -165,6 +191,7 @@ class Ranks:
         if self._runtime is not None:
             self._runtime.close()
             self._runtime = None
+        self._hooks.remove()
         _open.discard(self)
 
     def close_at_exit(self) -> None:

@@ -11,26 +11,37 @@ namespace py = pybind11;
 namespace pipert {
 namespace {
 
-using StageTuple =
-    std::tuple<StageIndex, py::object, bool, std::optional<std::vector<std::string>>>;
+using StageTuple = std::tuple<StageIndex, py::object, bool, std::optional<std::vector<std::string>>,
+                              std::vector<std::string>>;
 using RankTuple = std::tuple<Program, Program, std::string>;
 
 std::unique_ptr<PythonRuntime> make_runtime(const std::vector<StageTuple>& stages,
                                             const std::vector<RankTuple>& ranks, py::object loss_fn,
                                             ExternalChannels* external, double timeout_s,
-                                            int intra_op_threads, int spin_us, bool share_losses) {
+                                            int intra_op_threads, int spin_us, bool share_losses,
+                                            std::optional<std::uint64_t> rng_seed,
+                                            std::int64_t owner,
+                                            std::map<StageIndex, std::int64_t> first_layers,
+                                            std::map<StageIndex, std::vector<bool>> recomputed) {
   std::vector<PythonStage> python_stages;
-  for (const auto& [stage, callable, spread, keywords] : stages) {
-    python_stages.push_back({stage, callable, spread, keywords});
+  for (const auto& [stage, callable, spread, keywords, context_keywords] : stages) {
+    python_stages.push_back({stage, callable, spread, keywords, context_keywords});
   }
   std::vector<PythonRank> python_ranks;
   for (const auto& [training, evaluation, device] : ranks) {
     python_ranks.push_back({training, evaluation, c10::Device(device)});
   }
+  PythonOptions options;
+  options.timeout_s = timeout_s;
+  options.intra_op_threads = intra_op_threads;
+  options.spin_us = spin_us;
+  options.share_losses = share_losses;
+  options.random = {rng_seed, owner};
+  options.first_layers = std::move(first_layers);
+  options.recomputed = std::move(recomputed);
   return std::make_unique<PythonRuntime>(
       python_stages, std::move(python_ranks), std::move(loss_fn),
-      external != nullptr ? std::move(*external) : ExternalChannels(), timeout_s, intra_op_threads,
-      spin_us, share_losses);
+      external != nullptr ? std::move(*external) : ExternalChannels(), std::move(options));
 }
 
 // What a rank did in its last pass: one tuple for each instruction that ran.
@@ -102,18 +113,19 @@ void bind_runtime(py::module_& module) {
       "The ranks of this process and their threads. What pipert.Pipeline drives; not for users.")
       .def(py::init(&make_runtime), py::kw_only(), py::arg("stages"), py::arg("ranks"),
            py::arg("loss_fn"), py::arg("external"), py::arg("timeout_s"),
-           py::arg("intra_op_threads"), py::arg("spin_us"), py::arg("share_losses"))
+           py::arg("intra_op_threads"), py::arg("spin_us"), py::arg("share_losses"),
+           py::arg("rng_seed"), py::arg("owner"), py::arg("first_layers"), py::arg("recomputed"))
       .def(
           "step",
           [](PythonRuntime& self, py::object args, py::object kwargs, py::object target,
              py::object loss_kwargs, bool is_cut, bool training, bool compute_loss,
-             bool keep_outputs) {
+             bool keep_outputs, std::int64_t step) {
             self.step({std::move(args), std::move(kwargs), std::move(target),
-                       std::move(loss_kwargs), is_cut, training, compute_loss, keep_outputs});
+                       std::move(loss_kwargs), is_cut, training, compute_loss, keep_outputs, step});
           },
           py::kw_only(), py::arg("args"), py::arg("kwargs"), py::arg("target"),
           py::arg("loss_kwargs"), py::arg("is_cut"), py::arg("training"), py::arg("compute_loss"),
-          py::arg("keep_outputs"))
+          py::arg("keep_outputs"), py::arg("step"))
       .def("losses", &PythonRuntime::losses)
       .def("loss_weights", &PythonRuntime::loss_weights)
       .def("outputs", &PythonRuntime::outputs)

@@ -4,18 +4,25 @@
 
 #include "base/error.h"
 #include "base/index.h"
+#include "bindings/python_context.h"
 #include "bindings/python_tree.h"
 #include "bindings/python_turn.h"
+#include "random/rank_generator.h"
 
 namespace py = pybind11;
 
 namespace pipert {
 namespace {
 
-// The entry of one microbatch, taken out so that it is freed as soon as it has been used.
-py::object take_entry(std::vector<py::object>& entries, Microbatch microbatch) {
-  return entries.empty() ? py::object() : std::move(entries[as_index(microbatch)]);
+// The entry of one microbatch; taken out, so that it is freed as soon as it has been used, unless
+// it is needed again.
+py::object entry_of(std::vector<py::object>& entries, Microbatch microbatch, bool is_kept) {
+  if (entries.empty()) return {};
+  py::object& entry = entries[as_index(microbatch)];
+  return is_kept ? entry : std::move(entry);
 }
+
+py::object or_none(const py::object& value) { return value ? value : py::none(); }
 
 py::object call(const py::object& callable, const py::tuple& args, const py::object& kwargs) {
   PyObject* result = PyObject_Call(callable.ptr(), args.ptr(), kwargs.ptr());
@@ -32,39 +39,110 @@ class GilHold final : public BodyHold {
 
 }  // namespace
 
-PythonBody::PythonBody(StagePosition position, py::object callable, bool spread, py::object loss_fn)
+PythonBody::PythonBody(StagePosition position, const PythonStage& stage, py::object loss_fn)
     : position_(position),
-      callable_(std::move(callable)),
-      spread_(spread),
+      callable_(stage.callable),
+      spread_(stage.spread),
       loss_fn_(std::move(loss_fn)),
-      output_name_(concat("stage ", position.stage, "'s output")) {}
+      output_name_(concat("stage ", position.stage, "'s output")),
+      context_keywords_(stage.context_keywords.begin(), stage.context_keywords.end()),
+      buffers_({callable_, loss_fn_}) {}
 
 PythonBody::~PythonBody() {
   const py::gil_scoped_acquire gil;
   callable_ = {};
   loss_fn_ = {};
+  context_keywords_.clear();
   batch_ = {};
+  buffers_ = ModuleBuffers({});
+  snapshots_.clear();
   outputs_.clear();
 }
 
+void PythonBody::set_batch(BodyBatch batch) {
+  batch_ = std::move(batch);
+  snapshots_.clear();
+  buffers_.forget_modules();
+}
+
 BodyResult PythonBody::forward(const RunContext& context, BodyInput input) {
-  BodyResult result;  // outlives all that is made below
-  result.hold = std::make_unique<GilHold>();
+  auto hold = std::make_unique<GilHold>();
   input.retired.clear();
-  const py::tuple args = arguments(context, std::move(input));
-  const py::object output = call(callable_, args, take_entry(batch_.kwargs, context.microbatch));
+  const BodyRun kind = input.run;
+  Call call = take_call(context, std::move(input));
+  BodyResult result = kind == BodyRun::kFirst   ? run_first(context, std::move(call))
+                      : kind == BodyRun::kAgain ? run_again(context, std::move(call))
+                                                : run(context, std::move(call), kind);
+  result.hold = std::move(hold);
+  return result;
+}
+
+BodyResult PythonBody::run(const RunContext& context, Call given, BodyRun kind) {
+  BodyResult result;
+  const py::object output = call(callable_, given.args, given.kwargs);
   if (!position_.is_last()) {
     FlatValue flat = flatten(output.ptr(), output_name_);
     result.tensors = std::move(flat.tensors);
     result.structure = std::move(flat.structure);
     return result;
   }
-  if (batch_.keep_outputs) {
+  if (batch_.keep_outputs && kind != BodyRun::kAgain) {
     outputs_.resize(as_index(context.num_microbatches));
     outputs_[as_index(context.microbatch)] = detach_tensors(output);
   }
-  if (batch_.compute_loss) result.loss = compute_loss(context, output);
+  if (batch_.compute_loss) result.loss = compute_loss(output, given.target);
   return result;
+}
+
+BodyResult PythonBody::run_first(const RunContext& context, Call given) {
+  ModuleBuffers::Snapshot snapshot = buffers_.save();
+  // The batch's own; what the stage before sent is watched by the ModuleStage.
+  const py::tuple own = py::make_tuple(position_.is_first() ? given.args : py::tuple(),
+                                       or_none(given.kwargs), or_none(given.target));
+  const auto lent =
+      py::reinterpret_steal<py::tuple>(copy_containers(own, changes_arguments_).release());
+  if (position_.is_first()) given.args = lent[0];
+  if (given.kwargs) given.kwargs = lent[1];
+  if (given.target) given.target = lent[2];
+  const std::uint64_t before = sum_of_versions(own);
+  BodyResult result = run(context, std::move(given), BodyRun::kFirst);
+  const bool changed = sum_of_versions(own) != before;
+  changes_arguments_ = changes_arguments_ || changed;
+  result.can_run_again = buffers_.settle(snapshot) && !changed;
+  if (result.can_run_again) snapshots_[context.microbatch] = std::move(snapshot);
+  return result;
+}
+
+BodyResult PythonBody::run_again(const RunContext& context, Call given) {
+  const auto found = snapshots_.find(context.microbatch);
+  const RewoundBuffers rewound(std::move(found->second));
+  snapshots_.erase(found);
+  return run(context, std::move(given), BodyRun::kAgain);
+}
+
+PythonBody::Call PythonBody::take_call(const RunContext& context, BodyInput input) {
+  const bool is_kept = input.run == BodyRun::kFirst;
+  Call call;
+  if (position_.is_first()) {
+    py::object args = entry_of(batch_.args, context.microbatch, is_kept);
+    if (args) call.args = py::reinterpret_steal<py::tuple>(args.release());
+  } else {
+    call.args = arguments(input);
+  }
+  call.kwargs = entry_of(batch_.kwargs, context.microbatch, is_kept);
+  if (batch_.compute_loss) call.target = entry_of(batch_.targets, context.microbatch, is_kept);
+  add_context(context, call.kwargs);
+  return call;
+}
+
+void PythonBody::add_context(const RunContext& context, py::object& kwargs) const {
+  if (context_keywords_.empty()) return;
+  const py::dict added = context_values(context);
+  py::dict all = kwargs ? py::reinterpret_steal<py::dict>(PyDict_Copy(kwargs.ptr())) : py::dict();
+  for (const py::str& keyword : context_keywords_) {
+    if (!all.contains(keyword)) all[keyword] = added[keyword];
+  }
+  kwargs = std::move(all);
 }
 
 bool PythonBody::trains() const {
@@ -81,19 +159,15 @@ void PythonBody::backward_failed() noexcept {
   PyErr_Clear();
 }
 
-py::tuple PythonBody::arguments(const RunContext& context, BodyInput input) {
-  if (position_.is_first()) {
-    py::object args = take_entry(batch_.args, context.microbatch);
-    return args ? py::reinterpret_steal<py::tuple>(args.release()) : py::tuple();
-  }
+py::tuple PythonBody::arguments(const BodyInput& input) const {
   py::object value = unflatten(input.tensors, input.structure.get());
   if (spread_ && PyTuple_CheckExact(value.ptr()))
     return py::reinterpret_steal<py::tuple>(value.release());
   return py::make_tuple(std::move(value));
 }
 
-at::Tensor PythonBody::compute_loss(const RunContext& context, const py::object& output) {
-  py::object target = take_entry(batch_.targets, context.microbatch);
+at::Tensor PythonBody::compute_loss(const py::object& output, const py::object& target) {
+  enter_loss();
   py::tuple args(target ? 2 : 1);
   args[0] = output;
   if (target) args[1] = target;

@@ -63,8 +63,7 @@ class Running {
 }  // namespace
 
 PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector<PythonRank> ranks,
-                             py::object loss_fn, ExternalChannels external, double timeout_s,
-                             int intra_op_threads, int spin_us, bool share_losses) {
+                             py::object loss_fn, ExternalChannels external, PythonOptions given) {
   process_ = getpid();
   if (ranks.empty()) throw ValueError("a pipeline needs at least one rank in this process");
   num_stages_ = ranks.front().training.num_stages;
@@ -72,19 +71,23 @@ PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector
   std::map<StageIndex, std::unique_ptr<ModuleStage>> built;
   for (const PythonStage& stage : stages) {
     const StagePosition position{stage.stage, num_stages_};
-    auto body = std::make_unique<PythonBody>(position, stage.callable, stage.spread,
+    auto body = std::make_unique<PythonBody>(position, stage,
                                              position.is_last() ? loss_fn : py::object(py::none()));
     bodies_[stage.stage] = body.get();
     keywords_[stage.stage] = stage.keywords;
     built[stage.stage] = std::make_unique<ModuleStage>(position, num_microbatches_, std::move(body),
                                                        /*shares_gil=*/ranks.size() > 1);
     stages_[stage.stage] = built[stage.stage].get();
+    if (const auto recomputed = given.recomputed.find(stage.stage);
+        recomputed != given.recomputed.end())
+      stages_[stage.stage]->set_recomputed(recomputed->second);
   }
   std::vector<RankSpec> specs(ranks.size());
   for (std::size_t i = 0; i < ranks.size(); ++i) {
     specs[i].training = std::move(ranks[i].training);
     specs[i].evaluation = std::move(ranks[i].evaluation);
     specs[i].device = ranks[i].device;
+    specs[i].resources.first_layers = given.first_layers;
     for (const Instruction& instruction : specs[i].training.instructions) {
       const auto* run = std::get_if<Run>(&instruction.op);
       if (run == nullptr || !built.contains(run->action.stage)) continue;
@@ -92,17 +95,18 @@ PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector
       built.erase(run->action.stage);
     }
   }
-  connect(specs, external, spin_us);
+  connect(specs, external, given.spin_us);
   RuntimeOptions options;
-  options.timeout = std::chrono::milliseconds(static_cast<std::int64_t>(timeout_s * 1000.0));
-  options.intra_op_threads = intra_op_threads;
+  options.timeout = std::chrono::milliseconds(static_cast<std::int64_t>(given.timeout_s * 1000.0));
+  options.intra_op_threads = given.intra_op_threads;
+  options.random = given.random;
   options.hooks = threads_.hooks();
   {
     const py::gil_scoped_release no_gil;  // where a thread can't start, those that did are joined
     runtime_ = std::make_unique<PipelineRuntime>(std::move(specs), std::move(external.agreement),
                                                  std::move(external.board), std::move(options));
   }
-  runtime_->set_share_losses(share_losses);
+  runtime_->set_share_losses(given.share_losses);
 }
 
 PythonRuntime::~PythonRuntime() { close(); }
@@ -189,7 +193,7 @@ void PythonRuntime::step(StepArguments arguments) {
   if (running_)
     throw ValueError("the pipeline is running a step: it runs one at a time, for one thread");
   set_batches(arguments);
-  const Pass pass{.epoch = epoch_++, .training = arguments.training};
+  const Pass pass{.epoch = epoch_++, .training = arguments.training, .step = arguments.step};
   arguments = {};  // the bodies hold the pieces; nobody shall hold the whole
   run(pass);
 }

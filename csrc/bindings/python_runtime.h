@@ -15,19 +15,20 @@
 
 namespace pipert {
 
-// What Python tells of one stage of this process.
-struct PythonStage {
-  StageIndex stage = 0;
-  pybind11::object callable;
-  bool spread = true;
-  // The keyword arguments that it takes; nothing: any.
-  std::optional<std::vector<std::string>> keywords;
-};
-
 struct PythonRank {
   Program training;
   Program evaluation;
   c10::Device device{c10::kCPU};
+};
+
+struct PythonOptions {
+  double timeout_s = 0.0;
+  int intra_op_threads = 1;
+  int spin_us = 0;
+  bool share_losses = false;
+  RandomOptions random;
+  std::map<StageIndex, std::int64_t> first_layers;     // see RankResources
+  std::map<StageIndex, std::vector<bool>> recomputed;  // see ModuleStage; without an entry: none
 };
 
 struct StepArguments {
@@ -39,14 +40,14 @@ struct StepArguments {
   bool training = true;
   bool compute_loss = true;
   bool keep_outputs = false;
+  std::int64_t step = 0;  // training passes before this one
 };
 
 class PythonRuntime {
  public:
   // `stages`: those of the ranks given. `loss_fn`: None where there is none.
   PythonRuntime(const std::vector<PythonStage>& stages, std::vector<PythonRank> ranks,
-                pybind11::object loss_fn, ExternalChannels external, double timeout_s,
-                int intra_op_threads, int spin_us, bool share_losses);
+                pybind11::object loss_fn, ExternalChannels external, PythonOptions options);
   ~PythonRuntime();
 
   // One pass of the batch. Raises pipert.PipelineError, ValueError, or what a signal handler

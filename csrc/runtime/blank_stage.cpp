@@ -44,6 +44,15 @@ Message BlankStage::backward(const RunContext& context, Message gradients) {
   return run_backward(pipert::backward(stage_, context.microbatch), gradients, State::kDone);
 }
 
+void BlankStage::recompute(const RunContext& context) {
+  const Action action = half(ActionKind::kRecompute, stage_, context.microbatch);
+  const State state = state_of(action);
+  if (state == State::kNew) throw ValueError(concat(to_string(action), " runs before its forward"));
+  if (state != State::kInFlight)
+    throw ValueError(concat(to_string(action), " runs after the backward that it is for"));
+  log_.push_back(action);
+}
+
 Message BlankStage::backward_input(const RunContext& context, Message gradients) {
   return run_backward(half(ActionKind::kInputGrad, stage_, context.microbatch), gradients,
                       State::kInputDone);

@@ -22,6 +22,7 @@ class BlankStage final : public Stage {
   // must come before didn't, and for an input that isn't the one that this stage needs.
   Message forward(const RunContext& context, Message input) override;
   Message backward(const RunContext& context, Message gradients) override;
+  void recompute(const RunContext& context) override;
   Message backward_input(const RunContext& context, Message gradients) override;
   void backward_weight(const RunContext& context) override;
   void reset() noexcept override;

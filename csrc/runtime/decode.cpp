@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "base/index.h"
+#include "runtime/stage_order.h"
 
 namespace pipert {
 namespace {
@@ -9,7 +10,7 @@ namespace {
 class Decoder {
  public:
   Decoder(const Program& program, const RankResources& resources, const LaneTable& lanes)
-      : program_(program), resources_(resources), lanes_(lanes) {}
+      : program_(program), resources_(resources), lanes_(lanes), orders_(stage_orders(program)) {}
 
   Op operator()(const Recv& recv, Op op) {
     op.code = OpCode::kPost;
@@ -51,6 +52,7 @@ class Decoder {
     }
     op.stage = stage_of(run.action);
     op.microbatch = run.action.microbatch;
+    op.turn = turn_of(run.action);
     if (run.reads.size() > 1 || run.writes.size() > 1) {
       throw InternalError(concat(to_string(run.action), " has more than one input or output"));
     }
@@ -95,6 +97,19 @@ class Decoder {
                             to_string(action), " to run"));
   }
 
+  StageTurn turn_of(const Action& action) const {
+    const StageOrder& order = orders_.at(action.stage);
+    const auto first_layer = resources_.first_layers.find(action.stage);
+    StageTurn turn;
+    turn.stage = action.stage;
+    turn.first_layer =
+        first_layer == resources_.first_layers.end() ? action.stage : first_layer->second;
+    turn.is_first = action.microbatch == order.first_forward;
+    turn.is_last = action.microbatch == order.last_forward;
+    turn.first_comes_first = order.first_comes_first();
+    return turn;
+  }
+
   Input input(SlotId id) const {
     if (slot(id).kind == SlotKind::kReceive) return arriving_.at(id);
     Input local;
@@ -105,6 +120,7 @@ class Decoder {
   const Program& program_;
   const RankResources& resources_;
   const LaneTable& lanes_;
+  std::map<StageIndex, StageOrder> orders_;
   std::map<SlotId, Input> arriving_;  // what the last Recv into each slot brings
 };
 

@@ -21,6 +21,8 @@ struct RankResources {
   std::map<StageIndex, std::unique_ptr<Stage>> stages;  // the rank's own
   std::map<Edge, std::unique_ptr<Sender>> senders;      // by outgoing edge
   std::map<Edge, std::unique_ptr<Receiver>> receivers;  // by incoming edge
+  // Of the stages, through the whole model; without an entry, the stage's own number.
+  std::map<StageIndex, std::int64_t> first_layers;
 };
 
 enum class OpCode : std::uint8_t {
@@ -50,6 +52,7 @@ struct Op {
   Lane* lane = nullptr;          // of the instruction
   MessageKey key;                // kSend: the message's name
   Microbatch microbatch = 0;     // likewise
+  StageTurn turn;                // likewise
   int sequence = 0;
   int slot = -1;  // transfers: the index among the edge's slots of that side
   int held = -1;  // of the stage's actions: the SlotId that takes the result, -1 for none; kSend:

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/index.h"
+#include "stage/microbatch_scope.h"
 
 namespace pipert {
 namespace {
@@ -119,7 +120,14 @@ bool Executor::run_stage(const Op& op, const Pass& pass) {
   Message input;
   if (!fetch(op.input, pass, input)) return false;
   ready_ns_ = now_ns();
-  const RunContext context{op.microbatch, decoded(pass).program.num_microbatches, pass};
+  RunContext context;
+  context.microbatch = op.microbatch;
+  context.num_microbatches = decoded(pass).program.num_microbatches;
+  context.pass = pass;
+  context.turn = op.turn;
+  context.device = device_;
+  const MicrobatchScope scope(
+      context, op.code == OpCode::kForward ? forward_stream(pass) : StreamKind::kBackward);
   Message result = run_action(op, context, std::move(input));
   if (op.held >= 0) held_[as_index(op.held)] = std::move(result);
   return true;

@@ -5,6 +5,8 @@
 
 #include "base/error.h"
 #include "base/index.h"
+#include "random/rank_generator.h"
+#include "runtime/autocast_cache.h"
 #include "runtime/intra_op.h"
 #include "runtime/thread_state.h"
 
@@ -39,6 +41,7 @@ PipelineRuntime::PipelineRuntime(std::vector<RankSpec> ranks, std::unique_ptr<Ag
         std::make_unique<Executor>(std::move(rank.resources), std::move(rank.training),
                                    std::move(rank.evaluation), rank.device, failure_));
   }
+  intercept_draws();
   WorkerHooks hooks = options_.hooks;
   hooks.on_start = [this, start = std::move(hooks.on_start)](int worker) {
     set_thread_intra_op_threads(options_.intra_op_threads);
@@ -54,8 +57,14 @@ void PipelineRuntime::start(const Pass& pass) {
   agreed_.clear();
   last_poll_ns_ = now_ns();
   auto state = std::make_shared<const ThreadState>(executors_.front()->device());
-  workers_->start([this, pass, state = std::move(state)](int worker) {
+  auto seed = std::make_shared<PassSeed>(options_.random.seed);
+  AutocastCache::clear();
+  workers_->start([this, pass, state = std::move(state), seed = std::move(seed)](int worker) {
     const ThreadStateGuard guard(*state);
+    const AutocastCache cache;
+    std::optional<RankGenerator> generator;
+    if (has_rank_generators())
+      generator.emplace(seed, executors_[as_index(worker)]->device(), options_.random.owner);
     run_rank(worker, pass);
   });
 }
@@ -193,6 +202,7 @@ std::optional<std::string> PipelineRuntime::wait_for_reason() {
 }
 
 std::optional<Failure> PipelineRuntime::finish() {
+  AutocastCache::clear();
   std::optional<Failure> failure = failure_.take();
   if (!failure.has_value()) {
     for (auto& executor : executors_) executor->join();

@@ -17,10 +17,16 @@
 
 namespace pipert {
 
+struct RandomOptions {
+  std::optional<std::uint64_t> seed;  // of all streams; nothing: each pass draws one
+  std::int64_t owner = 0;             // whose layers the ranks listen to (see LayerPlaces)
+};
+
 struct RuntimeOptions {
   std::chrono::milliseconds timeout{300'000};  // for every wait of one rank for another
   int intra_op_threads = 1;                    // of each rank
   WorkerHooks hooks;
+  RandomOptions random;
 };
 
 class PipelineRuntime {
@@ -63,6 +69,10 @@ class PipelineRuntime {
 
  private:
   void run_rank(int worker, const Pass& pass);
+  // Whether ranks draw from generators of their own: one rank alone shares the process's.
+  bool has_rank_generators() const {
+    return options_.random.seed.has_value() || executors_.size() > 1;
+  }
   void abort_all() noexcept;
   void check_time_limit();
   void check_other_processes();

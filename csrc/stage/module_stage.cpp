@@ -9,7 +9,7 @@
 
 #include "autograd/backward.h"
 #include "autograd/graph.h"
-#include "base/index.h"
+#include "stage/microbatch_scope.h"
 
 namespace pipert {
 namespace {
@@ -26,6 +26,22 @@ std::size_t num_bytes(const std::vector<at::Tensor>& tensors) {
              : tensor.layout() == at::kStrided ? tensor.nbytes()
                                                : kSmallBytes + 1;
   return bytes;
+}
+
+std::vector<std::int64_t> versions_of(const std::vector<at::Tensor>& tensors) {
+  std::vector<std::int64_t> versions;
+  for (const at::Tensor& tensor : tensors) versions.push_back(tensor._version());
+  return versions;
+}
+
+// The same for somebody who may make them part of a graph and, with `copies`, write to them.
+Message lend(const Message& input, bool copies) {
+  Message lent;
+  lent.structure = input.structure;
+  lent.requires_grad = input.requires_grad;
+  for (const at::Tensor& tensor : input.tensors)
+    lent.tensors.push_back(copies ? tensor.clone() : tensor.detach());
+  return lent;
 }
 
 }  // namespace
@@ -47,44 +63,41 @@ void ModuleStage::begin(std::vector<double> weights, std::int64_t batch_size) {
 Message ModuleStage::forward(const RunContext& context, Message input) {
   InFlight& state = entry(context, Phase::kIdle);
   const double weight = weight_of(context, input);
+  const std::int64_t batch_size = position_.is_first() ? batch_size_ : input.batch_size;
   if (context.pass.training) {
     state.phase = Phase::kForwardDone;
     ++num_in_flight_;
-    state.sink = attach_sink(input.tensors, input.requires_grad);
-    state.needs_gradient = std::move(input.requires_grad);
+    state.needs_gradient = input.requires_grad;
+    state.weight = weight;
     state.num_bytes = num_bytes(input.tensors);
   }
-  BodyResult result = body_->forward(
-      context, {std::move(input.tensors), std::move(input.structure), std::exchange(retired_, {})});
+  BodyResult result = is_recomputed(context)
+                          ? run_first(context, std::move(input), state)
+                          : run_body(context, std::move(input), BodyRun::kOnly, state);
   Message output;
   output.weight = weight;
-  output.batch_size = position_.is_first() ? batch_size_ : input.batch_size;
+  output.batch_size = batch_size;
   if (position_.is_last()) {
-    if (result.loss.defined() || context.pass.training)
-      finish_loss(context, weight, result.loss, state);
-    return output;
-  }
-  if (context.pass.training) check_gradient_flows(state, result);
-  output.structure = std::move(result.structure);
-  if (context.pass.training) state.num_bytes += num_bytes(result.tensors);
-  output.requires_grad.reserve(result.tensors.size());
-  output.tensors.reserve(result.tensors.size());
-  for (const at::Tensor& tensor : result.tensors) {
-    const bool needs_gradient = context.pass.training && tensor.requires_grad();
-    output.requires_grad.push_back(needs_gradient);
-    output.tensors.push_back(tensor.requires_grad() ? tensor.detach() : tensor);
-    if (context.pass.training) {
-      state.roots.push_back(needs_gradient ? torch::autograd::impl::gradient_edge(tensor)
-                                           : torch::autograd::Edge());
+    if (result.loss.defined() || context.pass.training) keep_loss(context, weight, result.loss);
+  } else {
+    if (context.pass.training) check_gradient_flows(state, result);
+    if (context.pass.training) state.num_bytes += num_bytes(result.tensors);
+    output.structure = std::move(result.structure);
+    output.requires_grad.reserve(result.tensors.size());
+    output.tensors.reserve(result.tensors.size());
+    for (const at::Tensor& tensor : result.tensors) {
+      output.requires_grad.push_back(context.pass.training && tensor.requires_grad());
+      output.tensors.push_back(tensor.requires_grad() ? tensor.detach() : tensor);
     }
   }
+  if (context.pass.training && !state.lacks_graph) keep_roots(result, state);
   return output;
 }
 
 void ModuleStage::check_gradient_flows(const InFlight& state, const BodyResult& result) const {
   const auto needs = [](const at::Tensor& tensor) { return tensor.requires_grad(); };
   if (std::any_of(result.tensors.begin(), result.tensors.end(), needs)) return;
-  TORCH_CHECK_VALUE(state.sink.node == nullptr,
+  TORCH_CHECK_VALUE(!state.wants_gradient(),
                     "the stage returned no tensor that requires a gradient, but its input requires "
                     "one: the stages before it would not train (was the output detached, or "
                     "computed under no_grad?)");
@@ -92,6 +105,60 @@ void ModuleStage::check_gradient_flows(const InFlight& state, const BodyResult& 
                     "the stage returned no tensor that requires a gradient, but has parameters "
                     "that do: they would not train (was the output detached, or computed under "
                     "no_grad?)");
+}
+
+BodyResult ModuleStage::run_body(const RunContext& context, Message input, BodyRun run,
+                                 InFlight& state) {
+  if (context.pass.training) state.sink = attach_sink(input.tensors, input.requires_grad);
+  return body_->forward(context, {std::move(input.tensors), std::move(input.structure),
+                                  std::exchange(retired_, {}), run});
+}
+
+BodyResult ModuleStage::run_first(const RunContext& context, Message input, InFlight& state) {
+  state.random = save_random_state(context.device);
+  state.input = std::move(input);
+  const auto versions = versions_of(state.input.tensors);
+  BodyResult result =
+      run_body(context, lend(state.input, /*copies=*/changes_input_), BodyRun::kFirst, state);
+  const bool changed = versions != versions_of(state.input.tensors);
+  changes_input_ = changes_input_ || changed;
+  state.num_outputs = result.tensors.size();
+  state.lacks_graph = result.can_run_again && !changed;
+  if (state.lacks_graph) {
+    state.sink = {};
+  } else {
+    state.input = {};
+    state.random = {};
+  }
+  return result;
+}
+
+void ModuleStage::recompute(const RunContext& context) {
+  InFlight& state = entry(context, Phase::kForwardDone);
+  if (!state.lacks_graph) return;
+  RunContext again = context;
+  again.is_recomputing = true;
+  const MicrobatchScope scope(again, forward_stream(context.pass));
+  const RandomReplay replay(std::exchange(state.random, {}), context.device);
+  const BodyResult result = run_body(again, std::exchange(state.input, {}), BodyRun::kAgain, state);
+  TORCH_CHECK_VALUE(result.tensors.size() == state.num_outputs,
+                    "a stage that is recomputed must do the same both times: stage ",
+                    position_.stage, " returned ", state.num_outputs, " tensors for microbatch ",
+                    context.microbatch, ", and ", result.tensors.size(), " when it ran again");
+  keep_roots(result, state);
+  state.lacks_graph = false;
+}
+
+void ModuleStage::keep_roots(const BodyResult& result, InFlight& state) const {
+  using torch::autograd::impl::gradient_edge;
+  if (position_.is_last()) {
+    state.roots = {gradient_edge(result.loss)};
+    state.seeds = {at::full_like(result.loss.detach(), state.weight)};
+    return;
+  }
+  for (const at::Tensor& tensor : result.tensors) {
+    state.roots.push_back(tensor.requires_grad() ? gradient_edge(tensor) : torch::autograd::Edge());
+  }
 }
 
 double ModuleStage::weight_of(const RunContext& context, const Message& input) const {
@@ -113,8 +180,7 @@ void ModuleStage::check_batches(const RunContext& context, const Message& input)
                     " of the target on the last stage's rank");
 }
 
-void ModuleStage::finish_loss(const RunContext& context, double weight, const at::Tensor& loss,
-                              InFlight& state) {
+void ModuleStage::keep_loss(const RunContext& context, double weight, const at::Tensor& loss) {
   TORCH_CHECK_VALUE(loss.defined(),
                     "the last stage needs a loss function to train: expected loss_fn, got None");
   TORCH_CHECK_VALUE(loss.numel() == 1, "the loss must be one number, got a tensor of shape ",
@@ -123,14 +189,13 @@ void ModuleStage::finish_loss(const RunContext& context, double weight, const at
   loss_weights_.resize(as_index(context.num_microbatches));
   losses_[as_index(context.microbatch)] = loss.detach();
   loss_weights_[as_index(context.microbatch)] = weight;
-  if (!context.pass.training) return;
-  TORCH_CHECK_VALUE(loss.requires_grad(), "the loss of microbatch ", context.microbatch,
+  TORCH_CHECK_VALUE(!context.pass.training || loss.requires_grad(), "the loss of microbatch ",
+                    context.microbatch,
                     " does not require a gradient: no parameter of the model leads to it");
-  state.roots = {torch::autograd::impl::gradient_edge(loss)};
-  state.seeds = {at::full_like(losses_[as_index(context.microbatch)], weight)};
 }
 
 Message ModuleStage::backward(const RunContext& context, Message gradients) {
+  recompute(context);
   InFlight state = std::exchange(entry(context, Phase::kForwardDone), {});
   --num_in_flight_;
   Seeds seeds = take_seeds(state, std::move(gradients));
@@ -143,6 +208,7 @@ Message ModuleStage::backward(const RunContext& context, Message gradients) {
 }
 
 Message ModuleStage::backward_input(const RunContext& context, Message gradients) {
+  recompute(context);
   InFlight& state = entry(context, Phase::kForwardDone);
   Seeds seeds = take_seeds(state, std::move(gradients));
   state.keep_graph = keeps_graph(state, seeds.roots);
