@@ -33,6 +33,7 @@ from pipert._C import (  # noqa: E402
 from pipert.errors import PipelineError, RemoteTraceback  # noqa: E402
 from pipert.group import init  # noqa: E402
 from pipert.keyed_random import KeyedRandom  # noqa: E402
+from pipert.memory import RankMemory  # noqa: E402
 from pipert.periodic import periodic_schedule  # noqa: E402
 from pipert.pipeline import Pipeline  # noqa: E402
 from pipert.report import RankReport, Report, Trace, TraceEvent  # noqa: E402
@@ -56,6 +57,7 @@ __all__ = [
     "PipelineError",
     "Placement",
     "Program",
+    "RankMemory",
     "RankReport",
     "RemoteTraceback",
     "Report",

@@ -6,7 +6,6 @@ import traceback
 from pipert._C import Action
 from pipert.diagnosis import diagnose
 
-
 _VERBS = {
     "F": "forward",
     "B": "backward",

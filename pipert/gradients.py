@@ -1,6 +1,6 @@
 """Gradient clipping over a model whose stages live in several processes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,26 +8,38 @@ from torch import Tensor, nn
 from pipert.distributed import Peers
 from pipert.local_stages import LocalStages
 
+GradientOf = Callable[[nn.Parameter], Tensor | None]
 
-def gradient_norms(stages: LocalStages, peers: Peers | None) -> list[float]:
+
+def own_gradient(parameter: nn.Parameter) -> Tensor | None:
+    """Where torch puts it."""
+    return parameter.grad
+
+
+def gradient_norms(
+    stages: LocalStages, peers: Peers | None, gradient_of: GradientOf
+) -> list[float]:
     """The 2-norm of each gradient of the whole model, in order. A collective call in a group.
 
     Parameters without a gradient are left out.
     """
-    norms = {index: _norms(p for _, p in named) for index, named in stages.named_parameters()}
+    norms = {
+        index: _norms(gradient_of(p) for _, p in named)
+        for index, named in stages.named_parameters()
+    }
     if peers is not None:
         told = peers.exchange("clip gradients", list(norms.items()))
         norms = {index: own for part in told for index, own in part}
     return [norm for index in sorted(norms) for norm in norms[index]]
 
 
-def _norms(parameters: Iterable[nn.Parameter]) -> list[float]:
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    return [float(norm) for norm in torch._foreach_norm(gradients)] if gradients else []
+def _norms(gradients: Iterable[Tensor | None]) -> list[float]:
+    found = [gradient for gradient in gradients if gradient is not None]
+    return [float(norm) for norm in torch._foreach_norm(found)] if found else []
 
 
 def clip_gradients(
-    parameters: Iterable[nn.Parameter], norms: Sequence[float], max_norm: float
+    gradients: Iterable[Tensor | None], norms: Sequence[float], max_norm: float
 ) -> Tensor:
     """Scales gradients so that the norm of all of the model's is at most `max_norm`.
 
@@ -35,7 +47,7 @@ def clip_gradients(
     on where the model is cut, nor on which process has which stage.
 
     Args:
-        parameters: of this process, each once.
+        gradients: of this process's parameters, each once.
         norms: of all gradients of the model.
         max_norm: the largest norm allowed.
 
@@ -44,7 +56,7 @@ def clip_gradients(
     """
     total: Tensor = torch.linalg.vector_norm(torch.tensor(norms))
     scale = (max_norm / (total + 1e-6)).clamp(max=1.0)
-    for parameter in parameters:
-        if parameter.grad is not None:
-            parameter.grad.mul_(scale.to(parameter.grad.device))
+    for gradient in gradients:
+        if gradient is not None:
+            gradient.mul_(scale.to(gradient.device))
     return total

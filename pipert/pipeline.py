@@ -17,10 +17,11 @@ from pipert.arguments import (
 )
 from pipert.batch import Batch, BatchChecks
 from pipert.distributed import Peers, telling
-from pipert.gradients import clip_gradients, gradient_norms
+from pipert.gradients import clip_gradients, gradient_norms, own_gradient
 from pipert.group import as_group
 from pipert.keyed_random import check_seed
 from pipert.local_stages import LocalStages
+from pipert.main_gradients import MainGradients, main_gradient
 from pipert.ranks import Ranks
 from pipert.recompute import Recompute
 from pipert.report import Report, Trace, UnsplitNode, make_report, summarize
@@ -55,6 +56,10 @@ class Pipeline:
         receive_slots: receives that are posted ahead on each edge, at least.
         intra_op_threads: of torch's operators, for each rank; by default the caller's
             `torch.get_num_threads()` shared out among the ranks of this process.
+        main_grads: whether each microbatch's gradients are added to `parameter.main_grad` (float32,
+            made here unless it is there) and dropped from `.grad`. The caller zeroes the sums
+            (`zero_main_grads`) and gives them to his optimizer.
+        measure_memory: whether `report` tells the bytes that each rank held.
         rng_seed: None: random layers draw as usual. A number: what each layer draws depends on this
             seed, `step_index`, the layer and the microbatch alone, under every schedule, partition
             and number of ranks. Layers are what `split` cuts between: the children of an
@@ -91,6 +96,8 @@ class Pipeline:
         timeout_s: float = 300.0,
         receive_slots: int = 2,
         intra_op_threads: int | None = None,
+        main_grads: bool = False,
+        measure_memory: bool = False,
         rng_seed: int | None = None,
         recompute: Recompute = "none",
     ) -> None:
@@ -132,6 +139,8 @@ class Pipeline:
                     self.schedule,
                     receive_slots=receive_slots,
                     broadcast_loss=broadcast_loss,
+                    main_grads=main_grads,
+                    measure_memory=measure_memory,
                     rng_seed=rng_seed,
                 )
                 check_tied(stages, self.schedule.placement)
@@ -139,6 +148,13 @@ class Pipeline:
             self._stages = LocalStages(stages, self.schedule, on)
             if isinstance(loss_fn, nn.Module) and self._stages.has_last:
                 loss_fn.to(on[self.schedule.placement.ranks[-1]])
+            copies = self.schedule.placement.num_copies
+            if main_grads and copies > 1:
+                raise ValueError(
+                    f"main_grads needs a schedule that runs one copy of the model, "
+                    f"{self.schedule.name} has {copies}: their gradients meet in .grad"
+                )
+            self._main_gradients = MainGradients(self._stages) if main_grads else None
             self._checks = BatchChecks(self.schedule, self._stages, loss_fn, self._peers)
             self._ranks = Ranks(
                 on,
@@ -150,6 +166,7 @@ class Pipeline:
                 timeout_s=timeout_s,
                 intra_op_threads=intra_op_threads,
                 share_losses=broadcast_loss,
+                measure_memory=measure_memory,
                 schedule=self.schedule,
                 rng_seed=rng_seed,
                 recompute=recompute,
@@ -229,6 +246,9 @@ class Pipeline:
                     training=training,
                     compute_loss=compute_loss,
                     keep_outputs=keep_outputs,
+                    main_gradients=(
+                        self._main_gradients.pairs() if self._main_gradients and training else []
+                    ),
                     step=self._step_index,
                 )
         self._step_index += training
@@ -275,7 +295,8 @@ class Pipeline:
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Scales all gradients of the whole model so that their 2-norm is at most `max_norm`.
 
-        A collective call in a group. The bits don't depend on how stages are spread over processes.
+        With `main_grads` they are those in `main_grad`. A collective call in a group. The bits
+        don't depend on how stages are spread over processes.
 
         Returns:
             The norm before, a scalar.
@@ -283,8 +304,19 @@ class Pipeline:
         with telling(self._peers):
             if not max_norm >= 0:
                 raise ValueError(f"max_norm must not be negative, got {max_norm}")
-            norms = gradient_norms(self._stages, self._peers)
-        return clip_gradients(self.parameters(), norms, max_norm)
+            gradient_of = own_gradient if self._main_gradients is None else main_gradient
+            norms = gradient_norms(self._stages, self._peers, gradient_of)
+        return clip_gradients(map(gradient_of, self.parameters()), norms, max_norm)
+
+    def zero_main_grads(self) -> None:
+        """Sets this process's `main_grad`s to zero, in place: before a step, or after the update.
+
+        Raises:
+            ValueError: the pipeline was made without `main_grads`.
+        """
+        if self._main_gradients is None:
+            raise ValueError("the pipeline has no main gradients: expected main_grads=True")
+        self._main_gradients.zero()
 
     def train(self, mode: bool = True) -> "Pipeline":
         """Sets this process's modules to training or evaluation mode, as nn.Module.train does."""
@@ -308,13 +340,14 @@ class Pipeline:
         return Trace(self._ranks.traces())
 
     def report(self) -> Report:
-        """Where the time of the last pass went, on all ranks. A collective call in a group.
+        """Where time and memory of the last pass went, on all ranks. A collective call in a group.
 
         Raises:
             ValueError: there was none.
         """
         with telling(self._peers):
-            parts = [summarize(raw) for raw in self._ranks.traces()]
+            traces = self._ranks.traces()
+            parts = [summarize(*each) for each in zip(traces, self._ranks.memory(), strict=True)]
             if self._peers is not None:
                 told = self._peers.exchange("make a report", parts)
                 parts = [part for rank in told for part in rank]

@@ -43,7 +43,8 @@ class Ranks:
         stages: of this process.
         peers: the ranks of the group; None: one process.
         schedule: the pipeline's.
-        loss_fn, timeout_s, intra_op_threads, share_losses, rng_seed, recompute: see Pipeline.
+        loss_fn, timeout_s, intra_op_threads, share_losses, measure_memory, rng_seed, recompute: see
+            Pipeline.
 
     Attributes:
         programs: of this process, for steps.
@@ -62,6 +63,7 @@ class Ranks:
         timeout_s: float,
         intra_op_threads: int | None,
         share_losses: bool,
+        measure_memory: bool,
         rng_seed: int | None,
         recompute: Any,
     ) -> None:
@@ -93,6 +95,7 @@ class Ranks:
             # A waiting rank may only keep a core busy if no other rank needs it.
             spin_us=200 if len(devices) <= (os.cpu_count() or 1) else 0,
             share_losses=share_losses,
+            measure_memory=measure_memory,
             rng_seed=rng_seed,
             owner=owner,
             first_layers=firsts,
@@ -173,6 +176,16 @@ class Ranks:
         if not all(events for *_, events in traces):
             raise ValueError("nothing to show: no pass has run yet")
         return traces
+
+    def memory(self) -> list[Any]:
+        """What the ranks held in the last pass, as `memory.RawMemory`, in the order of `traces`.
+
+        Raises:
+            ValueError: the pipeline is closed.
+        """
+        if self._runtime is None:
+            raise ValueError("the pipeline is closed")
+        return self._runtime.memory()
 
     def unsplit_nodes(self) -> dict[int, list[tuple[str, str]]]:
         """By stage: (name, reason) of what couldn't be split.

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from pipert._C import Action, Costs, Schedule, Timeline
+from pipert.memory import RankMemory, RawMemory, put_together, summarize_memory, table
 
 # (rank, start, end, [(kind, action, start, ready, end), ...]) in nanoseconds, as _C gives it.
 RawTrace = tuple[int, int, int, list[tuple[str, Action | None, int, int, int]]]
@@ -15,8 +16,8 @@ class TraceEvent(NamedTuple):
 
     Attributes:
         rank: that ran it.
-        kind: "recv", "run", "send" or "release".
-        action: of a "run"; else None.
+        kind: "recv", "run", "send", "release" or "move".
+        action: of a "run" or a "move"; else None.
         start: the rank came to it.
         ready: what it waited for was there.
         end: it was done.
@@ -82,7 +83,8 @@ class RankReport:
         step_s: from the start of the pass to the end of the rank's last instruction.
         compute_s: inside stages.
         wait_s: waiting for a message that the next action reads.
-        transfer_s: posting receives, sending, and making sure that sends were received.
+        transfer_s: posting receives, sending, making sure that sends were received, and moving
+            activations to the host and back.
         host_s: the rest: until the rank's thread came to its first instruction.
     """
 
@@ -105,6 +107,7 @@ class Report:
         step_s: the longest rank's step.
         predicted_step_s: the simulated makespan.
         costs: what was simulated: mean seconds of forward and backward, by stage.
+        memory: by rank, what it held; empty if the last pass didn't train.
     """
 
     ranks: list[RankReport]
@@ -113,6 +116,7 @@ class Report:
     step_s: float
     predicted_step_s: float
     costs: Costs
+    memory: list[RankMemory]
 
     def __str__(self) -> str:
         head = "rank  compute ms  wait ms  transfer ms  host ms  bubble measured  predicted"
@@ -125,10 +129,10 @@ class Report:
             )
         ]
         foot = f"step {self.step_s * 1e3:.3f} ms, {self.predicted_step_s * 1e3:.3f} ms predicted"
-        return "\n".join([head, *rows, foot])
+        return "\n".join([head, *rows, foot, *(table(self.memory) if self.memory else [])])
 
 
-def summarize(raw: RawTrace) -> dict[str, Any]:
+def summarize(raw: RawTrace, memory: RawMemory) -> dict[str, Any]:
     """One rank's part of a report, as JSON values."""
     rank, start, end, events = raw
     parts = {"compute_s": 0.0, "wait_s": 0.0, "transfer_s": 0.0}
@@ -145,6 +149,7 @@ def summarize(raw: RawTrace) -> dict[str, Any]:
     return {
         "times": asdict(times),
         "stages": {key: sum(values) / len(values) for key, values in stages.items()},
+        "memory": summarize_memory(memory, events),
     }
 
 
@@ -174,4 +179,9 @@ def make_report(parts: Sequence[dict[str, Any]], schedule: Schedule) -> Report:
         step_s=step_s,
         predicted_step_s=timeline.makespan,
         costs=costs,
+        memory=(
+            put_together([part["memory"] for part in parts], schedule)
+            if any(key[0] in "BI" for key in means)
+            else []
+        ),
     )

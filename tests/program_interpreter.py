@@ -44,6 +44,7 @@ class RankState:
         self.posted = {}  # receive slot -> sequence, from Recv until the message is read
         self.marks = set()
         self.done = []  # actions, in order
+        self.moved = {}  # (stage, microbatch) of activations -> "host" or "device again"
 
     def edge(self, slot):
         spec = self.slot_specs[slot]
@@ -65,12 +66,32 @@ class RankState:
             check(slot in self.values, f"empty slot read: {instruction['text']}")
             values.append(self.values.pop(slot))
             self.posted.pop(slot, None)
+        activations = (action.stage, action.microbatch)
+        check(self.moved.get(activations) != "host", f"{action} needs what is on the host")
+        if action.kind != "F":
+            check(self.has_run("F", *activations), f"{action} before its forward")
         wanted = expected_reads(action, self.stages_per_copy)
         check(values == wanted, f"{action} read {values}, expected {wanted}")
         self.done.append(action)
         for slot in instruction["writes"]:
             check(slot not in self.values, f"full slot written: {instruction['text']}")
             self.values[slot] = result(action)
+
+    def has_run(self, kind, stage, microbatch):
+        return any((a.kind, a.stage, a.microbatch) == (kind, stage, microbatch) for a in self.done)
+
+    def move(self, instruction):
+        """Moves activations that are there, and that nobody has used yet."""
+        action = instruction["action"]
+        activations = (action.stage, action.microbatch)
+        check(self.has_run("F", *activations), f"{action} before its forward")
+        used = any(self.has_run(kind, *activations) for kind in "RBI")
+        check(not used, f"{action} after its backward")
+        leaves = action.kind == "OFFLOAD"
+        before = self.moved.get(activations)
+        check(before == (None if leaves else "host"), f"{action} of what is {before}")
+        self.moved[activations] = "host" if leaves else "device again"
+        self.done.append(action)
 
 
 def run_in_issue_order(programs, seed=0, sends_may_wait=False, num_copies=1):
@@ -113,6 +134,8 @@ def run_in_issue_order(programs, seed=0, sends_may_wait=False, num_copies=1):
                 taken.add(key)
                 state.values[slot] = value
             state.compute(instruction)
+        elif kind == "move":
+            state.move(instruction)
         elif kind == "send":
             slot = instruction["slot"]
             check(slot in state.values, f"empty slot sent: {instruction['text']}")
@@ -170,6 +193,8 @@ def run_by_lanes(programs, seed=0, num_copies=1):
             return False  # a Recv is done by its Send
         if instruction["kind"] == "run":
             state.compute(instruction)
+        elif instruction["kind"] == "move":
+            state.move(instruction)
         elif instruction["kind"] == "send":
             slot = instruction["slot"]
             found = matching_recv(state.edge(slot))

@@ -4,7 +4,7 @@ Half of them are mutations of the named generators' schedules, half of random go
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from pipert import Action, Placement, Schedule, schedules
@@ -77,7 +77,9 @@ def random_schedule(dice: random.Random, kinds: str) -> Schedule:
     )
 
 
-def mutate(dice: random.Random, ranks: list[list[Action]], kinds: str, limits: tuple[int, int]):
+def mutate(
+    dice: random.Random, ranks: list[list[Action]], kinds: Sequence[str], limits: tuple[int, int]
+):
     """One mistake; `limits`: stages and microbatches, one more of which may be named."""
     rank = dice.choice([r for r, actions in enumerate(ranks) if actions] or [0])
     actions = ranks[rank]
@@ -110,17 +112,21 @@ def draw(
     *,
     splits: bool = False,
     forward_only: bool = False,
+    moves: bool = False,
     most_mutations: int = 3,
 ) -> Schedule:
     """A schedule after up to `most_mutations` mistakes, some of which do no harm."""
-    kinds = "FBIW" if splits else "FB"
+    kinds = [*("FBIW" if splits else "FB"), *(["OFFLOAD", "RELOAD"] if moves else [])]
     if dice.random() < 0.5:
         schedule = named_schedule(dice, schedules() if splits else WHOLE_BACKWARDS)
     else:
         schedule = random_schedule(dice, "IW" if splits else "B")
     if forward_only:
         schedule = schedule.forward_only()
-        kinds = "F"
+        kinds = ["F"]
+    if moves:
+        stages = [s for s in range(schedule.num_stages) if dice.random() < 0.7]
+        schedule = schedule.with_offload(stages=stages, ahead=dice.randint(0, 2))
     ranks = [list(actions) for actions in schedule.actions]
     for _ in range(dice.randint(0, most_mutations)):
         mutate(dice, ranks, kinds, (schedule.num_stages, schedule.num_microbatches))

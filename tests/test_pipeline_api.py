@@ -297,7 +297,7 @@ def test_the_parts_of_a_report_add_up(pipe):
     assert report.step_s == max(rank.step_s for rank in report.ranks)
     assert all(0 <= bubble < 1 for bubble in report.bubble_measured + report.bubble_predicted)
     assert report.predicted_step_s > 0
-    assert len(str(report).splitlines()) == 4
+    assert len(str(report).splitlines()) == 7  # times, then memory
 
 
 def test_a_trace_shows_every_instruction_in_order(pipe):

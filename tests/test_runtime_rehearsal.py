@@ -7,7 +7,7 @@ import schedule_mutations
 from schedule_mutations import apart
 
 import pipert
-from pipert import Action, Placement, Schedule
+from pipert import Placement, Schedule
 from pipert._C import lower_blindly, rehearse
 
 # When nothing moves for so long, a pass counts as stalled. A loaded machine may take longer to wake
@@ -35,14 +35,19 @@ def all_done_once(schedule, actions, forward_only):
     done = Counter(action for rank in actions for action in rank)
     copies = {(a.microbatch, a.stage // per_copy) for a in done}
     kinds: dict[tuple[int, int], str] = {}
+    moved: dict[tuple[int, int], int] = {}
     for action in sorted(done, key=lambda a: a.kind):
         at = (action.stage, action.microbatch)
-        kinds[at] = kinds.get(at, "") + action.kind
+        if action.kind in ("OFFLOAD", "RELOAD"):
+            moved[at] = moved.get(at, 0) + 1
+        else:
+            kinds[at] = kinds.get(at, "") + action.kind
     passed = {(copy * per_copy + s, m) for m, copy in copies for s in range(per_copy)}
     return (
         set(kinds) == passed
         and set(kinds.values()) <= ({"F"} if forward_only else {"BF", "FIW"})
         and set(done.values()) == {1}
+        and set(moved.values()) <= {2}
         and sorted(m for m, _ in copies) == list(range(schedule.num_microbatches))
     )
 
@@ -97,6 +102,18 @@ def test_the_verdict_is_what_becomes_of_a_thousand_schedules(forward_only, capac
     assert all(defects[defect] >= 10 for defect in wanted), defects
 
 
+@pytest.mark.parametrize("capacity", [None, 1])
+def test_the_verdict_is_what_becomes_of_schedules_that_move_activations(capacity):
+    defects = Counter()
+    drawn = schedule_mutations.batch(f"moves {capacity}", 1000, splits=True, moves=True)
+    for _, schedule in drawn:
+        verdict, _ = compare(schedule, forward_only=False, capacity=capacity)
+        moves = any(a.kind in ("OFFLOAD", "RELOAD") for rank in schedule.actions for a in rank)
+        defects[verdict.defect] += moves
+    wanted = {None, "misplaced", "missing", "doubled", "unordered"}
+    assert all(defects[defect] >= 10 for defect in wanted), defects
+
+
 @pytest.mark.parametrize("capacity", [None, 0, 1, 3])
 def test_the_ranks_of_a_cycle_stand_where_the_counterexample_says(capacity):
     num_cycles = 0
@@ -136,7 +153,9 @@ def test_the_ranks_of_a_cycle_stand_where_the_counterexample_says(capacity):
     ],
 )
 def test_what_verify_accepts_completes_as_lower_makes_it(options):
-    for _, schedule in schedule_mutations.batch(str(options), 300, most_mutations=1, splits=True):
+    for _, schedule in schedule_mutations.batch(
+        str(options), 300, most_mutations=1, splits=True, moves=True
+    ):
         if not schedule.verify():
             continue
         programs = pipert.lower(schedule, **options)
@@ -177,6 +196,12 @@ def ending_of(*ranks, num_microbatches=1):
         (("0F0 0W0 0I0", "1F0 1B0"), "failed", "rank 0: 0W0 runs before its input half"),
         (("0F0 0I0 0W0 0W0", "1F0 1B0"), "failed", "rank 0: 0W0 ran already"),
         (("0F0 0I0 0W0", "1F0 1I0"), "completed", ""),
+        (("0F0 0OFFLOAD0 0RELOAD0 0B0", "1F0 1OFFLOAD0 1RELOAD0 1I0 1W0"), "completed", ""),
+        (("0F0 0B0", "1F0 1OFFLOAD0 1B0"), "failed", "rank 1: 1B0 needs what is on the host"),
+        (("0OFFLOAD0 0F0 0B0", "1F0 1B0"), "failed", "rank 0: 0OFFLOAD0 runs before its forward"),
+        (("0F0 0RELOAD0 0B0", "1F0 1B0"), "failed", "rank 0: 0RELOAD0 runs before its OFFLOAD"),
+        (("0F0 0B0 0OFFLOAD0", "1F0 1B0"), "failed", "rank 0: 0OFFLOAD0 runs after its backward"),
+        (("0F0 0OFFLOAD0 0OFFLOAD0", "1F0"), "failed", "rank 0: 0OFFLOAD0 ran already"),
     ],
 )
 def test_each_ending_says_why(ranks, ending, message):
@@ -206,5 +231,5 @@ def test_blind_programs_hold_what_a_stage_could_run():
     nothing = Schedule([["0F0"]], num_microbatches=-1)
     with pytest.raises(ValueError, match="num_microbatches must be at least 1, got -1"):
         lower_blindly(nothing)
-    with pytest.raises(ValueError, match=r"expected F, B, I and W of .*, got 0REDUCE_GRAD"):
+    with pytest.raises(ValueError, match=r"expected F, B, I, W, .*, got 0REDUCE_GRAD"):
         lower_blindly(Schedule([["0F0", "0B0", "0REDUCE_GRAD"]]))

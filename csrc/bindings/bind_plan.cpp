@@ -10,7 +10,8 @@ namespace py = pybind11;
 namespace pipert {
 namespace {
 
-py::list list_of(const FewIds& ids) {
+template <std::size_t kMost>
+py::list list_of(const FewIds<kMost>& ids) {
   py::list result;
   for (const std::int32_t id : ids) result.append(id);
   return result;
@@ -39,6 +40,9 @@ py::dict describe(const Program& program, std::size_t at) {
     transfer("recv", *recv);
   } else if (const auto* send = std::get_if<Send>(&instruction.op)) {
     transfer("send", *send);
+  } else if (const auto* move = std::get_if<Move>(&instruction.op)) {
+    result["kind"] = "move";
+    result["action"] = move->action;
   } else {
     transfer("release", std::get<Release>(instruction.op));
   }
@@ -55,7 +59,7 @@ py::dict describe(const Slot& slot) {
 
 py::dict describe(const LaneSpec& lane) {
   using namespace py::literals;
-  const char* kinds[] = {"compute", "send", "receive"};
+  const char* kinds[] = {"compute", "send", "receive", "offload", "reload"};
   return py::dict("kind"_a = kinds[static_cast<std::size_t>(lane.kind)],
                   "source"_a = lane.edge.source, "destination"_a = lane.edge.destination);
 }
@@ -126,8 +130,9 @@ str(program) prints it. Made by `Schedule` lowering inside `Pipeline`, or by `lo
       .def_readonly("num_microbatches", &Program::num_microbatches)
       .def_readonly("num_marks", &Program::num_marks)
       .def_readonly("peak_activations", &Program::peak_activations,
-                    "Most (stage, microbatch) pairs whose forward ran and whose backward did not, "
-                    "at any time.")
+                    "Most (stage, microbatch) pairs whose activations are there at any time: from "
+                    "F to B (W if it is split), not while they are on the host or to be computed "
+                    "again.")
       .def_property_readonly(
           "instructions",
           [](const Program& self) {

@@ -15,14 +15,12 @@ using StageTuple = std::tuple<StageIndex, py::object, bool, std::optional<std::v
                               std::vector<std::string>>;
 using RankTuple = std::tuple<Program, Program, std::string>;
 
-std::unique_ptr<PythonRuntime> make_runtime(const std::vector<StageTuple>& stages,
-                                            const std::vector<RankTuple>& ranks, py::object loss_fn,
-                                            ExternalChannels* external, double timeout_s,
-                                            int intra_op_threads, int spin_us, bool share_losses,
-                                            std::optional<std::uint64_t> rng_seed,
-                                            std::int64_t owner,
-                                            std::map<StageIndex, std::int64_t> first_layers,
-                                            std::map<StageIndex, std::vector<bool>> recomputed) {
+std::unique_ptr<PythonRuntime> make_runtime(
+    const std::vector<StageTuple>& stages, const std::vector<RankTuple>& ranks, py::object loss_fn,
+    ExternalChannels* external, double timeout_s, int intra_op_threads, int spin_us,
+    bool share_losses, std::optional<std::uint64_t> rng_seed, std::int64_t owner,
+    std::map<StageIndex, std::int64_t> first_layers,
+    std::map<StageIndex, std::vector<bool>> recomputed, bool measure_memory) {
   std::vector<PythonStage> python_stages;
   for (const auto& [stage, callable, spread, keywords, context_keywords] : stages) {
     python_stages.push_back({stage, callable, spread, keywords, context_keywords});
@@ -39,6 +37,7 @@ std::unique_ptr<PythonRuntime> make_runtime(const std::vector<StageTuple>& stage
   options.random = {rng_seed, owner};
   options.first_layers = std::move(first_layers);
   options.recomputed = std::move(recomputed);
+  options.measure_memory = measure_memory;
   return std::make_unique<PythonRuntime>(
       python_stages, std::move(python_ranks), std::move(loss_fn),
       external != nullptr ? std::move(*external) : ExternalChannels(), std::move(options));
@@ -49,14 +48,17 @@ py::list trace_of(const Executor& executor) {
   py::list events;
   const Program& program = executor.program(executor.last_was_training());
   const Trace& trace = executor.trace();
-  const char* kinds[] = {"recv", "run", "send", "release"};
+  const char* kinds[] = {"recv", "run", "send", "release", "move"};
   for (std::size_t i = 0; i < trace.events.size(); ++i) {
     const Instruction& instruction = program.instructions[i];
     const TraceEvent& event = trace.events[i];
     const auto* run = std::get_if<Run>(&instruction.op);
-    events.append(py::make_tuple(kinds[instruction.op.index()],
-                                 run != nullptr ? py::cast(run->action) : py::none(),
-                                 event.start_ns, event.ready_ns, event.end_ns));
+    const auto* move = std::get_if<Move>(&instruction.op);
+    py::object action = py::none();
+    if (run != nullptr) action = py::cast(run->action);
+    if (move != nullptr) action = py::cast(move->action);
+    events.append(py::make_tuple(kinds[instruction.op.index()], std::move(action), event.start_ns,
+                                 event.ready_ns, event.end_ns));
   }
   return events;
 }
@@ -67,6 +69,20 @@ py::list traces(PythonRuntime& self) {
     const Trace& trace = executor->trace();
     result.append(
         py::make_tuple(executor->rank(), trace.start_ns, trace.end_ns, trace_of(*executor)));
+  }
+  return result;
+}
+
+// What a rank held: (rank, activations, peak in bytes or None, bytes at the start of each
+// instruction and at the end).
+py::list memory(PythonRuntime& self) {
+  py::list result;
+  for (const auto& executor : self.runtime().executors()) {
+    const MemoryTrace& memory = executor->memory();
+    py::object peak = py::none();
+    if (memory.peak_bytes >= 0) peak = py::cast(memory.peak_bytes);
+    result.append(py::make_tuple(executor->rank(), memory.peak_activations, std::move(peak),
+                                 py::cast(memory.bytes)));
   }
   return result;
 }
@@ -114,18 +130,25 @@ void bind_runtime(py::module_& module) {
       .def(py::init(&make_runtime), py::kw_only(), py::arg("stages"), py::arg("ranks"),
            py::arg("loss_fn"), py::arg("external"), py::arg("timeout_s"),
            py::arg("intra_op_threads"), py::arg("spin_us"), py::arg("share_losses"),
-           py::arg("rng_seed"), py::arg("owner"), py::arg("first_layers"), py::arg("recomputed"))
+           py::arg("rng_seed"), py::arg("owner"), py::arg("first_layers"), py::arg("recomputed"),
+           py::arg("measure_memory") = false)
       .def(
           "step",
           [](PythonRuntime& self, py::object args, py::object kwargs, py::object target,
              py::object loss_kwargs, bool is_cut, bool training, bool compute_loss,
-             bool keep_outputs, std::int64_t step) {
+             bool keep_outputs, std::int64_t step,
+             const std::vector<std::pair<at::Tensor, at::Tensor>>& main_gradients) {
+            std::vector<MainGradients::Entry> entries;
+            for (const auto& [parameter, main] : main_gradients)
+              entries.push_back({parameter, main});
             self.step({std::move(args), std::move(kwargs), std::move(target),
-                       std::move(loss_kwargs), is_cut, training, compute_loss, keep_outputs, step});
+                       std::move(loss_kwargs), is_cut, training, compute_loss, keep_outputs, step,
+                       std::move(entries)});
           },
           py::kw_only(), py::arg("args"), py::arg("kwargs"), py::arg("target"),
           py::arg("loss_kwargs"), py::arg("is_cut"), py::arg("training"), py::arg("compute_loss"),
-          py::arg("keep_outputs"), py::arg("step"))
+          py::arg("keep_outputs"), py::arg("step"),
+          py::arg("main_gradients") = std::vector<std::pair<at::Tensor, at::Tensor>>())
       .def("losses", &PythonRuntime::losses)
       .def("loss_weights", &PythonRuntime::loss_weights)
       .def("outputs", &PythonRuntime::outputs)
@@ -133,6 +156,7 @@ void bind_runtime(py::module_& module) {
       .def("running", &PythonRuntime::running)
       .def("usable", &PythonRuntime::usable)
       .def("traces", &traces)
+      .def("memory", &memory)
       .def("channels", &channel_kinds)
       .def("num_in_flight", &num_in_flight)
       .def("unsplit_nodes", &unsplit_nodes)

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "bindings/bind.h"
+#include "schedule/offload.h"
 #include "schedule/registry.h"
 
 namespace py = pybind11;
@@ -64,6 +65,25 @@ Raises:
     ValueError: An unknown name or option (with the near ones), or sizes that the schedule can't
         take.
     TypeError: An option that is not an int.)");
+  schedule.def(
+      "with_offload",
+      [](const Schedule& self, std::optional<std::vector<StageIndex>> stages, int ahead) {
+        return with_offload(self, {.stages = std::move(stages), .ahead = ahead});
+      },
+      py::kw_only(), py::arg("stages") = py::none(), py::arg("ahead") = 1,
+      py::call_guard<py::gil_scoped_release>(),
+      R"(The same schedule, with activations on the host until they are needed.
+
+An OFFLOAD comes right behind each F, a RELOAD before the action that reads its activations, where
+at least one compute action lies between the two.
+
+Args:
+    stages: Whose activations; None: all stages'.
+    ahead: So many compute actions before the one that needs them, activations begin to come back.
+
+Raises:
+    IndexError: A stage that the schedule doesn't have.
+    ValueError: `ahead` is negative.)");
   module.def("schedules", &names, "The names of the schedules that Schedule.build knows.");
 }
 

@@ -13,6 +13,7 @@
 #include "bindings/batch.h"
 #include "bindings/python_failure.h"
 #include "bindings/python_tree.h"
+#include "bindings/saved_tensor_hooks.h"
 
 namespace py = pybind11;
 
@@ -77,6 +78,7 @@ PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector
     keywords_[stage.stage] = stage.keywords;
     built[stage.stage] = std::make_unique<ModuleStage>(position, num_microbatches_, std::move(body),
                                                        /*shares_gil=*/ranks.size() > 1);
+    built[stage.stage]->set_saving(&save_into);
     stages_[stage.stage] = built[stage.stage].get();
     if (const auto recomputed = given.recomputed.find(stage.stage);
         recomputed != given.recomputed.end())
@@ -99,6 +101,7 @@ PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector
   RuntimeOptions options;
   options.timeout = std::chrono::milliseconds(static_cast<std::int64_t>(given.timeout_s * 1000.0));
   options.intra_op_threads = given.intra_op_threads;
+  options.measure_memory = given.measure_memory;
   options.random = given.random;
   options.hooks = threads_.hooks();
   {
@@ -194,8 +197,10 @@ void PythonRuntime::step(StepArguments arguments) {
     throw ValueError("the pipeline is running a step: it runs one at a time, for one thread");
   set_batches(arguments);
   const Pass pass{.epoch = epoch_++, .training = arguments.training, .step = arguments.step};
+  MainGradients main_gradients(std::move(arguments.main_gradients));
   arguments = {};  // the bodies hold the pieces; nobody shall hold the whole
   run(pass);
+  main_gradients.sweep();
 }
 
 void PythonRuntime::run(const Pass& pass) {

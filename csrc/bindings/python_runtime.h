@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "autograd/main_gradients.h"
 #include "bindings/python_body.h"
 #include "bindings/python_threads.h"
 #include "runtime/pipeline_runtime.h"
@@ -29,6 +30,7 @@ struct PythonOptions {
   RandomOptions random;
   std::map<StageIndex, std::int64_t> first_layers;     // see RankResources
   std::map<StageIndex, std::vector<bool>> recomputed;  // see ModuleStage; without an entry: none
+  bool measure_memory = false;
 };
 
 struct StepArguments {
@@ -40,7 +42,8 @@ struct StepArguments {
   bool training = true;
   bool compute_loss = true;
   bool keep_outputs = false;
-  std::int64_t step = 0;  // training passes before this one
+  std::int64_t step = 0;                             // training passes before this one
+  std::vector<MainGradients::Entry> main_gradients;  // empty: gradients stay in .grad
 };
 
 class PythonRuntime {

@@ -87,14 +87,20 @@ Departures departures_of(const Schedule& schedule, const Wiring& wiring) {
   return departures;
 }
 
+bool is_move(ActionKind kind) {
+  return kind == ActionKind::kOffload || kind == ActionKind::kReload;
+}
+
 bool can_run(const Action& action) {
   const ActionKind kind = action.kind;
-  const bool known = kind == ActionKind::kForward || kind == ActionKind::kBackward ||
-                     kind == ActionKind::kInputGrad || kind == ActionKind::kWeightGrad;
+  const bool known = (is_compute(kind) && kind != ActionKind::kOverlap) || is_move(kind);
   return known && action.slice == kWholeSequence && action.version == 0;
 }
 
 class BlindRank {
+  static constexpr LaneId kOffloadLane = 1;
+  static constexpr LaneId kReloadLane = 2;
+
  public:
   BlindRank(const Schedule& schedule, const Wiring& wiring, const Departures& departures, Rank rank)
       : wiring_(wiring), departures_(departures), rank_(rank) {
@@ -103,6 +109,8 @@ class BlindRank {
     program_.num_stages = schedule.num_stages();
     program_.num_microbatches = schedule.num_microbatches;
     program_.lanes.push_back({LaneKind::kCompute, {rank, rank}});
+    program_.lanes.push_back({LaneKind::kOffload, {rank, rank}});
+    program_.lanes.push_back({LaneKind::kReload, {rank, rank}});
     for (const Edge& edge : wiring.edges()) {
       if (edge.destination == rank) add_edge(edge, SlotKind::kReceive, LaneKind::kReceive);
       if (edge.source == rank) add_edge(edge, SlotKind::kSend, LaneKind::kSend);
@@ -110,6 +118,9 @@ class BlindRank {
   }
 
   void add(const Action& action) {
+    if (is_move(action.kind)) {
+      return emit(Move{action}, action.kind == ActionKind::kOffload ? kOffloadLane : kReloadLane);
+    }
     Run run{.action = action, .reads = {}, .writes = {}};
     if (const auto input = wiring_.input(action, rank_)) run.reads = {receive(*input)};
     const auto result = wiring_.result(action, rank_);
@@ -190,8 +201,10 @@ std::vector<Program> lower_blindly(const Schedule& schedule) {
     BlindRank blind(apart, wiring, departures, rank);
     for (const Action& action : apart.ranks[as_index(rank)]) {
       if (!can_run(action)) {
-        throw ValueError(concat("expected F, B, I and W of whole sequences and of version 0, got ",
-                                to_string(action)));
+        throw ValueError(
+            concat("expected F, B, I, W, R, OFFLOAD and RELOAD of whole sequences and of "
+                   "version 0, got ",
+                   to_string(action)));
       }
       blind.add(action);
     }

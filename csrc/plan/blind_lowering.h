@@ -13,10 +13,10 @@
 
 namespace pipert {
 
-// One Program for each rank. REQUIRES F, B, I and W alone, of any stage and microbatch, of whole
-// sequences and version 0, and a placement of as many ranks as the schedule has (ValueError
-// otherwise). The n-th time that a rank
-// reads a message it gets the n-th of that name; if so many are never sent, it waits for ever.
+// One Program for each rank. REQUIRES F, B, I, W, R, OFFLOAD and RELOAD alone, of any stage and
+// microbatch, of whole sequences and version 0, and a placement of as many ranks as the schedule
+// has (ValueError otherwise). The n-th time that a rank reads a message it gets the n-th of that
+// name; if so many are never sent, it waits for ever.
 std::vector<Program> lower_blindly(const Schedule& schedule);
 
 }  // namespace pipert

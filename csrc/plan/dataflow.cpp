@@ -21,6 +21,9 @@ void add_runs(const Action& action, std::vector<Action>& runs) {
     case ActionKind::kBackward:
     case ActionKind::kInputGrad:
     case ActionKind::kWeightGrad:
+    case ActionKind::kRecompute:
+    case ActionKind::kOffload:
+    case ActionKind::kReload:
       runs.push_back(action);
       break;
     case ActionKind::kOverlap:
@@ -35,12 +38,10 @@ void add_runs(const Action& action, std::vector<Action>& runs) {
     case ActionKind::kUnshard:
     case ActionKind::kReshard:
     case ActionKind::kReduceGrad:
-    case ActionKind::kRecompute:
-    case ActionKind::kOffload:
-    case ActionKind::kReload:
     case ActionKind::kUpdate:
       throw ValueError(
-          concat("a schedule to be run must hold F, B, I, W and transfer actions only, got ",
+          concat("a schedule to be run must hold F, B, I, W, R, OFFLOAD, RELOAD and transfer "
+                 "actions only, got ",
                  to_string(action)));
   }
   if (!is_plain(action)) {
@@ -57,6 +58,9 @@ bool is_run(const Action& action) {
     case ActionKind::kBackward:
     case ActionKind::kInputGrad:
     case ActionKind::kWeightGrad:
+    case ActionKind::kRecompute:
+    case ActionKind::kOffload:
+    case ActionKind::kReload:
       return is_plain(action);
     case ActionKind::kOverlap:
     case ActionKind::kSendForward:
@@ -66,9 +70,6 @@ bool is_run(const Action& action) {
     case ActionKind::kUnshard:
     case ActionKind::kReshard:
     case ActionKind::kReduceGrad:
-    case ActionKind::kRecompute:
-    case ActionKind::kOffload:
-    case ActionKind::kReload:
     case ActionKind::kUpdate:
       return false;
   }

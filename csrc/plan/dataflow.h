@@ -1,5 +1,6 @@
 // Dataflow: the Runs of a schedule and who reads whose result. Immutable; any number of threads may
-// read it.
+// read it. Moves to the host and back count as Runs here: they stand among them, and neither read
+// nor make a message.
 //
 // Data goes along a chain of stages, so each Run reads the result of at most one other and is read
 // by at most one: flat arrays, a few words for each Run.
@@ -20,13 +21,13 @@ namespace pipert {
 class Dataflow {
  public:
   // REQUIRES a schedule that verify() accepts and that outlives this. ValueError for an action that
-  // is neither compute nor a transfer. O(actions).
+  // is for a whole stage: what a pipeline alone gives no meaning to. O(actions).
   explicit Dataflow(const Schedule& schedule);
   explicit Dataflow(Schedule&&) = delete;
 
   int num_ranks() const { return schedule().num_ranks(); }
-  // The compute actions of `rank`, overlapped pairs taken apart. A Place below is one of these: the
-  // `position`-th Run of its rank.
+  // The compute actions and moves of `rank`, overlapped pairs taken apart. A Place below is one of
+  // these: the `position`-th Run of its rank.
   std::span<const Action> runs(Rank rank) const { return schedule().ranks[as_index(rank)]; }
   const Action& run(Place place) const { return runs(place.rank)[as_index(place.position)]; }
 

@@ -36,11 +36,15 @@ std::string lane_name(const LaneSpec& lane) {
       return "send " + to_string(lane.edge);
     case LaneKind::kReceive:
       return "receive " + to_string(lane.edge);
+    case LaneKind::kOffload:
+      return "offload";
+    case LaneKind::kReload:
+      return "reload";
   }
   return "?";
 }
 
-void print_slots(std::ostream& out, std::string_view word, const FewIds& slots) {
+void print_slots(std::ostream& out, std::string_view word, const FewIds<2>& slots) {
   if (slots.empty()) return;
   out << ' ' << word;
   for (SlotId slot : slots) out << " s" << slot;
@@ -65,6 +69,7 @@ std::string to_string(const Program& program, const Instruction& instruction) {
                  },
                  [&](const Send& op) { print_transfer(out, "send", op); },
                  [&](const Release& op) { print_transfer(out, "release", op); },
+                 [&](const Move& op) { out << "move " << to_string(op.action); },
              },
              instruction.op);
   const LaneSpec& lane = program.lanes[as_index(instruction.lane)];

@@ -36,11 +36,13 @@ struct Slot {
   int index = 0;  // among the slots of the same edge and kind
 };
 
-enum class LaneKind : std::uint8_t { kCompute, kSend, kReceive };
+// kOffload, kReload: to the host and back. Each direction has a lane of its own, so that what comes
+// back doesn't wait behind what leaves.
+enum class LaneKind : std::uint8_t { kCompute, kSend, kReceive, kOffload, kReload };
 
 struct LaneSpec {
   LaneKind kind = LaneKind::kCompute;
-  Edge edge;  // kCompute: unused
+  Edge edge;  // kSend, kReceive; else from the rank to itself
 };
 
 // Posts the receive of `message` into `slot`. Done when the message has arrived.
@@ -50,12 +52,17 @@ struct Recv {
   SlotId slot = 0;
 };
 
-// Runs a compute action on what its `reads` hold (and takes it out); puts its result into each of
-// `writes`.
+// Runs a compute action (F, B, I, W, R) on what its `reads` hold (and takes it out); puts its
+// result into each of `writes`.
 struct Run {
   Action action;
-  FewIds reads;   // SlotIds
-  FewIds writes;  // SlotIds
+  FewIds<2> reads;   // SlotIds
+  FewIds<2> writes;  // SlotIds
+};
+
+// Moves the activations of a microbatch on a stage to the host (OFFLOAD) or back (RELOAD).
+struct Move {
+  Action action;
 };
 
 // Sends what `slot` holds. Done when the peer has it.
@@ -73,9 +80,9 @@ struct Release {
 };
 
 struct Instruction {
-  std::variant<Recv, Run, Send, Release> op;
+  std::variant<Recv, Run, Send, Release, Move> op;
   LaneId lane = 0;
-  FewIds waits;           // MarkIds
+  FewIds<3> waits;        // MarkIds: a Run waits for an arrival, a Release and a Move at most
   MarkId mark = kNoMark;  // set when this instruction is done; kNoMark when nobody waits for it
 };
 
@@ -90,8 +97,8 @@ struct Program {
   std::vector<LaneSpec> lanes;  // lanes[kComputeLane] is the compute lane
   std::vector<Slot> slots;
   std::vector<Instruction> instructions;
-  int peak_activations =
-      0;  // most (stage, microbatch) pairs whose F ran and whose B did not, at any time
+  // Most (stage, microbatch) pairs whose activations are there at any time (activations.h).
+  int peak_activations = 0;
 };
 
 // One line: "%12 = run 1F3 reads s0 writes s4 waits m7"

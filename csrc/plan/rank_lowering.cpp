@@ -1,6 +1,7 @@
 #include "plan/rank_lowering.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <functional>
 #include <map>
@@ -8,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "analysis/activations.h"
 #include "base/index.h"
 #include "plan/incoming.h"
 #include "plan/slot_pool.h"
@@ -45,6 +47,17 @@ struct Result {
       kNoRun;  // the Run whose result is released after the same Run, behind this one
 };
 
+// Activations that go to the host: the marks of what happened to them last.
+struct Moved {
+  MarkId forward_ran = kNoMark;
+  MarkId offloaded = kNoMark;
+  MarkId reloaded = kNoMark;  // none again once a Run has waited for it
+};
+
+bool is_move(const Action& action) {
+  return action.kind == ActionKind::kOffload || action.kind == ActionKind::kReload;
+}
+
 struct SlotState {
   MarkId emptied_by = kNoMark;         // of a receive slot: the Run that emptied it last
   std::ptrdiff_t released_early = -1;  // of a send slot: the Release that may have had to wait
@@ -67,6 +80,7 @@ class RankLowering {
     local_slots_ = slots_.add_group(SlotKind::kLocal, {rank, rank});
     open_receives();
     open_sends();
+    open_moves();
     plan_releases();
     program_.instructions.reserve(num_instructions_);
   }
@@ -74,8 +88,12 @@ class RankLowering {
   Program build() && {
     for (auto& [source, receiving] : receiving_) post_receives(receiving);
     for (int position = 0; position < num_runs_; ++position) {
-      emit_run(position);
-      emit_send(position);
+      if (is_move(dataflow_.run(at(position)))) {
+        emit_move(dataflow_.run(at(position)));
+      } else {
+        emit_run(position);
+        emit_send(position);
+      }
       const Place producer = dataflow_.producer_of(at(position));
       if (crosses(producer)) post_receives(receiving_.at(producer.rank));
       emit_releases(position);
@@ -129,6 +147,22 @@ class RankLowering {
     }
   }
 
+  void open_moves() {
+    for (const Action& action : dataflow_.runs(rank_)) {
+      if (action.kind == ActionKind::kOffload) moved_[as_kind(action, ActionKind::kForward)] = {};
+    }
+    if (moved_.empty()) return;
+    offload_lane_ = add_lane(LaneKind::kOffload, {rank_, rank_});
+    reload_lane_ = add_lane(LaneKind::kReload, {rank_, rank_});
+  }
+
+  // Null if they stay where they are.
+  Moved* moved_of(const Action& action) {
+    if (moved_.empty()) return nullptr;
+    const auto found = moved_.find(as_kind(action, ActionKind::kForward));
+    return found == moved_.end() ? nullptr : &found->second;
+  }
+
   // Results that are released after the same Run are so in the order in which they were sent.
   void plan_releases() {
     for (int position = num_runs_ - 1; position >= 0; --position) {
@@ -157,13 +191,15 @@ class RankLowering {
     Run run{.action = dataflow_.run(at(position)), .reads = {}, .writes = {}};
     Instruction instruction{.op = Run{}, .lane = kComputeLane, .waits = {}, .mark = kNoMark};
     const Place producer = dataflow_.producer_of(at(position));
-    bool is_awaited = false;
+    Moved* const moved = moved_of(run.action);
+    const bool is_forward = run.action.kind == ActionKind::kForward;
+    bool is_awaited = moved != nullptr && is_forward;
     if (crosses(producer)) {
       Incoming& incoming = receiving_.at(producer.rank).incoming;
       const Incoming::Held held = incoming.take(dataflow_.sequence_of(producer));
       run.reads.push_back(held.slot);
       instruction.waits.push_back(held.arrival);
-      is_awaited = incoming.has_more();
+      is_awaited |= incoming.has_more();
     } else if (producer.exists()) {
       const SlotId slot = results_[as_index(producer.position)].slot;
       run.reads.push_back(slot);
@@ -174,12 +210,29 @@ class RankLowering {
       is_awaited |= crosses(dataflow_.consumer_of(at(position)));
     }
     if (is_awaited) instruction.mark = new_mark();
+    if (moved != nullptr && is_forward) moved->forward_ran = instruction.mark;
+    // The first that needs them waits; what comes after it on the compute lane needn't.
+    if (moved != nullptr && moved->reloaded != kNoMark)
+      instruction.waits.push_back(std::exchange(moved->reloaded, kNoMark));
     if (crosses(producer)) {
       state(run.reads.front()).emptied_by = instruction.mark;
       slots_.give_back(run.reads.front());
     }
     instruction.op = run;
     program_.instructions.push_back(instruction);
+  }
+
+  // An OFFLOAD has its F behind it, a RELOAD its OFFLOAD, and somebody waits for both: verify() has
+  // shown it.
+  void emit_move(const Action& action) {
+    Moved& moved = *moved_of(action);
+    const bool leaves = action.kind == ActionKind::kOffload;
+    const MarkId done = new_mark();
+    program_.instructions.push_back({.op = Move{action},
+                                     .lane = leaves ? offload_lane_ : reload_lane_,
+                                     .waits = {leaves ? moved.forward_ran : moved.offloaded},
+                                     .mark = done});
+    (leaves ? moved.offloaded : moved.reloaded) = done;
   }
 
   // For what the Run makes; it waits for a Release that may be waiting itself.
@@ -248,16 +301,13 @@ class RankLowering {
     --sending.num_on_their_way;
   }
 
-  // An activation lives from its F to its B, or to its W where the backward is split.
   void count_activations() {
-    int live = 0;
-    for (const Action& action : dataflow_.runs(rank_)) {
-      if (action.kind == ActionKind::kForward) {
-        program_.peak_activations = std::max(program_.peak_activations, ++live);
-      } else if (action.kind != ActionKind::kInputGrad) {
-        --live;
-      }
-    }
+    Activations activations;
+    for (const Action& action : dataflow_.runs(rank_)) activations.expect(action);
+    double peak = 0.0;
+    for (const Action& action : dataflow_.runs(rank_))
+      peak = std::max(peak, activations.run(action, ActivationSize{}));
+    program_.peak_activations = static_cast<int>(std::lround(peak));
   }
 
   const Dataflow& dataflow_;
@@ -271,7 +321,10 @@ class RankLowering {
   SlotPool::Group local_slots_ = 0;
   std::map<Rank, Receiving> receiving_;  // by source
   std::map<Rank, Sending> sending_;      // by destination
-  std::vector<Result> results_;          // by Run
+  std::map<Action, Moved> moved_;        // by F
+  LaneId offload_lane_ = kComputeLane;   // if anything is moved, as the next
+  LaneId reload_lane_ = kComputeLane;
+  std::vector<Result> results_;     // by Run
   std::vector<int> first_release_;  // by Run, and for the end: the first result released after it
   std::vector<SlotState> slot_states_;  // by SlotId
 };

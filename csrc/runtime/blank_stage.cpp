@@ -27,6 +27,7 @@ BlankStage::BlankStage(StageIndex stage, bool is_first, bool is_last, int num_mi
       is_first_(is_first),
       is_last_(is_last),
       states_(as_index(num_microbatches), State::kNew),
+      residences_(as_index(num_microbatches), Residence::kDevice),
       log_(log) {}
 
 Message BlankStage::forward(const RunContext& context, Message input) {
@@ -62,6 +63,7 @@ Message BlankStage::run_backward(const Action& action, const Message& gradients,
   State& state = state_of(action);
   if (state == State::kNew) throw ValueError(concat(to_string(action), " runs before its forward"));
   if (state != State::kInFlight) throw ValueError(concat(to_string(action), " ran already"));
+  require_activations(action);
   if (!is_last_) {
     require_input(action, gradients, {MessageKind::kGradient, stage_ + 1, action.microbatch});
   }
@@ -80,7 +82,46 @@ void BlankStage::backward_weight(const RunContext& context) {
   log_.push_back(action);
 }
 
-void BlankStage::reset() noexcept { std::fill(states_.begin(), states_.end(), State::kNew); }
+void BlankStage::offload(const RunContext& context, Lane& /*lane*/) {
+  const Action action = half(ActionKind::kOffload, stage_, context.microbatch);
+  const State state = state_of(action);
+  if (state == State::kNew) throw ValueError(concat(to_string(action), " runs before its forward"));
+  if (state != State::kInFlight)
+    throw ValueError(concat(to_string(action), " runs after its backward"));
+  move(action, Residence::kDevice, Residence::kHost);
+}
+
+void BlankStage::reload(const RunContext& context, Lane& /*lane*/, Lane& /*compute*/) {
+  const Action action = half(ActionKind::kReload, stage_, context.microbatch);
+  state_of(action);
+  move(action, Residence::kHost, Residence::kDeviceAgain);
+}
+
+void BlankStage::move(const Action& action, Residence from, Residence to) {
+  Residence& residence = residences_[as_index(action.microbatch)];
+  if (residence != from) {
+    const bool too_early = residence == Residence::kDevice;
+    throw ValueError(
+        concat(to_string(action), too_early ? " runs before its OFFLOAD" : " ran already"));
+  }
+  residence = to;
+  log_.push_back(action);
+}
+
+void BlankStage::require_activations(const Action& action) const {
+  if (residences_[as_index(action.microbatch)] != Residence::kHost) return;
+  throw ValueError(concat(to_string(action), " needs what is on the host"));
+}
+
+void BlankStage::reset() noexcept {
+  std::fill(states_.begin(), states_.end(), State::kNew);
+  std::fill(residences_.begin(), residences_.end(), Residence::kDevice);
+}
+
+int BlankStage::num_activations() const {
+  return num_in_flight() -
+         static_cast<int>(std::count(residences_.begin(), residences_.end(), Residence::kHost));
+}
 
 int BlankStage::num_in_flight() const {
   return static_cast<int>(std::count_if(states_.begin(), states_.end(), [](State state) {

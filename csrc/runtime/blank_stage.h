@@ -25,21 +25,30 @@ class BlankStage final : public Stage {
   void recompute(const RunContext& context) override;
   Message backward_input(const RunContext& context, Message gradients) override;
   void backward_weight(const RunContext& context) override;
+  void offload(const RunContext& context, Lane& lane) override;
+  void reload(const RunContext& context, Lane& lane, Lane& compute) override;
   void reset() noexcept override;
   const std::vector<at::Tensor>& losses() const override { return losses_; }
   const std::vector<double>& loss_weights() const override { return loss_weights_; }
   int num_in_flight() const override;
+  int num_activations() const override;
 
  private:
   enum class State : std::uint8_t { kNew, kInFlight, kInputDone, kDone };
+  enum class Residence : std::uint8_t { kDevice, kHost, kDeviceAgain };  // of the activations
   State& state_of(const Action& action);
+  // REQUIRES a microbatch that state_of() took. ValueError unless its activations are on the
+  // device.
+  void require_activations(const Action& action) const;
+  void move(const Action& action, Residence from, Residence to);
   Message run_backward(const Action& action, const Message& gradients, State after);
   Message finish(const Action& action, MessageKind made);
 
   StageIndex stage_;
   bool is_first_;
   bool is_last_;
-  std::vector<State> states_;  // by microbatch
+  std::vector<State> states_;  // by microbatch, as the next
+  std::vector<Residence> residences_;
   std::vector<Action>& log_;
   std::vector<at::Tensor> losses_;  // none
   std::vector<double> loss_weights_;

@@ -1,5 +1,7 @@
 #include "runtime/decode.h"
 
+#include <set>
+
 #include "base/error.h"
 #include "base/index.h"
 #include "runtime/stage_order.h"
@@ -10,7 +12,16 @@ namespace {
 class Decoder {
  public:
   Decoder(const Program& program, const RankResources& resources, const LaneTable& lanes)
-      : program_(program), resources_(resources), lanes_(lanes), orders_(stage_orders(program)) {}
+      : program_(program), resources_(resources), lanes_(lanes), orders_(stage_orders(program)) {
+    for (const Instruction& instruction : program.instructions) {
+      const auto* move = std::get_if<Move>(&instruction.op);
+      if (move == nullptr) continue;
+      if (move->action.kind == ActionKind::kOffload)
+        offloaded_.insert({move->action.stage, move->action.microbatch});
+      if (instruction.mark != kNoMark) move_marks_.insert(instruction.mark);
+      move_marks_.insert(instruction.waits.begin(), instruction.waits.end());
+    }
+  }
 
   Op operator()(const Recv& recv, Op op) {
     op.code = OpCode::kPost;
@@ -25,6 +36,7 @@ class Decoder {
     switch (run.action.kind) {
       case ActionKind::kForward:
         op.code = OpCode::kForward;
+        op.offloads = offloaded_.contains({run.action.stage, run.action.microbatch});
         break;
       case ActionKind::kBackward:
         op.code = OpCode::kBackward;
@@ -47,8 +59,10 @@ class Decoder {
       case ActionKind::kReload:
       case ActionKind::kUpdate:
       case ActionKind::kOverlap:
-        throw ValueError(concat("the stages of this pipeline run F, B, I and W actions, got ",
-                                to_string(run.action)));
+        throw ValueError(
+            concat("the stages of this pipeline run F, B, I, W, OFFLOAD and RELOAD "
+                   "actions, got ",
+                   to_string(run.action)));
     }
     op.stage = stage_of(run.action);
     op.microbatch = run.action.microbatch;
@@ -80,10 +94,21 @@ class Decoder {
     return op;
   }
 
+  Op operator()(const Move& move, Op op) {
+    op.code = move.action.kind == ActionKind::kOffload ? OpCode::kOffload : OpCode::kReload;
+    op.stage = stage_of(move.action);
+    op.microbatch = move.action.microbatch;
+    return op;
+  }
+
   Op decode(const Instruction& instruction) {
     Op op;
     const LaneSpec& lane = program_.lanes[as_index(instruction.lane)];
     op.lane = lanes_.at({lane.kind, lane.edge}).get();
+    if (move_marks_.contains(instruction.mark)) op.sets = instruction.mark;
+    for (const MarkId mark : instruction.waits) {
+      if (move_marks_.contains(mark)) op.awaits = mark;
+    }
     return std::visit([&](const auto& typed) { return (*this)(typed, op); }, instruction.op);
   }
 
@@ -120,6 +145,8 @@ class Decoder {
   const Program& program_;
   const RankResources& resources_;
   const LaneTable& lanes_;
+  std::set<std::pair<StageIndex, Microbatch>> offloaded_;
+  std::set<MarkId> move_marks_;  // that a move sets or waits for
   std::map<StageIndex, StageOrder> orders_;
   std::map<SlotId, Input> arriving_;  // what the last Recv into each slot brings
 };

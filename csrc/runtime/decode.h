@@ -31,6 +31,8 @@ enum class OpCode : std::uint8_t {
   kBackward,
   kBackwardInput,
   kBackwardWeight,
+  kOffload,
+  kReload,
   kSend,
   kRelease,
 };
@@ -58,6 +60,10 @@ struct Op {
   int held = -1;  // of the stage's actions: the SlotId that takes the result, -1 for none; kSend:
                   // the one to send from
   Input input;    // of the stage's actions
+  bool offloads = false;  // kForward: the activations will go to the host
+  // Marks between the compute lane and those of moves. All others are the channels' business.
+  MarkId awaits = kNoMark;
+  MarkId sets = kNoMark;
 };
 
 struct DecodedProgram {

@@ -1,5 +1,6 @@
 #include "runtime/executor.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "base/error.h"
@@ -49,9 +50,12 @@ void Executor::prepare(const Pass& pass) {
   trace_.events.reserve(program.ops.size());
   trace_.events.clear();
   trace_.start_ns = now_ns();
+  memory_ = {};
+  if (meter_.has_value()) meter_->reset();
   last_was_training_ = pass.training;
   progress_.instruction.store(-1, std::memory_order_relaxed);
   if (!compute_lane_.is_asynchronous()) return;
+  marks_.resize(as_index(program.program.num_marks));
   const auto caller = current_lane(device_);
   entry_ = caller->make_mark();
   caller->record(*entry_);
@@ -64,6 +68,7 @@ void Executor::join() {
 bool Executor::run(const Pass& pass) {
   const auto current = compute_lane_.make_current();
   if (entry_ != nullptr) compute_lane_.wait(*entry_);
+  const auto measuring = meter_.has_value() ? meter_->start() : nullptr;
   std::int64_t start = now_ns();
   bool completed = true;
   try {
@@ -75,6 +80,7 @@ bool Executor::run(const Pass& pass) {
       }
       progress_.instruction.store(static_cast<std::int32_t>(i), std::memory_order_relaxed);
       ready_ns_ = 0;
+      if (measuring != nullptr) memory_.bytes.push_back(meter_->bytes());
       completed = dispatch(ops[i], pass);
       const std::int64_t end = now_ns();
       trace_.events.push_back({start, ready_ns_ == 0 ? start : ready_ns_, end});
@@ -85,6 +91,10 @@ bool Executor::run(const Pass& pass) {
     completed = false;
   }
   trace_.end_ns = start;
+  if (measuring != nullptr) {
+    memory_.bytes.push_back(meter_->bytes());
+    memory_.peak_bytes = meter_->peak();
+  }
   if (compute_lane_.is_asynchronous()) {
     exit_ = compute_lane_.make_mark();
     compute_lane_.record(*exit_);
@@ -102,14 +112,12 @@ bool Executor::dispatch(const Op& op, const Pass& pass) {
     case OpCode::kBackwardInput:
     case OpCode::kBackwardWeight:
       return run_stage(op, pass);
-    case OpCode::kSend: {
-      Message message = std::move(held_[as_index(op.held)]);
-      message.key = op.key;
-      message.epoch = pass.epoch;
-      message.training = pass.training;
-      op.sender->send(op.sequence, op.slot, std::move(message), compute_lane_);
+    case OpCode::kOffload:
+    case OpCode::kReload:
+      return move(op, pass);
+    case OpCode::kSend:
+      send(op, pass);
       return true;
-    }
     case OpCode::kRelease:
       return release(op);
   }
@@ -120,15 +128,13 @@ bool Executor::run_stage(const Op& op, const Pass& pass) {
   Message input;
   if (!fetch(op.input, pass, input)) return false;
   ready_ns_ = now_ns();
-  RunContext context;
-  context.microbatch = op.microbatch;
-  context.num_microbatches = decoded(pass).program.num_microbatches;
-  context.pass = pass;
-  context.turn = op.turn;
-  context.device = device_;
+  await_mark(op, compute_lane_);
+  const RunContext context = context_of(op, pass);
   const MicrobatchScope scope(
       context, op.code == OpCode::kForward ? forward_stream(pass) : StreamKind::kBackward);
   Message result = run_action(op, context, std::move(input));
+  set_mark(op, compute_lane_);
+  note_activations();
   if (op.held >= 0) held_[as_index(op.held)] = std::move(result);
   return true;
 }
@@ -145,11 +151,64 @@ Message Executor::run_action(const Op& op, const RunContext& context, Message in
       op.stage->backward_weight(context);
       return {};
     case OpCode::kPost:
+    case OpCode::kOffload:
+    case OpCode::kReload:
     case OpCode::kSend:
     case OpCode::kRelease:
       break;
   }
   throw InternalError("no action of a stage");
+}
+
+bool Executor::move(const Op& op, const Pass& pass) {
+  ready_ns_ = now_ns();
+  await_mark(op, *op.lane);
+  const auto current = op.lane->make_current();
+  if (op.code == OpCode::kOffload) {
+    op.stage->offload(context_of(op, pass), *op.lane);
+  } else {
+    op.stage->reload(context_of(op, pass), *op.lane, compute_lane_);
+  }
+  set_mark(op, *op.lane);
+  note_activations();
+  return true;
+}
+
+RunContext Executor::context_of(const Op& op, const Pass& pass) const {
+  RunContext context;
+  context.microbatch = op.microbatch;
+  context.num_microbatches = decoded(pass).program.num_microbatches;
+  context.pass = pass;
+  context.turn = op.turn;
+  context.device = device_;
+  context.offloads = op.offloads;
+  return context;
+}
+
+void Executor::await_mark(const Op& op, Lane& lane) {
+  if (op.awaits != kNoMark && lane.is_asynchronous()) lane.wait(*marks_[as_index(op.awaits)]);
+}
+
+void Executor::set_mark(const Op& op, Lane& lane) {
+  if (op.sets == kNoMark || !lane.is_asynchronous()) return;
+  auto& mark = marks_[as_index(op.sets)];
+  if (mark == nullptr) mark = lane.make_mark();
+  lane.record(*mark);
+}
+
+void Executor::note_activations() {
+  int count = 0;
+  for (const auto& [index, stage] : resources_.stages) count += stage->num_activations();
+  memory_.peak_activations = std::max(memory_.peak_activations, count);
+}
+
+void Executor::send(const Op& op, const Pass& pass) {
+  Message message = std::move(held_[as_index(op.held)]);
+  message.key = op.key;
+  message.epoch = pass.epoch;
+  message.training = pass.training;
+  if (meter_.has_value()) meter_->give(message.tensors);
+  op.sender->send(op.sequence, op.slot, std::move(message), compute_lane_);
 }
 
 bool Executor::fetch(const Input& input, const Pass& pass, Message& message) {
@@ -162,6 +221,7 @@ bool Executor::fetch(const Input& input, const Pass& pass, Message& message) {
   if (!arrived.has_value()) return false;
   message = std::move(*arrived);
   check_arrival(message, input.key, pass.epoch, pass.training);
+  if (meter_.has_value()) meter_->take(message.tensors);
   if (input.lane->is_asynchronous()) {
     const auto mark = input.lane->make_mark();
     input.lane->record(*mark);
@@ -183,7 +243,11 @@ void Executor::fail(const Pass& pass, std::exception_ptr cause) {
   failure.rank = program.rank;
   failure.cause = std::move(cause);
   const Instruction& instruction = program.instructions[at];
-  if (const auto* run = std::get_if<Run>(&instruction.op); run != nullptr && ready_ns_ != 0) {
+  const auto* run = std::get_if<Run>(&instruction.op);
+  if (const auto* move = std::get_if<Move>(&instruction.op)) {
+    failure.kind = FailureKind::kAction;
+    failure.action = move->action;
+  } else if (run != nullptr && ready_ns_ != 0) {
     failure.kind = FailureKind::kAction;
     failure.action = run->action;
   } else {

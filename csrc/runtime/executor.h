@@ -6,8 +6,10 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
+#include "device/memory_meter.h"
 #include "runtime/decode.h"
 #include "runtime/failure.h"
 #include "runtime/progress.h"
@@ -21,6 +23,9 @@ class Executor {
   // process.
   Executor(RankResources resources, Program training, Program evaluation, const c10::Device& device,
            FirstFailure& failure);
+
+  // From the next pass on, bytes are counted. While no pass runs.
+  void measure_memory() { meter_.emplace(device_); }
 
   // Tells the channels and the trace that a pass begins. On the caller's thread; no rank is
   // running. On an accelerator the pass comes after all that the caller's stream was given before.
@@ -44,6 +49,7 @@ class Executor {
   }
   const Progress& progress() const { return progress_; }
   const Trace& trace() const { return trace_; }
+  const MemoryTrace& memory() const { return memory_; }
   const RankResources& resources() const { return resources_; }
   const c10::Device& device() const { return device_; }
   // The stage of this rank that computed losses in the last pass; null if there is none.
@@ -55,11 +61,18 @@ class Executor {
   const DecodedProgram& decoded(const Pass& pass) const {
     return pass.training ? training_ : evaluation_;
   }
+  RunContext context_of(const Op& op, const Pass& pass) const;
   bool dispatch(const Op& op, const Pass& pass);
   bool run_stage(const Op& op, const Pass& pass);
   static Message run_action(const Op& op, const RunContext& context, Message input);
   bool fetch(const Input& input, const Pass& pass, Message& message);
+  bool move(const Op& op, const Pass& pass);
+  void send(const Op& op, const Pass& pass);
   bool release(const Op& op);
+  // For moves, on an accelerator: elsewhere work is done when the call returns.
+  void await_mark(const Op& op, Lane& lane);
+  void set_mark(const Op& op, Lane& lane);
+  void note_activations();
   void fail(const Pass& pass, std::exception_ptr cause);
 
   RankResources resources_;
@@ -73,8 +86,11 @@ class Executor {
   std::unique_ptr<Mark>
       exit_;  // on the compute lane after it; null on the CPU, and before the first pass
   std::vector<Message> held_;  // by SlotId: results on their way to a Send or to a later Run
+  std::vector<std::unique_ptr<Mark>> marks_;  // by MarkId: those of moves, once they were set
   Progress progress_;
   Trace trace_;
+  MemoryTrace memory_;
+  std::optional<MemoryMeter> meter_;
   std::int64_t ready_ns_ =
       0;  // when the instruction at hand had what it waited for; 0: it never waited
   bool last_was_training_ = true;

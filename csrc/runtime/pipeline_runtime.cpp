@@ -40,6 +40,7 @@ PipelineRuntime::PipelineRuntime(std::vector<RankSpec> ranks, std::unique_ptr<Ag
     executors_.push_back(
         std::make_unique<Executor>(std::move(rank.resources), std::move(rank.training),
                                    std::move(rank.evaluation), rank.device, failure_));
+    if (options_.measure_memory) executors_.back()->measure_memory();
   }
   intercept_draws();
   WorkerHooks hooks = options_.hooks;

@@ -25,6 +25,7 @@ struct RandomOptions {
 struct RuntimeOptions {
   std::chrono::milliseconds timeout{300'000};  // for every wait of one rank for another
   int intra_op_threads = 1;                    // of each rank
+  bool measure_memory = false;                 // of each rank: MemoryTrace's bytes
   WorkerHooks hooks;
   RandomOptions random;
 };

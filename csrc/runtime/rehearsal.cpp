@@ -67,12 +67,13 @@ void watch(PipelineRuntime& runtime, std::chrono::milliseconds limit) {
   }
 }
 
-// Which of its Runs the rank was at; nothing if it came to the end.
+// Which of its Runs and Moves the rank was at; nothing if it came to the end.
 std::optional<int> stalled_at(const Executor& executor, const std::vector<Action>& log) {
   const auto& instructions = executor.program(true).instructions;
   int num_runs = 0;
   for (const Instruction& instruction : instructions) {
-    num_runs += std::holds_alternative<Run>(instruction.op) ? 1 : 0;
+    const bool is_move = std::holds_alternative<Move>(instruction.op);
+    num_runs += is_move || std::holds_alternative<Run>(instruction.op) ? 1 : 0;
   }
   const int num_done = static_cast<int>(log.size());
   const bool at_end = executor.trace().events.size() == instructions.size();

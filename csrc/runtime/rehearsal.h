@@ -31,9 +31,11 @@ enum class Ending : std::uint8_t {
 
 struct Rehearsal {
   Ending ending = Ending::kCompleted;
-  std::string message;                       // why; empty if completed
-  std::vector<std::vector<Action>> actions;  // by rank: the compute actions that were done
-  // By rank, where it stalled: which of its Runs it was to do next, or to send the result of.
+  std::string message;  // why; empty if completed
+  std::vector<std::vector<Action>>
+      actions;  // by rank: the compute actions and moves that were done
+  // By rank, where it stalled: which of its Runs and Moves it was to do next, or to send the result
+  // of.
   std::vector<std::optional<int>> stalled_at;
 };
 

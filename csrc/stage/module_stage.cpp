@@ -28,6 +28,12 @@ std::size_t num_bytes(const std::vector<at::Tensor>& tensors) {
   return bytes;
 }
 
+// The loss alone: torch's mse_loss hands it out in memory as large as its input.
+at::Tensor number_of(const at::Tensor& loss) {
+  const bool is_alone = !loss.has_storage() || loss.storage().nbytes() == loss.nbytes();
+  return is_alone ? loss.detach() : loss.detach().clone();
+}
+
 std::vector<std::int64_t> versions_of(const std::vector<at::Tensor>& tensors) {
   std::vector<std::int64_t> versions;
   for (const at::Tensor& tensor : tensors) versions.push_back(tensor._version());
@@ -71,6 +77,10 @@ Message ModuleStage::forward(const RunContext& context, Message input) {
     state.weight = weight;
     state.num_bytes = num_bytes(input.tensors);
   }
+  if (context.pass.training && context.offloads) {
+    state.store = std::make_shared<ActivationStore>(
+        c10::str("stage ", position_.stage, ", microbatch ", context.microbatch));
+  }
   BodyResult result = is_recomputed(context)
                           ? run_first(context, std::move(input), state)
                           : run_body(context, std::move(input), BodyRun::kOnly, state);
@@ -110,6 +120,8 @@ void ModuleStage::check_gradient_flows(const InFlight& state, const BodyResult& 
 BodyResult ModuleStage::run_body(const RunContext& context, Message input, BodyRun run,
                                  InFlight& state) {
   if (context.pass.training) state.sink = attach_sink(input.tensors, input.requires_grad);
+  const bool saves = state.store != nullptr && run == BodyRun::kOnly;
+  const std::unique_ptr<Saving> saving = saves ? start_saving_(state.store) : nullptr;
   return body_->forward(context, {std::move(input.tensors), std::move(input.structure),
                                   std::exchange(retired_, {}), run});
 }
@@ -187,7 +199,7 @@ void ModuleStage::keep_loss(const RunContext& context, double weight, const at::
                     loss.sizes());
   losses_.resize(as_index(context.num_microbatches));
   loss_weights_.resize(as_index(context.num_microbatches));
-  losses_[as_index(context.microbatch)] = loss.detach();
+  losses_[as_index(context.microbatch)] = number_of(loss);
   loss_weights_[as_index(context.microbatch)] = weight;
   TORCH_CHECK_VALUE(!context.pass.training || loss.requires_grad(), "the loss of microbatch ",
                     context.microbatch,
@@ -236,6 +248,24 @@ void ModuleStage::backward_weight(const RunContext& context) {
   });
 }
 
+void ModuleStage::offload(const RunContext& context, Lane& lane) {
+  InFlight& state = entry(context, Phase::kForwardDone);
+  TORCH_INTERNAL_ASSERT(state.store != nullptr && !state.on_host, "microbatch ", context.microbatch,
+                        " on stage ", position_.stage, " can't be moved to the host");
+  state.store->offload(lane);
+  state.on_host = true;
+  ++num_on_host_;
+}
+
+void ModuleStage::reload(const RunContext& context, Lane& lane, Lane& compute) {
+  InFlight& state = entry(context, Phase::kForwardDone);
+  TORCH_INTERNAL_ASSERT(state.on_host, "microbatch ", context.microbatch, " on stage ",
+                        position_.stage, " is not on the host");
+  state.store->reload(lane, compute);
+  state.on_host = false;
+  --num_on_host_;
+}
+
 ModuleStage::InFlight& ModuleStage::entry(const RunContext& context, Phase phase) {
   InFlight& state = in_flight_[as_index(context.microbatch)];
   TORCH_INTERNAL_ASSERT(state.phase == phase, "microbatch ", context.microbatch, " on stage ",
@@ -261,7 +291,8 @@ ModuleStage::Seeds ModuleStage::take_seeds(InFlight& state, Message gradients) c
 
 bool ModuleStage::keeps_graph(const InFlight& state,
                               const std::vector<torch::autograd::Edge>& roots) const {
-  return shares_gil_ && state.num_bytes <= kSmallBytes && !has_python_node(roots);
+  return shares_gil_ && state.store == nullptr && state.num_bytes <= kSmallBytes &&
+         !has_python_node(roots);
 }
 
 template <typename Backward>
@@ -289,7 +320,7 @@ Message ModuleStage::input_gradients(InFlight& state) {
 
 void ModuleStage::reset() noexcept {
   for (InFlight& state : in_flight_) state = {};
-  num_in_flight_ = 0;
+  num_in_flight_ = num_on_host_ = 0;
   retired_.clear();
 }
 

@@ -3,11 +3,13 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
 #include <memory>
 #include <set>
 #include <utility>
 #include <vector>
 
+#include "autograd/activation_store.h"
 #include "autograd/gradient_sink.h"
 #include "autograd/split_backward.h"
 #include "base/index.h"
@@ -55,6 +57,13 @@ struct BodyResult {
   bool can_run_again = true;
 };
 
+// While it lives, what autograd saves on this thread goes to a store.
+class Saving {
+ public:
+  virtual ~Saving() = default;
+};
+using StartSaving = std::function<std::unique_ptr<Saving>(const std::shared_ptr<ActivationStore>&)>;
+
 // The code of one stage. It decides alone whether it needs the GIL.
 class StageBody {
  public:
@@ -99,8 +108,15 @@ class ModuleStage final : public Stage {
   Message backward_input(const RunContext& context, Message gradients) override;
   void backward_weight(const RunContext& context) override;
   void recompute(const RunContext& context) override;
+  // REQUIRES set_saving() before the forward.
+  void offload(const RunContext& context, Lane& lane) override;
+  void reload(const RunContext& context, Lane& lane, Lane& compute) override;
   void reset() noexcept override;
   int num_in_flight() const override { return num_in_flight_; }
+  int num_activations() const override { return num_in_flight_ - num_on_host_; }
+
+  // How forwards whose activations will go to the host save them.
+  void set_saving(StartSaving start_saving) { start_saving_ = std::move(start_saving); }
 
   // By microbatch, whether its forward runs twice (the note above); empty: none does. Between
   // passes.
@@ -131,13 +147,15 @@ class ModuleStage final : public Stage {
     bool wants_gradient() const {      // whether any of them does
       return std::find(needs_gradient.begin(), needs_gradient.end(), true) != needs_gradient.end();
     }
-    std::size_t num_bytes = 0;    // of inputs and outputs
-    double weight = 0.0;          // the microbatch's
-    std::size_t num_outputs = 0;  // tensors
-    bool lacks_graph = false;     // as long as it must be recomputed; then:
-    Message input;                // of the forward
-    RandomState random;           // before the forward
-    bool keep_graph = false;      // from kInputDone on, as all below
+    std::size_t num_bytes = 0;               // of inputs and outputs
+    double weight = 0.0;                     // the microbatch's
+    std::size_t num_outputs = 0;             // tensors
+    bool lacks_graph = false;                // as long as it must be recomputed; then:
+    Message input;                           // of the forward
+    RandomState random;                      // before the forward
+    std::shared_ptr<ActivationStore> store;  // if activations will go to the host; hooks share it
+    bool on_host = false;
+    bool keep_graph = false;  // from kInputDone on, as all below
     bool was_split = false;
     WeightBackward weights;
   };
@@ -174,6 +192,8 @@ class ModuleStage final : public Stage {
   std::unique_ptr<StageBody> body_;
   std::vector<InFlight> in_flight_;  // by microbatch
   int num_in_flight_ = 0;
+  int num_on_host_ = 0;  // of those in flight
+  StartSaving start_saving_;
   bool shares_gil_;
   std::vector<NodePtr> retired_;
   std::set<UnsplitNode> unsplit_;

@@ -41,6 +41,7 @@ struct RunContext {
   StageTurn turn;
   c10::Device device{c10::kCPU};  // the rank's
   bool is_recomputing = false;    // the forward runs a second time, for its graph
+  bool offloads = false;          // forward alone: offload() follows
 };
 
 class Stage {
@@ -74,6 +75,12 @@ class Stage {
   virtual Message backward_input(const RunContext& context, Message gradients) = 0;
   virtual void backward_weight(const RunContext& context) = 0;
 
+  // Moves what the microbatch's backward needs, and nobody else holds, to the host, and back.
+  // REQUIRES that its forward was told so (RunContext::offloads), and that the microbatch is in
+  // flight. The work lands on `lane`; `compute` is the one that uses the activations.
+  virtual void offload(const RunContext& context, Lane& lane) = 0;
+  virtual void reload(const RunContext& context, Lane& lane, Lane& compute) = 0;
+
   // Forgets all microbatches in flight, after a pass that failed.
   virtual void reset() noexcept = 0;
 
@@ -84,6 +91,8 @@ class Stage {
 
   // Microbatches whose forward ran and whose backward (or weight half) did not.
   virtual int num_in_flight() const = 0;
+  // Those of them whose activations are on the device.
+  virtual int num_activations() const = 0;
 };
 
 }  // namespace pipert

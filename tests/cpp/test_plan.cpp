@@ -242,16 +242,16 @@ void ranks_lowered_at_once_by_several_threads_get_the_programs_of_lower() {
   CHECK_THROWS(lowering.program(-1), IndexError);
 }
 
-void an_instruction_is_small_and_holds_two_ids_of_a_kind() {
+void an_instruction_is_small_and_holds_few_ids_of_a_kind() {
   static_assert(sizeof(Instruction) <= 72);  // a hundred million of them fit into 8 GB
   static_assert(std::is_trivially_copyable_v<Instruction>);
-  FewIds ids;
+  FewIds<2> ids;
   CHECK(ids.empty() && ids.begin() == ids.end());
   ids.push_back(0);
   ids.push_back(7);
   CHECK(ids.size() == 2 && ids.front() == 0 && *(ids.end() - 1) == 7);
   CHECK_THROWS(ids.push_back(8), InternalError);
-  CHECK((ids == FewIds{0, 7}) && !(ids == FewIds{0}));
+  CHECK((ids == FewIds<2>{0, 7}) && !(ids == FewIds<2>{0}));
 }
 
 void slots_are_reused_lowest_first() {
@@ -301,7 +301,7 @@ int main() {
   pipert::clocks_that_track_few_ranks_know_as_much_as_full_ones_where_stages_have_a_usual_place();
   pipert::clocks_that_track_few_ranks_never_know_more_than_full_ones();
   pipert::ranks_lowered_at_once_by_several_threads_get_the_programs_of_lower();
-  pipert::an_instruction_is_small_and_holds_two_ids_of_a_kind();
+  pipert::an_instruction_is_small_and_holds_few_ids_of_a_kind();
   pipert::slots_are_reused_lowest_first();
   pipert::instructions_print_on_one_line_and_waits_in_words();
   pipert::mistakes_throw();

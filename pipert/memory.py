@@ -1,0 +1,129 @@
+"""What the ranks held in a step: measured, beside what the schedule predicts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+from pipert._C import Action, Costs, Schedule
+
+# (rank, activations, peak in bytes or None, bytes at the start of each instruction and at the end)
+RawMemory = tuple[int, int, int | None, list[int]]
+Events = Sequence[tuple[str, Action | None, int, int, int]]
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """What one rank held in a training step.
+
+    Bytes are those of its tensors on its device above what was there when the step began; None
+    without `measure_memory`, and where a profiler was active.
+
+    Attributes:
+        rank: position in the pipeline group.
+        peak_activations: most (stage, microbatch) pairs whose activations were there at a time.
+        predicted_activations: the schedule's promise.
+        peak_bytes: the most at any moment: activations, gradients, what operators need meanwhile.
+        kept_bytes: the most between two actions: what stays.
+        predicted_bytes: the most that activations take, simulated with what each stage's forward
+            left behind in this step.
+    """
+
+    rank: int
+    peak_activations: int
+    predicted_activations: int
+    peak_bytes: int | None = None
+    kept_bytes: int | None = None
+    predicted_bytes: int | None = None
+
+
+def summarize_memory(raw: RawMemory, events: Events) -> dict[str, Any]:
+    """One rank's part of a report, as JSON values."""
+    rank, activations, peak, levels = raw
+    part: dict[str, Any] = {"rank": rank, "activations": activations}
+    if peak is None:
+        return part
+    starts = [i for i, (kind, *_) in enumerate(events) if kind in ("run", "move")]
+    starts.append(len(events))
+    grown: dict[str, list[int]] = {}  # "F0" -> bytes that each microbatch left behind
+    for at, following in pairwise(starts):
+        action = events[at][1]
+        if action is not None:
+            grown.setdefault(f"{action.kind}{action.stage}", []).append(
+                levels[following] - levels[at]
+            )
+    return {
+        **part,
+        "peak": peak,
+        "kept": max(levels[at] for at in starts),
+        "grown": {key: median(values) for key, values in grown.items()},
+    }
+
+
+def put_together(parts: Sequence[dict[str, Any]], schedule: Schedule) -> list[RankMemory]:
+    """The parts of all ranks, by rank, beside what the schedule predicts.
+
+    Args:
+        parts: what `summarize_memory` gave on each rank.
+        schedule: the schedule that ran.
+    """
+    grown: dict[str, float] = {}
+    for part in parts:
+        grown.update(part.get("grown", {}))
+    timeline = schedule.simulate(_costs(grown, schedule), messages=False)
+    predicted = timeline.peak_bytes
+    return [
+        RankMemory(
+            rank=part["rank"],
+            peak_activations=part["activations"],
+            predicted_activations=timeline.peak_memory[part["rank"]],
+            peak_bytes=part.get("peak"),
+            kept_bytes=part.get("kept"),
+            predicted_bytes=(
+                None if predicted is None or "peak" not in part else round(predicted[part["rank"]])
+            ),
+        )
+        for part in sorted(parts, key=lambda part: part["rank"])
+    ]
+
+
+def _costs(grown: dict[str, float], schedule: Schedule) -> Costs:
+    """Sizes of activations; no times."""
+    stages = range(schedule.num_stages)
+    if not any(f"F{stage}" in grown for stage in stages):
+        return Costs()
+    inputs = [grown.get(f"F{s}", 0.0) if f"R{s}" in grown else 0.0 for s in stages]
+    whole = [max(0.0, grown.get(f"F{s}", 0.0) + grown.get(f"R{s}", 0.0)) for s in stages]
+    left = [
+        min(1.0, max(0.0, 1 + grown.get(f"I{s}", 0.0) / size)) if size else 1.0
+        for s, size in zip(stages, whole, strict=True)
+    ]
+    return Costs(
+        activation_bytes=whole,
+        weight_share=left,
+        bytes=[*(max(0.0, size) for size in inputs[1:]), 0.0],
+    )
+
+
+def table(memory: Sequence[RankMemory]) -> list[str]:
+    """Lines of text, a head and one for each rank."""
+    counts = "rank  activations  predicted"
+    if all(rank.peak_bytes is None for rank in memory):
+        return [counts, *(_counts(rank) for rank in memory)]
+    return [
+        f"{counts}  peak MB  kept MB  activations predicted MB",
+        *(
+            f"{_counts(rank)}  {_megabytes(rank.peak_bytes):>7}  {_megabytes(rank.kept_bytes):>7}"
+            f"  {_megabytes(rank.predicted_bytes):>24}"
+            for rank in memory
+        ),
+    ]
+
+
+def _counts(rank: RankMemory) -> str:
+    return f"{rank.rank:4}  {rank.peak_activations:11}  {rank.predicted_activations:9}"
+
+
+def _megabytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 1e6:.2f}"
