@@ -49,6 +49,7 @@ class BlankStage final : public Stage {
   bool is_last_;
   std::vector<State> states_;  // by microbatch, as the next
   std::vector<Residence> residences_;
+  std::vector<bool> recomputed_;
   std::vector<Action>& log_;
   std::vector<at::Tensor> losses_;  // none
   std::vector<double> loss_weights_;

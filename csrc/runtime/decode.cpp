@@ -14,6 +14,9 @@ class Decoder {
   Decoder(const Program& program, const RankResources& resources, const LaneTable& lanes)
       : program_(program), resources_(resources), lanes_(lanes), orders_(stage_orders(program)) {
     for (const Instruction& instruction : program.instructions) {
+      const auto* run = std::get_if<Run>(&instruction.op);
+      if (run != nullptr && run->action.kind == ActionKind::kRecompute)
+        recomputed_.insert({run->action.stage, run->action.microbatch});
       const auto* move = std::get_if<Move>(&instruction.op);
       if (move == nullptr) continue;
       if (move->action.kind == ActionKind::kOffload)
@@ -37,6 +40,10 @@ class Decoder {
       case ActionKind::kForward:
         op.code = OpCode::kForward;
         op.offloads = offloaded_.contains({run.action.stage, run.action.microbatch});
+        op.recomputes = recomputed_.contains({run.action.stage, run.action.microbatch});
+        break;
+      case ActionKind::kRecompute:
+        op.code = OpCode::kRecompute;
         break;
       case ActionKind::kBackward:
         op.code = OpCode::kBackward;
@@ -54,15 +61,13 @@ class Decoder {
       case ActionKind::kUnshard:
       case ActionKind::kReshard:
       case ActionKind::kReduceGrad:
-      case ActionKind::kRecompute:
       case ActionKind::kOffload:
       case ActionKind::kReload:
       case ActionKind::kUpdate:
       case ActionKind::kOverlap:
-        throw ValueError(
-            concat("the stages of this pipeline run F, B, I, W, OFFLOAD and RELOAD "
-                   "actions, got ",
-                   to_string(run.action)));
+        throw ValueError(concat(
+            "the stages of this pipeline run F, B, I, W, R, OFFLOAD and RELOAD actions, got ",
+            to_string(run.action)));
     }
     op.stage = stage_of(run.action);
     op.microbatch = run.action.microbatch;
@@ -146,6 +151,7 @@ class Decoder {
   const RankResources& resources_;
   const LaneTable& lanes_;
   std::set<std::pair<StageIndex, Microbatch>> offloaded_;
+  std::set<std::pair<StageIndex, Microbatch>> recomputed_;
   std::set<MarkId> move_marks_;  // that a move sets or waits for
   std::map<StageIndex, StageOrder> orders_;
   std::map<SlotId, Input> arriving_;  // what the last Recv into each slot brings

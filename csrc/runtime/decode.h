@@ -31,6 +31,7 @@ enum class OpCode : std::uint8_t {
   kBackward,
   kBackwardInput,
   kBackwardWeight,
+  kRecompute,
   kOffload,
   kReload,
   kSend,
@@ -60,7 +61,9 @@ struct Op {
   int held = -1;  // of the stage's actions: the SlotId that takes the result, -1 for none; kSend:
                   // the one to send from
   Input input;    // of the stage's actions
-  bool offloads = false;  // kForward: the activations will go to the host
+  // kForward: whether the activations will go to the host, or be computed again.
+  bool offloads = false;
+  bool recomputes = false;
   // Marks between the compute lane and those of moves. All others are the channels' business.
   MarkId awaits = kNoMark;
   MarkId sets = kNoMark;

@@ -111,6 +111,7 @@ bool Executor::dispatch(const Op& op, const Pass& pass) {
     case OpCode::kBackward:
     case OpCode::kBackwardInput:
     case OpCode::kBackwardWeight:
+    case OpCode::kRecompute:
       return run_stage(op, pass);
     case OpCode::kOffload:
     case OpCode::kReload:
@@ -150,6 +151,9 @@ Message Executor::run_action(const Op& op, const RunContext& context, Message in
     case OpCode::kBackwardWeight:
       op.stage->backward_weight(context);
       return {};
+    case OpCode::kRecompute:
+      op.stage->recompute(context);
+      return {};
     case OpCode::kPost:
     case OpCode::kOffload:
     case OpCode::kReload:
@@ -182,6 +186,7 @@ RunContext Executor::context_of(const Op& op, const Pass& pass) const {
   context.turn = op.turn;
   context.device = device_;
   context.offloads = op.offloads;
+  context.recomputes = op.recomputes;
   return context;
 }
 

@@ -135,7 +135,7 @@ BodyResult ModuleStage::run_first(const RunContext& context, Message input, InFl
   const bool changed = versions != versions_of(state.input.tensors);
   changes_input_ = changes_input_ || changed;
   state.num_outputs = result.tensors.size();
-  state.lacks_graph = result.can_run_again && !changed;
+  set_absent(&InFlight::lacks_graph, result.can_run_again && !changed, state);
   if (state.lacks_graph) {
     state.sink = {};
   } else {
@@ -158,7 +158,13 @@ void ModuleStage::recompute(const RunContext& context) {
                     position_.stage, " returned ", state.num_outputs, " tensors for microbatch ",
                     context.microbatch, ", and ", result.tensors.size(), " when it ran again");
   keep_roots(result, state);
-  state.lacks_graph = false;
+  set_absent(&InFlight::lacks_graph, false, state);
+}
+
+void ModuleStage::set_absent(bool InFlight::* why, bool value, InFlight& state) {
+  const bool before = state.is_absent();
+  state.*why = value;
+  num_absent_ += static_cast<int>(state.is_absent()) - static_cast<int>(before);
 }
 
 void ModuleStage::keep_roots(const BodyResult& result, InFlight& state) const {
@@ -252,9 +258,10 @@ void ModuleStage::offload(const RunContext& context, Lane& lane) {
   InFlight& state = entry(context, Phase::kForwardDone);
   TORCH_INTERNAL_ASSERT(state.store != nullptr && !state.on_host, "microbatch ", context.microbatch,
                         " on stage ", position_.stage, " can't be moved to the host");
+  for (at::Tensor& tensor : state.input.tensors)  // that is to run again
+    state.stored_input.push_back(state.store->pack(std::exchange(tensor, {})));
   state.store->offload(lane);
-  state.on_host = true;
-  ++num_on_host_;
+  set_absent(&InFlight::on_host, true, state);
 }
 
 void ModuleStage::reload(const RunContext& context, Lane& lane, Lane& compute) {
@@ -262,8 +269,10 @@ void ModuleStage::reload(const RunContext& context, Lane& lane, Lane& compute) {
   TORCH_INTERNAL_ASSERT(state.on_host, "microbatch ", context.microbatch, " on stage ",
                         position_.stage, " is not on the host");
   state.store->reload(lane, compute);
-  state.on_host = false;
-  --num_on_host_;
+  for (std::size_t i = 0; i < state.stored_input.size(); ++i)
+    state.input.tensors[i] = state.stored_input[i]->unpack();
+  state.stored_input.clear();
+  set_absent(&InFlight::on_host, false, state);
 }
 
 ModuleStage::InFlight& ModuleStage::entry(const RunContext& context, Phase phase) {
@@ -320,7 +329,7 @@ Message ModuleStage::input_gradients(InFlight& state) {
 
 void ModuleStage::reset() noexcept {
   for (InFlight& state : in_flight_) state = {};
-  num_in_flight_ = num_on_host_ = 0;
+  num_in_flight_ = num_absent_ = 0;
   retired_.clear();
 }
 

@@ -113,7 +113,7 @@ class ModuleStage final : public Stage {
   void reload(const RunContext& context, Lane& lane, Lane& compute) override;
   void reset() noexcept override;
   int num_in_flight() const override { return num_in_flight_; }
-  int num_activations() const override { return num_in_flight_ - num_on_host_; }
+  int num_activations() const override { return num_in_flight_ - num_absent_; }
 
   // How forwards whose activations will go to the host save them.
   void set_saving(StartSaving start_saving) { start_saving_ = std::move(start_saving); }
@@ -154,7 +154,9 @@ class ModuleStage final : public Stage {
     Message input;                           // of the forward
     RandomState random;                      // before the forward
     std::shared_ptr<ActivationStore> store;  // if activations will go to the host; hooks share it
+    std::vector<std::shared_ptr<SavedTensor>> stored_input;  // while it is on the host
     bool on_host = false;
+    bool is_absent() const { return lacks_graph || on_host; }
     bool keep_graph = false;  // from kInputDone on, as all below
     bool was_split = false;
     WeightBackward weights;
@@ -167,9 +169,12 @@ class ModuleStage final : public Stage {
   };
 
   bool is_recomputed(const RunContext& context) const {
-    return context.pass.training && !recomputed_.empty() &&
-           recomputed_[as_index(context.microbatch)];
+    const bool is_asked =
+        context.recomputes || (!recomputed_.empty() && recomputed_[as_index(context.microbatch)]);
+    return context.pass.training && is_asked;
   }
+  // Changes one of the two; counts.
+  void set_absent(bool InFlight::* why, bool value, InFlight& state);
   // Runs the body on `input`, as the begin of a graph.
   BodyResult run_body(const RunContext& context, Message input, BodyRun run, InFlight& state);
   // The body for a microbatch that is to be recomputed: the graph goes if it can be made again.
@@ -192,7 +197,7 @@ class ModuleStage final : public Stage {
   std::unique_ptr<StageBody> body_;
   std::vector<InFlight> in_flight_;  // by microbatch
   int num_in_flight_ = 0;
-  int num_on_host_ = 0;  // of those in flight
+  int num_absent_ = 0;  // of those in flight: their activations are not there
   StartSaving start_saving_;
   bool shares_gil_;
   std::vector<NodePtr> retired_;

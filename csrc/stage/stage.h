@@ -41,7 +41,9 @@ struct RunContext {
   StageTurn turn;
   c10::Device device{c10::kCPU};  // the rank's
   bool is_recomputing = false;    // the forward runs a second time, for its graph
-  bool offloads = false;          // forward alone: offload() follows
+  // Of a forward: whether offload(), or recompute(), follows.
+  bool offloads = false;
+  bool recomputes = false;
 };
 
 class Stage {
