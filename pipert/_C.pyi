@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
-from torch import Tensor
+from torch import Generator, Tensor
 from torch._C._distributed_c10d import Backend, Store
 
 # --- ir ---------------------------------------------------------------------------------------
@@ -520,6 +520,52 @@ def lower(
     joint_pairs: bool = False,
 ) -> list[Program]: ...
 
+# --- random -----------------------------------------------------------------------------------
+
+class LayerHook:
+    def __init__(self, owner: int, layers: Sequence[int]) -> None: ...
+    @property
+    def owner(self) -> int: ...
+    @property
+    def layers(self) -> list[int]: ...
+    def __call__(self, module: Any, *args: Any) -> None: ...
+    def enter(self) -> None: ...
+
+class ContextHook:
+    def __init__(self, keywords: Sequence[str]) -> None: ...
+    def __call__(
+        self, module: Any, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]] | None: ...
+
+class KeyedScope:
+    def __init__(
+        self, *, seed: int, owner: int, device: str, training: bool, step: int, microbatch: int
+    ) -> None: ...
+    def enter(self) -> None: ...
+    def exit(self) -> None: ...
+
+class CurrentMicrobatch:
+    @property
+    def index(self) -> int: ...
+    @property
+    def num_microbatches(self) -> int: ...
+    @property
+    def stage(self) -> int: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def is_first(self) -> bool: ...
+    @property
+    def is_last(self) -> bool: ...
+    @property
+    def is_recomputing(self) -> bool: ...
+    @property
+    def training(self) -> bool: ...
+
+def current_microbatch() -> CurrentMicrobatch | None: ...
+def enter_loss() -> None: ...
+def thread_generator() -> Generator | None: ...
+
 # --- transport --------------------------------------------------------------------------------
 
 class ExternalChannels: ...
@@ -593,7 +639,16 @@ class Runtime:
         self,
         *,
         stages: Sequence[
-            tuple[int, Callable[..., Any], bool, bool, bool, Sequence[str] | None, bool]
+            tuple[
+                int,
+                Callable[..., Any],
+                bool,
+                bool,
+                bool,
+                Sequence[str] | None,
+                bool,
+                Sequence[str],
+            ]
         ],
         ranks: Sequence[tuple[Program, Program, str]],
         loss_fn: Callable[..., Any] | None,
@@ -603,6 +658,10 @@ class Runtime:
         intra_op_threads: int,
         spin_us: int,
         share_losses: bool,
+        rng_seed: int | None,
+        owner: int,
+        first_layers: Mapping[int, int],
+        recomputed: Mapping[int, Sequence[bool]],
         measure_memory: bool = ...,
     ) -> None: ...
     def step(
@@ -616,6 +675,7 @@ class Runtime:
         training: bool,
         compute_loss: bool,
         keep_outputs: bool,
+        step: int,
         main_gradients: Sequence[tuple[Tensor, Tensor]] = ...,
         shared: Sequence[_SharedStage],
     ) -> None: ...

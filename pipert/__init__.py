@@ -10,6 +10,7 @@ from pipert._C import (  # noqa: E402
     Action,
     Bounds,
     Costs,
+    CurrentMicrobatch,
     Gap,
     Lowering,
     MessageSpan,
@@ -22,6 +23,7 @@ from pipert._C import (  # noqa: E402
     Span,
     Timeline,
     Verdict,
+    current_microbatch,
     lower,
     lower_bounds,
     render_svg,
@@ -31,6 +33,7 @@ from pipert._C import (  # noqa: E402
 )
 from pipert.errors import PipelineError, RemoteTraceback  # noqa: E402
 from pipert.group import init  # noqa: E402
+from pipert.keyed_random import KeyedRandom  # noqa: E402
 from pipert.memory import RankMemory  # noqa: E402
 from pipert.periodic import periodic_schedule  # noqa: E402
 from pipert.pipeline import Pipeline  # noqa: E402
@@ -45,7 +48,9 @@ __all__ = [
     "Action",
     "Bounds",
     "Costs",
+    "CurrentMicrobatch",
     "Gap",
+    "KeyedRandom",
     "Lowering",
     "MessageSpan",
     "OverlapHalf",
@@ -67,6 +72,7 @@ __all__ = [
     "Trace",
     "TraceEvent",
     "Verdict",
+    "current_microbatch",
     "init",
     "lower",
     "lower_bounds",

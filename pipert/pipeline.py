@@ -23,9 +23,11 @@ from pipert.copies import check_remote_copies
 from pipert.distributed import Peers, telling
 from pipert.gradients import clip_gradients, gradient_norms, own_gradient
 from pipert.group import as_group
+from pipert.keyed_random import check_seed
 from pipert.local_stages import LocalStages
 from pipert.main_gradients import MainGradients, main_gradient
 from pipert.ranks import Ranks
+from pipert.recompute import Recompute
 from pipert.report import Report, Trace, UnsplitNode, make_report, summarize
 from pipert.results import StepResult, result_of
 from pipert.stages import check_tied
@@ -66,12 +68,21 @@ class Pipeline:
             made here unless it is there) and dropped from `.grad`. The caller zeroes the sums
             (`zero_main_grads`) and gives them to his optimizer.
         measure_memory: whether `report` tells the bytes that each rank held.
+        rng_seed: None: random layers draw as usual. A number: what each layer draws depends on this
+            seed, `step_index`, the layer and the microbatch alone, under every schedule, partition
+            and number of ranks. Layers are what `split` cuts between: the children of an
+            nn.Sequential; any other stage is one layer.
+        recompute: which forwards keep their stage's input alone, and run again before their
+            backward: "none", "all", "except_last" (each stage's last forward keeps its
+            activations), a list of stages, or a function of a stage and a microbatch.
 
     Attributes:
         schedule: the Schedule.
         program: what each rank of this process does in a step; prints as text.
         stages: {stage index: module}, this process's. Where the schedule runs two copies of the
             model, with n stages each, n + s is the second copy of s.
+        step_index: how many steps have been made; set it after restoring a checkpoint, on every
+            rank, to go on with the random numbers of a run with `rng_seed`.
 
     Raises:
         ValueError, TypeError: an argument is wrong; the message says what was expected.
@@ -97,6 +108,8 @@ class Pipeline:
         intra_op_threads: int | None = None,
         main_grads: bool = False,
         measure_memory: bool = False,
+        rng_seed: int | None = None,
+        recompute: Recompute = "none",
     ) -> None:
         self._peers = None if group is None else Peers(as_group(group))
         self._has_loss = loss_fn is not None
@@ -106,6 +119,8 @@ class Pipeline:
                 self._peers.timeout_s = timeout_s
             check_arguments(stages, loss_fn)
             kinds = stage_kinds(stage_kind, len(stages))
+            if rng_seed is not None:
+                check_seed(rng_seed)
             check_integers(
                 num_microbatches=num_microbatches,
                 num_ranks=num_ranks,
@@ -142,6 +157,7 @@ class Pipeline:
                     broadcast_loss=broadcast_loss,
                     main_grads=main_grads,
                     measure_memory=measure_memory,
+                    rng_seed=rng_seed,
                 )
                 check_tied(stages, self.schedule.placement)
             on = resolve_devices(devices, ranks, self.schedule.num_ranks)
@@ -168,9 +184,13 @@ class Pipeline:
                 share_losses=broadcast_loss,
                 measure_memory=measure_memory,
                 overlap_fn=overlap_fn,
+                schedule=self.schedule,
+                rng_seed=rng_seed,
+                recompute=recompute,
             )
             if self._peers is not None and self.schedule.placement.num_copies > 1:
                 self._share_weights(self._peers)
+        self._step_index = 0
         self.program = self._ranks.programs
         self.stages = self._stages.modules
 
@@ -256,10 +276,23 @@ class Pipeline:
                         self._main_gradients.pairs() if self._main_gradients and training else []
                     ),
                     shared=self._stages.shared(),
+                    step=self._step_index,
                 )
+        self._step_index += training
         return result_of(
             runtime, compute_loss, keep_outputs, batch.is_cut, self.schedule.num_microbatches
         )
+
+    @property
+    def step_index(self) -> int:
+        """How many steps have been made: the number of the next one."""
+        return self._step_index
+
+    @step_index.setter
+    def step_index(self, step: int) -> None:
+        if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < 2**63:
+            raise ValueError(f"step_index must be a number of steps, from 0, got {step!r}")
+        self._step_index = step
 
     # --- parameters --------------------------------------------------------------------------
 

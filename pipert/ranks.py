@@ -15,7 +15,11 @@ from torch import Tensor
 from pipert import _C
 from pipert.distributed import Peers, telling
 from pipert.errors import PipelineError, describe_for_peers
+from pipert.layers import LayerHooks, first_layers, next_owner
 from pipert.local_stages import LocalStages
+from pipert.recompute import recomputed
+from pipert.signatures import context_keywords
+from pipert.thread_generator import follow_thread_generator
 
 _open: "weakref.WeakSet[Ranks]" = weakref.WeakSet()
 
@@ -38,8 +42,10 @@ class Ranks:
         evaluation: likewise, for passes without backward.
         stages: of this process.
         peers: the ranks of the group; None: one process.
+        schedule: the pipeline's.
         stage_kinds: by stage of one copy of the model.
-        loss_fn, timeout_s, intra_op_threads, share_losses, measure_memory, overlap_fn: see
+        loss_fn, timeout_s, intra_op_threads, share_losses, measure_memory, overlap_fn, rng_seed,
+        recompute: see
             Pipeline.
 
     Attributes:
@@ -54,6 +60,7 @@ class Ranks:
         stages: LocalStages,
         peers: Peers | None,
         *,
+        schedule: _C.Schedule,
         loss_fn: Callable[..., Tensor] | None,
         stage_kinds: Sequence[str],
         timeout_s: float,
@@ -61,6 +68,8 @@ class Ranks:
         share_losses: bool,
         measure_memory: bool,
         overlap_fn: Callable[[_C.OverlapHalf, _C.OverlapHalf], Any] | None,
+        rng_seed: int | None,
+        recompute: Any,
     ) -> None:
         self.programs = Programs(training[rank] for rank in devices)
         self._peers = peers
@@ -68,12 +77,20 @@ class Ranks:
         self._last_failed = False
         self._busy = threading.Lock()  # while a pass is being prepared or runs
         self._first_device = next(iter(devices.values()))
+        self._hooks = LayerHooks()
+        owner = next_owner()
+        firsts: dict[int, int] = {}
+        if rng_seed is not None:
+            placement = schedule.placement
+            per_copy = placement.num_stages // placement.num_copies
+            firsts = first_layers(stages, per_copy, peers)
         self._make_runtime = partial(
             _C.Runtime,
             stages=[
                 (
                     *(s.index, s.call, s.is_first, s.is_last, s.spread, s.keywords),
                     stage_kinds[s.index % len(stage_kinds)] == "native",
+                    context_keywords(s.call),
                 )
                 for s in stages
             ],
@@ -89,9 +106,18 @@ class Ranks:
             spin_us=200 if len(devices) <= (os.cpu_count() or 1) else 0,
             share_losses=share_losses,
             measure_memory=measure_memory,
+            rng_seed=rng_seed,
+            owner=owner,
+            first_layers=firsts,
+            recomputed=recomputed(recompute, schedule),
         )
         self._copies = sorted({remote.peer for remote in stages.remote_copies})
         self._runtime: _C.Runtime | None = self._connect()
+        if len(devices) > 1 or rng_seed is not None or recompute != "none":
+            follow_thread_generator()
+        self._hooks.give_context(list(stages.modules.values()))
+        if rng_seed is not None:
+            self._hooks.key(owner, firsts, stages.modules)
         _open.add(self)
 
     def _connect(self) -> _C.Runtime:
@@ -204,6 +230,7 @@ class Ranks:
         if self._runtime is not None:
             self._runtime.close()
             self._runtime = None
+        self._hooks.remove()
         _open.discard(self)
 
     def close_at_exit(self) -> None:

@@ -44,6 +44,17 @@ def parameter_names(call: Callable[..., Any]) -> list[str]:
         return list(inspect.signature(_forward(call)).parameters)
     except (TypeError, ValueError):
         return []
+_CONTEXT_KEYWORDS = ("is_first_microbatch", "is_last_microbatch", "microbatch_index")
+
+
+def context_keywords(call: Callable[..., Any]) -> list[str]:
+    """What it asks for of its microbatch, by the names of its parameters."""
+    try:
+        parameters = inspect.signature(_forward(call)).parameters
+    except (TypeError, ValueError):
+        return []
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [n for n in _CONTEXT_KEYWORDS if n in parameters and parameters[n].kind in named]
 
 
 def needs_target(loss_fn: Callable[..., Any]) -> bool:

@@ -107,6 +107,18 @@ def mutate(
         actions[i] = Action(dice.choice(kinds), stage, microbatch)
 
 
+def recomputed(dice: random.Random, schedule: Schedule) -> Schedule:
+    """Some forwards run again, right before their backward."""
+    ranks: list[list[Action]] = []
+    for actions in schedule.actions:
+        ranks.append([])
+        for action in actions:
+            if action.kind in ("B", "I") and dice.random() < 0.5:
+                ranks[-1].append(Action("R", action.stage, action.microbatch))
+            ranks[-1].append(action)
+    return Schedule(ranks, placement=schedule.placement, num_microbatches=schedule.num_microbatches)
+
+
 def draw(
     dice: random.Random,
     *,
@@ -124,6 +136,9 @@ def draw(
     if forward_only:
         schedule = schedule.forward_only()
         kinds = ["F"]
+    if moves and dice.random() < 0.5:
+        schedule = recomputed(dice, schedule)
+        kinds.append("R")
     if moves:
         stages = [s for s in range(schedule.num_stages) if dice.random() < 0.7]
         schedule = schedule.with_offload(stages=stages, ahead=dice.randint(0, 2))

@@ -16,7 +16,8 @@ BELOW["plan"] = {"ir", "analysis", "base"}
 BELOW["search"] = {"schedule", "analysis", "ir", "base"}
 BELOW["device"] = {"base"}
 BELOW["autograd"] = {"device", "base"}
-BELOW["stage"] = {"autograd", "device", "base"}
+BELOW["random"] = {"base"}
+BELOW["stage"] = {"autograd", "random", "device", "base"}
 BELOW["transport"] = {"device", "base"}
 BELOW["runtime"] = {"plan", "stage", "transport"}.union(
     *(BELOW[floor] for floor in ("plan", "stage", "transport"))

@@ -40,7 +40,7 @@ def all_done_once(schedule, actions, forward_only):
         at = (action.stage, action.microbatch)
         if action.kind in ("OFFLOAD", "RELOAD"):
             moved[at] = moved.get(at, 0) + 1
-        else:
+        elif action.kind != "R":
             kinds[at] = kinds.get(at, "") + action.kind
     passed = {(copy * per_copy + s, m) for m, copy in copies for s in range(per_copy)}
     return (
@@ -202,6 +202,10 @@ def ending_of(*ranks, num_microbatches=1):
         (("0F0 0RELOAD0 0B0", "1F0 1B0"), "failed", "rank 0: 0RELOAD0 runs before its OFFLOAD"),
         (("0F0 0B0 0OFFLOAD0", "1F0 1B0"), "failed", "rank 0: 0OFFLOAD0 runs after its backward"),
         (("0F0 0OFFLOAD0 0OFFLOAD0", "1F0"), "failed", "rank 0: 0OFFLOAD0 ran already"),
+        (("0F0 0R0 0B0", "1F0 1OFFLOAD0 1RELOAD0 1R0 1B0"), "completed", ""),
+        (("0R0 0F0 0B0", "1F0 1B0"), "failed", "rank 0: 0R0 runs before its forward"),
+        (("0F0 0R0 0R0", "1F0 1B0"), "failed", "rank 0: 0R0 ran already"),
+        (("0F0", "1F0 1OFFLOAD0 1R0"), "failed", "rank 1: 1R0 needs what is on the host"),
     ],
 )
 def test_each_ending_says_why(ranks, ending, message):

@@ -18,8 +18,9 @@ struct BatchPiece {
   pybind11::object object;
   std::optional<FlatValue> flat;
 
-  // The Python object, which is made if need be. REQUIRES the GIL, and that there is something.
-  pybind11::object take();
+  // The Python object, which is made if need be; null if there is nothing. Taken out, so that it is
+  // freed as soon as it has been used, unless it `is_kept`. REQUIRES the GIL.
+  pybind11::object get(bool is_kept);
 };
 
 // The batch of one pass, already cut, as one stage sees it. Each list has one entry for each

@@ -24,6 +24,7 @@ struct StepArguments {
   bool training = true;
   bool compute_loss = true;
   bool keep_outputs = false;
+  std::int64_t step = 0;                             // training passes before this one
   std::vector<MainGradients::Entry> main_gradients;  // empty: gradients stay in .grad
   std::vector<SharedStage> shared;  // stages whose other copy is in another process
 };

@@ -12,33 +12,44 @@ namespace py = pybind11;
 namespace pipert {
 namespace {
 
-// (stage, callable, is first, is last, spread, keywords, is native)
-using StageTuple = std::tuple<StageIndex, py::object, bool, bool, bool,
-                              std::optional<std::vector<std::string>>, bool>;
+// (stage, callable, is first, is last, spread, keywords, is native, keywords of the context)
+using StageTuple =
+    std::tuple<StageIndex, py::object, bool, bool, bool, std::optional<std::vector<std::string>>,
+               bool, std::vector<std::string>>;
 // (stage in its copy, rank of the other copy, is the first copy, this process's stage if its losses
 // are to be told, parameters, buffers)
 using SharedTuple = std::tuple<StageIndex, Rank, bool, std::optional<StageIndex>,
                                std::vector<at::Tensor>, std::vector<at::Tensor>>;
 using RankTuple = std::tuple<Program, Program, std::string>;
 
-std::unique_ptr<PythonRuntime> make_runtime(const std::vector<StageTuple>& stages,
-                                            const std::vector<RankTuple>& ranks, py::object loss_fn,
-                                            const py::object& overlap_fn,
-                                            ExternalChannels* external, double timeout_s,
-                                            int intra_op_threads, int spin_us, bool share_losses,
-                                            bool measure_memory) {
+std::unique_ptr<PythonRuntime> make_runtime(
+    const std::vector<StageTuple>& stages, const std::vector<RankTuple>& ranks, py::object loss_fn,
+    const py::object& overlap_fn, ExternalChannels* external, double timeout_s,
+    int intra_op_threads, int spin_us, bool share_losses, std::optional<std::uint64_t> rng_seed,
+    std::int64_t owner, std::map<StageIndex, std::int64_t> first_layers,
+    std::map<StageIndex, std::vector<bool>> recomputed, bool measure_memory) {
   std::vector<PythonStage> python_stages;
-  for (const auto& [stage, callable, is_first, is_last, spread, keywords, is_native] : stages) {
-    python_stages.push_back({stage, callable, is_first, is_last, spread, keywords, is_native});
+  for (const auto& [stage, callable, is_first, is_last, spread, keywords, is_native, context] :
+       stages) {
+    python_stages.push_back(
+        {stage, callable, is_first, is_last, spread, keywords, is_native, context});
   }
   std::vector<PythonRank> python_ranks;
   for (const auto& [training, evaluation, device] : ranks) {
     python_ranks.push_back({training, evaluation, c10::Device(device)});
   }
+  PythonOptions options;
+  options.timeout_s = timeout_s;
+  options.intra_op_threads = intra_op_threads;
+  options.spin_us = spin_us;
+  options.share_losses = share_losses;
+  options.random = {rng_seed, owner};
+  options.first_layers = std::move(first_layers);
+  options.recomputed = std::move(recomputed);
+  options.measure_memory = measure_memory;
   return std::make_unique<PythonRuntime>(
       python_stages, std::move(python_ranks), std::move(loss_fn), overlap_fn,
-      external != nullptr ? std::move(*external) : ExternalChannels(), timeout_s, intra_op_threads,
-      spin_us, share_losses, measure_memory);
+      external != nullptr ? std::move(*external) : ExternalChannels(), std::move(options));
 }
 
 std::vector<SharedStage> shared_stages(PythonRuntime& self,
@@ -89,7 +100,7 @@ py::list memory(PythonRuntime& self) {
     const MemoryTrace& memory = executor->memory();
     py::object peak = py::none();
     if (memory.peak_bytes >= 0) peak = py::cast(memory.peak_bytes);
-    result.append(py::make_tuple(executor->rank(), memory.peak_activations, std::move(peak),
+    result.append(py::make_tuple(executor->rank(), executor->peak_activations(), std::move(peak),
                                  py::cast(memory.bytes)));
   }
   return result;
@@ -152,24 +163,25 @@ void bind_runtime(py::module_& module) {
       .def(py::init(&make_runtime), py::kw_only(), py::arg("stages"), py::arg("ranks"),
            py::arg("loss_fn"), py::arg("overlap_fn"), py::arg("external"), py::arg("timeout_s"),
            py::arg("intra_op_threads"), py::arg("spin_us"), py::arg("share_losses"),
+           py::arg("rng_seed"), py::arg("owner"), py::arg("first_layers"), py::arg("recomputed"),
            py::arg("measure_memory") = false)
       .def(
           "step",
           [](PythonRuntime& self, py::object args, py::object kwargs, py::object target,
              py::object loss_kwargs, bool is_cut, bool training, bool compute_loss,
-             bool keep_outputs,
+             bool keep_outputs, std::int64_t step,
              const std::vector<std::pair<at::Tensor, at::Tensor>>& main_gradients,
              const std::vector<SharedTuple>& shared) {
             std::vector<MainGradients::Entry> entries;
             for (const auto& [parameter, main] : main_gradients)
               entries.push_back({parameter, main});
             self.step({std::move(args), std::move(kwargs), std::move(target),
-                       std::move(loss_kwargs), is_cut, training, compute_loss, keep_outputs,
+                       std::move(loss_kwargs), is_cut, training, compute_loss, keep_outputs, step,
                        std::move(entries), shared_stages(self, shared)});
           },
           py::kw_only(), py::arg("args"), py::arg("kwargs"), py::arg("target"),
           py::arg("loss_kwargs"), py::arg("is_cut"), py::arg("training"), py::arg("compute_loss"),
-          py::arg("keep_outputs"),
+          py::arg("keep_outputs"), py::arg("step"),
           py::arg("main_gradients") = std::vector<std::pair<at::Tensor, at::Tensor>>(),
           py::arg("shared") = std::vector<SharedTuple>())
       .def(

@@ -5,6 +5,7 @@
 
 #include "base/index.h"
 #include "bindings/python_tree.h"
+#include "random/rank_generator.h"
 
 namespace py = pybind11;
 
@@ -39,10 +40,10 @@ bool append(NativeInput& input, std::size_t part, const std::vector<BatchPiece>&
 
 }  // namespace
 
-NativeBody::NativeBody(StagePosition position, py::object callable, bool spread, py::object loss_fn)
+NativeBody::NativeBody(StagePosition position, const PythonStage& stage, py::object loss_fn)
     : position_(position),
-      python_(position, callable, spread, loss_fn),
-      stage_(NativeFunction::Role::kStage, callable, spread || position.is_first) {
+      python_(position, stage, loss_fn),
+      stage_(NativeFunction::Role::kStage, stage.callable, stage.spread || position.is_first) {
   if (!loss_fn.is_none())
     loss_ =
         std::make_unique<NativeFunction>(NativeFunction::Role::kLoss, std::move(loss_fn), false);
@@ -50,6 +51,7 @@ NativeBody::NativeBody(StagePosition position, py::object callable, bool spread,
 
 void NativeBody::prepare(bool may_export) {
   trains_ = python_.trains();
+  has_buffers_ = python_.has_buffers();
   stage_.prepare(may_export);
   if (loss_ != nullptr) loss_->prepare(may_export);
 }
@@ -57,6 +59,10 @@ void NativeBody::prepare(bool may_export) {
 std::string NativeBody::loss_kind() const { return loss_ == nullptr ? "module" : loss_->kind(); }
 
 BodyResult NativeBody::forward(const RunContext& context, BodyInput input) {
+  if (input.run != BodyRun::kOnly && has_buffers_) {
+    stage_.refuse("it is recomputed and has buffers, which are put back by Python");
+    return python_.forward(context, std::move(input));
+  }
   auto arguments = stage_input(context, input);
   if (!arguments.has_value()) stage_.refuse(kNotFlat);
   ExportedCall* call = arguments.has_value() ? stage_.find(*arguments) : nullptr;
@@ -64,16 +70,36 @@ BodyResult NativeBody::forward(const RunContext& context, BodyInput input) {
     arguments.reset();
     return run_module(context, std::move(input));
   }
+  const BodyRun run = input.run;
   input = {};
+  return run_graph(context, *call, std::move(*arguments), run);
+}
+
+BodyResult NativeBody::run_graph(const RunContext& context, ExportedCall& call,
+                                 NativeInput arguments, BodyRun run) {
+  const std::uint64_t before =
+      run == BodyRun::kFirst ? sum_of_versions(context.microbatch) : std::uint64_t{0};
   BodyResult result;
-  FlatValue output{call->graph->run(std::move(arguments->tensors)), call->output};
+  FlatValue output{call.graph->run(std::move(arguments.tensors)), call.output};
   if (position_.is_last) {
-    finish_natively(context, std::move(output), result);
+    finish_natively(context, std::move(output), run, result);
   } else {
     result.tensors = std::move(output.tensors);
     result.structure = std::move(output.structure);
   }
+  if (run == BodyRun::kFirst) result.can_run_again = sum_of_versions(context.microbatch) == before;
   return result;
+}
+
+std::uint64_t NativeBody::sum_of_versions(Microbatch microbatch) {
+  const BodyBatch& batch = python_.batch();
+  std::uint64_t sum = 0;
+  for (const auto* pieces : {&batch.args, &batch.kwargs, &batch.targets}) {
+    if (pieces->empty() || !(*pieces)[as_index(microbatch)].flat.has_value()) continue;
+    for (const at::Tensor& tensor : (*pieces)[as_index(microbatch)].flat->tensors)
+      sum += tensor.is_inference() ? 0 : static_cast<std::uint64_t>(tensor._version());
+  }
+  return sum;
 }
 
 std::optional<NativeInput> NativeBody::stage_input(const RunContext& context,
@@ -109,12 +135,14 @@ std::optional<at::Tensor> NativeBody::native_loss(const RunContext& context,
   if (!arguments.has_value()) loss_->refuse(kNotFlat);
   ExportedCall* call = arguments.has_value() ? loss_->find(*arguments) : nullptr;
   if (call == nullptr) return std::nullopt;
+  enter_loss();
   return std::move(call->graph->run(std::move(arguments->tensors)).front());
 }
 
-void NativeBody::finish_natively(const RunContext& context, FlatValue output, BodyResult& result) {
+void NativeBody::finish_natively(const RunContext& context, FlatValue output, BodyRun run,
+                                 BodyResult& result) {
   const BodyBatch& batch = python_.batch();
-  if (batch.keep_outputs) {
+  if (batch.keep_outputs && run != BodyRun::kAgain) {
     outputs_.resize(as_index(context.num_microbatches));
     auto& kept = outputs_[as_index(context.microbatch)].emplace();
     kept.structure = output.structure;
@@ -128,15 +156,17 @@ void NativeBody::finish_natively(const RunContext& context, FlatValue output, Bo
   result.hold = PythonBody::hold();
   // Once wrapped, the tensors shall die under the hold.
   const FlatValue seen = std::move(output);
-  result.loss = python_.compute_loss(context, unflatten(seen.tensors, seen.structure.get()));
+  result.loss = python_.compute_loss(unflatten(seen.tensors, seen.structure.get()),
+                                     python_.take_target(context));
 }
 
 BodyResult NativeBody::run_module(const RunContext& context, BodyInput input) {
-  if (!position_.is_last || !python_.batch().compute_loss)
+  if (!position_.is_last || !python_.batch().compute_loss || input.run != BodyRun::kOnly)
     return python_.forward(context, std::move(input));
   BodyResult result;
   result.hold = PythonBody::hold();
-  const py::object output = python_.call_stage(context, std::move(input));
+  const PythonBody::Call call = python_.take_call(context, std::move(input));
+  const py::object output = python_.call_stage(call);
   python_.keep_output(context, output);
   if (is_plain(output.ptr())) {
     const FlatValue flat = flatten(output.ptr(), "the last stage's output");
@@ -150,7 +180,7 @@ BodyResult NativeBody::run_module(const RunContext& context, BodyInput input) {
         "the last stage's output holds something else than tensors, numbers, strings and "
         "None in tuples, lists and dicts");
   }
-  result.loss = python_.compute_loss(context, output);
+  result.loss = python_.compute_loss(output, call.target);
   return result;
 }
 

@@ -16,8 +16,7 @@ namespace pipert {
 class NativeBody final : public BatchBody {
  public:
   // As PythonBody's.
-  NativeBody(StagePosition position, pybind11::object callable, bool spread,
-             pybind11::object loss_fn);
+  NativeBody(StagePosition position, const PythonStage& stage, pybind11::object loss_fn);
 
   BodyResult forward(const RunContext& context, BodyInput input) override;
   bool trains() const override { return trains_; }
@@ -36,13 +35,19 @@ class NativeBody final : public BatchBody {
   std::optional<NativeInput> loss_input(const RunContext& context, const FlatValue& output);
 
   BodyResult run_module(const RunContext& context, BodyInput input);
-  void finish_natively(const RunContext& context, FlatValue output, BodyResult& result);
+  BodyResult run_graph(const RunContext& context, ExportedCall& call, NativeInput arguments,
+                       BodyRun run);
+  void finish_natively(const RunContext& context, FlatValue output, BodyRun run,
+                       BodyResult& result);
+  // Of what the batch has for the microbatch: moves when one of its tensors is changed in place.
+  std::uint64_t sum_of_versions(Microbatch microbatch);
   // Nothing where there is no graph.
   std::optional<at::Tensor> native_loss(const RunContext& context, const FlatValue& output);
 
   StagePosition position_;
   PythonBody python_;  // has the batch
   bool trains_ = false;
+  bool has_buffers_ = false;
   NativeFunction stage_;
   std::unique_ptr<NativeFunction> loss_;           // the last stage's, if there is a loss function
   std::vector<std::optional<FlatValue>> outputs_;  // that no Python has seen, by microbatch

@@ -31,9 +31,8 @@ constexpr std::chrono::milliseconds kWatchEvery{20};
 
 std::unique_ptr<BatchBody> make_body(StagePosition position, const PythonStage& stage,
                                      py::object loss_fn) {
-  if (stage.is_native)
-    return std::make_unique<NativeBody>(position, stage.callable, stage.spread, std::move(loss_fn));
-  return std::make_unique<PythonBody>(position, stage.callable, stage.spread, std::move(loss_fn));
+  if (stage.is_native) return std::make_unique<NativeBody>(position, stage, std::move(loss_fn));
+  return std::make_unique<PythonBody>(position, stage, std::move(loss_fn));
 }
 
 // Held shared by each pass of any pipeline, exclusively by exports.
@@ -58,8 +57,7 @@ class Running {
 
 PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector<PythonRank> ranks,
                              py::object loss_fn, const py::object& overlap_fn,
-                             ExternalChannels external, double timeout_s, int intra_op_threads,
-                             int spin_us, bool share_losses, bool measure_memory) {
+                             ExternalChannels external, PythonOptions given) {
   process_ = getpid();
   if (ranks.empty()) throw ValueError("a pipeline needs at least one rank in this process");
   num_microbatches_ = ranks.front().training.num_microbatches;
@@ -75,12 +73,16 @@ PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector
                                                        /*shares_gil=*/ranks.size() > 1);
     built[stage.stage]->set_saving(&save_into);
     stages_[stage.stage] = built[stage.stage].get();
+    if (const auto recomputed = given.recomputed.find(stage.stage);
+        recomputed != given.recomputed.end())
+      stages_[stage.stage]->set_recomputed(recomputed->second);
   }
   std::vector<RankSpec> specs(ranks.size());
   for (std::size_t i = 0; i < ranks.size(); ++i) {
     specs[i].training = std::move(ranks[i].training);
     specs[i].evaluation = std::move(ranks[i].evaluation);
     specs[i].device = ranks[i].device;
+    specs[i].resources.first_layers = given.first_layers;
     for (const Instruction& instruction : specs[i].training.instructions) {
       const auto* run = std::get_if<Run>(&instruction.op);
       if (run == nullptr) continue;
@@ -96,18 +98,19 @@ PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector
   }
   // Those of a copy of the model that no microbatch passes: they are never run.
   for (auto& [index, stage] : built) specs.front().resources.stages[index] = std::move(stage);
-  connect(specs, external, spin_us);
+  connect(specs, external, given.spin_us);
   RuntimeOptions options;
-  options.timeout = std::chrono::milliseconds(static_cast<std::int64_t>(timeout_s * 1000.0));
-  options.intra_op_threads = intra_op_threads;
-  options.measure_memory = measure_memory;
+  options.timeout = std::chrono::milliseconds(static_cast<std::int64_t>(given.timeout_s * 1000.0));
+  options.intra_op_threads = given.intra_op_threads;
+  options.measure_memory = given.measure_memory;
+  options.random = given.random;
   options.hooks = threads_.hooks();
   {
     const py::gil_scoped_release no_gil;  // where a thread can't start, those that did are joined
     runtime_ = std::make_unique<PipelineRuntime>(std::move(specs), std::move(external),
                                                  std::move(options));
   }
-  runtime_->set_share_losses(share_losses);
+  runtime_->set_share_losses(given.share_losses);
 }
 
 PythonRuntime::~PythonRuntime() { close(); }
@@ -197,7 +200,7 @@ void PythonRuntime::step(StepArguments arguments) {
     clear_batches();
     throw;
   }
-  const Pass pass{.epoch = epoch_++, .training = arguments.training};
+  const Pass pass{.epoch = epoch_++, .training = arguments.training, .step = arguments.step};
   MainGradients main_gradients(std::move(arguments.main_gradients));
   std::vector<SharedStage> shared = std::move(arguments.shared);
   for (SharedStage& stage : shared) {

@@ -11,27 +11,27 @@
 #include <vector>
 
 #include "bindings/batch_shares.h"
+#include "bindings/python_body.h"
 #include "bindings/python_threads.h"
 #include "runtime/pipeline_runtime.h"
 
 namespace pipert {
 
-// What Python tells of one stage of this process.
-struct PythonStage {
-  StageIndex stage = 0;
-  pybind11::object callable;
-  bool is_first = true;  // of its copy of the model
-  bool is_last = true;
-  bool spread = true;
-  // The keyword arguments that it takes; nothing: any.
-  std::optional<std::vector<std::string>> keywords;
-  bool is_native = false;  // whether it, and the loss function behind it, shall run without Python
-};
-
 struct PythonRank {
   Program training;
   Program evaluation;
   c10::Device device{c10::kCPU};
+};
+
+struct PythonOptions {
+  double timeout_s = 0.0;
+  int intra_op_threads = 1;
+  int spin_us = 0;
+  bool share_losses = false;
+  RandomOptions random;
+  std::map<StageIndex, std::int64_t> first_layers;     // see RankResources
+  std::map<StageIndex, std::vector<bool>> recomputed;  // see ModuleStage; without an entry: none
+  bool measure_memory = false;
 };
 
 class PythonRuntime {
@@ -40,8 +40,7 @@ class PythonRuntime {
   // the programs' joint pairs; None: one half after the other.
   PythonRuntime(const std::vector<PythonStage>& stages, std::vector<PythonRank> ranks,
                 pybind11::object loss_fn, const pybind11::object& overlap_fn,
-                ExternalChannels external, double timeout_s, int intra_op_threads, int spin_us,
-                bool share_losses, bool measure_memory);
+                ExternalChannels external, PythonOptions options);
   ~PythonRuntime();
 
   // One pass of the batch. Raises pipert.PipelineError, ValueError, or what a signal handler

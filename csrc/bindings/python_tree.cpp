@@ -198,4 +198,47 @@ py::object detach_tensors(py::handle value) {
   return py::reinterpret_borrow<py::object>(value);
 }
 
+py::object copy_containers(py::handle value, bool clones) {
+  const RecursionGuard guard;
+  if (THPVariable_Check(value.ptr()) && clones) {
+    return py::reinterpret_steal<py::object>(
+        THPVariable_Wrap(THPVariable_Unpack(value.ptr()).clone()));
+  }
+  if (PyTuple_CheckExact(value.ptr())) {
+    const auto source = py::reinterpret_borrow<py::tuple>(value);
+    py::tuple result(source.size());
+    for (std::size_t i = 0; i < source.size(); ++i) result[i] = copy_containers(source[i], clones);
+    return result;
+  }
+  if (PyList_CheckExact(value.ptr())) {
+    py::list result;
+    for (const py::handle element : value) result.append(copy_containers(element, clones));
+    return result;
+  }
+  if (PyDict_CheckExact(value.ptr())) {
+    py::dict result;
+    for (const auto& [key, element] : py::reinterpret_borrow<py::dict>(value))
+      result[key] = copy_containers(element, clones);
+    return result;
+  }
+  return py::reinterpret_borrow<py::object>(value);
+}
+
+std::uint64_t sum_of_versions(py::handle value) {
+  const RecursionGuard guard;
+  std::uint64_t sum = 0;
+  if (THPVariable_Check(value.ptr())) {
+    const at::Tensor& tensor = THPVariable_Unpack(value.ptr());
+    return tensor.is_inference() ? 0 : tensor._version();
+  }
+  if (PyTuple_Check(value.ptr()) || PyList_Check(value.ptr())) {
+    for (const py::handle element : value) sum += sum_of_versions(element);
+  }
+  if (PyDict_Check(value.ptr())) {
+    for (const auto& [key, element] : py::reinterpret_borrow<py::dict>(value))
+      sum += sum_of_versions(element);
+  }
+  return sum;
+}
+
 }  // namespace pipert

@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -32,5 +33,12 @@ pybind11::object unflatten(const std::vector<at::Tensor>& tensors, const Structu
 // The same value with every tensor detached. Subclasses of dict become dicts; what isn't a tuple,
 // list, dict or tensor is kept as it is.
 pybind11::object detach_tensors(pybind11::handle value);
+
+// The same value in tuples, lists and dicts of its own; with `clones`, with tensors of its own too.
+// What isn't a tuple, list, dict or tensor is kept as it is.
+pybind11::object copy_containers(pybind11::handle value, bool clones);
+
+// A number that changes when a tensor in `value` is worked on in place.
+std::uint64_t sum_of_versions(pybind11::handle value);
 
 }  // namespace pipert

@@ -28,6 +28,7 @@ BlankStage::BlankStage(StageIndex stage, bool is_first, bool is_last, int num_mi
       is_last_(is_last),
       states_(as_index(num_microbatches), State::kNew),
       residences_(as_index(num_microbatches), Residence::kDevice),
+      recomputed_(as_index(num_microbatches), false),
       log_(log) {}
 
 Message BlankStage::forward(const RunContext& context, Message input) {
@@ -43,6 +44,19 @@ Message BlankStage::forward(const RunContext& context, Message input) {
 
 Message BlankStage::backward(const RunContext& context, Message gradients) {
   return run_backward(pipert::backward(stage_, context.microbatch), gradients, State::kDone);
+}
+
+void BlankStage::recompute(const RunContext& context) {
+  const Action action = half(ActionKind::kRecompute, stage_, context.microbatch);
+  const State state = state_of(action);
+  if (state == State::kNew) throw ValueError(concat(to_string(action), " runs before its forward"));
+  if (state != State::kInFlight)
+    throw ValueError(concat(to_string(action), " runs after the backward that it is for"));
+  require_activations(action);
+  if (recomputed_[as_index(context.microbatch)])
+    throw ValueError(concat(to_string(action), " ran already"));
+  recomputed_[as_index(context.microbatch)] = true;
+  log_.push_back(action);
 }
 
 Message BlankStage::backward_input(const RunContext& context, Message gradients) {
@@ -79,6 +93,8 @@ void BlankStage::offload(const RunContext& context, Lane& /*lane*/) {
   if (state == State::kNew) throw ValueError(concat(to_string(action), " runs before its forward"));
   if (state != State::kInFlight)
     throw ValueError(concat(to_string(action), " runs after its backward"));
+  if (recomputed_[as_index(context.microbatch)])
+    throw ValueError(concat(to_string(action), " runs after what it moves was computed again"));
   move(action, Residence::kDevice, Residence::kHost);
 }
 
@@ -107,6 +123,7 @@ void BlankStage::require_activations(const Action& action) const {
 void BlankStage::reset() noexcept {
   std::fill(states_.begin(), states_.end(), State::kNew);
   std::fill(residences_.begin(), residences_.end(), Residence::kDevice);
+  std::fill(recomputed_.begin(), recomputed_.end(), false);
 }
 
 int BlankStage::num_activations() const {

@@ -22,6 +22,7 @@ class BlankStage final : public Stage {
   // must come before didn't, and for an input that isn't the one that this stage needs.
   Message forward(const RunContext& context, Message input) override;
   Message backward(const RunContext& context, Message gradients) override;
+  void recompute(const RunContext& context) override;
   Message backward_input(const RunContext& context, Message gradients) override;
   void backward_weight(const RunContext& context) override;
   void offload(const RunContext& context, Lane& lane) override;
@@ -48,6 +49,7 @@ class BlankStage final : public Stage {
   bool is_last_;
   std::vector<State> states_;  // by microbatch, as the next
   std::vector<Residence> residences_;
+  std::vector<bool> recomputed_;
   std::vector<Action>& log_;
   std::vector<at::Tensor> losses_;  // none
   std::vector<double> loss_weights_;

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/index.h"
+#include "runtime/stage_order.h"
 
 namespace pipert {
 namespace {
@@ -11,8 +12,11 @@ namespace {
 class Decoder {
  public:
   Decoder(const Program& program, const RankResources& resources, const LaneTable& lanes)
-      : program_(program), resources_(resources), lanes_(lanes) {
+      : program_(program), resources_(resources), lanes_(lanes), orders_(stage_orders(program)) {
     for (const Instruction& instruction : program.instructions) {
+      const auto* run = std::get_if<Run>(&instruction.op);
+      if (run != nullptr && run->action.kind == ActionKind::kRecompute)
+        recomputed_.insert({run->action.stage, run->action.microbatch});
       const auto* move = std::get_if<Move>(&instruction.op);
       if (move == nullptr) continue;
       if (move->action.kind == ActionKind::kOffload)
@@ -36,6 +40,10 @@ class Decoder {
       case ActionKind::kForward:
         op.code = OpCode::kForward;
         op.offloads = offloaded_.contains({run.action.stage, run.action.microbatch});
+        op.recomputes = recomputed_.contains({run.action.stage, run.action.microbatch});
+        break;
+      case ActionKind::kRecompute:
+        op.code = OpCode::kRecompute;
         break;
       case ActionKind::kBackward:
         op.code = OpCode::kBackward;
@@ -53,18 +61,17 @@ class Decoder {
       case ActionKind::kUnshard:
       case ActionKind::kReshard:
       case ActionKind::kReduceGrad:
-      case ActionKind::kRecompute:
       case ActionKind::kOffload:
       case ActionKind::kReload:
       case ActionKind::kUpdate:
       case ActionKind::kOverlap:
-        throw ValueError(
-            concat("the stages of this pipeline run F, B, I, W, OFFLOAD and RELOAD "
-                   "actions, got ",
-                   to_string(run.action)));
+        throw ValueError(concat(
+            "the stages of this pipeline run F, B, I, W, R, OFFLOAD and RELOAD actions, got ",
+            to_string(run.action)));
     }
     op.stage = stage_of(run.action);
     op.microbatch = run.action.microbatch;
+    op.turn = turn_of(run.action);
     if (run.reads.size() > 1 || run.writes.size() > 1) {
       throw InternalError(concat(to_string(run.action), " has more than one input or output"));
     }
@@ -120,6 +127,19 @@ class Decoder {
                             to_string(action), " to run"));
   }
 
+  StageTurn turn_of(const Action& action) const {
+    const StageOrder& order = orders_.at(action.stage);
+    const auto first_layer = resources_.first_layers.find(action.stage);
+    StageTurn turn;
+    turn.stage = action.stage;
+    turn.first_layer =
+        first_layer == resources_.first_layers.end() ? action.stage : first_layer->second;
+    turn.is_first = action.microbatch == order.first_forward;
+    turn.is_last = action.microbatch == order.last_forward;
+    turn.first_comes_first = order.first_comes_first();
+    return turn;
+  }
+
   Input input(SlotId id) const {
     if (slot(id).kind == SlotKind::kReceive) return arriving_.at(id);
     Input local;
@@ -131,7 +151,9 @@ class Decoder {
   const RankResources& resources_;
   const LaneTable& lanes_;
   std::set<std::pair<StageIndex, Microbatch>> offloaded_;
-  std::set<MarkId> move_marks_;       // that a move sets or waits for
+  std::set<std::pair<StageIndex, Microbatch>> recomputed_;
+  std::set<MarkId> move_marks_;  // that a move sets or waits for
+  std::map<StageIndex, StageOrder> orders_;
   std::map<SlotId, Input> arriving_;  // what the last Recv into each slot brings
 };
 

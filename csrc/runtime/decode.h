@@ -23,6 +23,8 @@ struct RankResources {
   std::map<Edge, std::unique_ptr<Sender>> senders;      // by outgoing edge
   std::map<Edge, std::unique_ptr<Receiver>> receivers;  // by incoming edge
   std::unique_ptr<Overlap> overlap;  // runs joint pairs; null: the forward first, then the backward
+  // Of the stages, through the whole model; without an entry, the stage's own number.
+  std::map<StageIndex, std::int64_t> first_layers;
 };
 
 enum class OpCode : std::uint8_t {
@@ -31,6 +33,7 @@ enum class OpCode : std::uint8_t {
   kBackward,
   kBackwardInput,
   kBackwardWeight,
+  kRecompute,
   kOffload,
   kReload,
   kSend,
@@ -54,13 +57,16 @@ struct Op {
   Lane* lane = nullptr;          // of the instruction
   MessageKey key;                // kSend: the message's name
   Microbatch microbatch = 0;     // likewise
+  StageTurn turn;                // likewise
   int sequence = 0;
   int slot = -1;             // transfers: the index among the edge's slots of that side
   bool begins_pair = false;  // it and the next one are a joint pair
   int held = -1;  // of the stage's actions: the SlotId that takes the result, -1 for none; kSend:
                   // the one to send from
   Input input;    // of the stage's actions
-  bool offloads = false;  // kForward: the activations will go to the host
+  // kForward: whether the activations will go to the host, or be computed again.
+  bool offloads = false;
+  bool recomputes = false;
   // Marks between the compute lane and those of moves. All others are the channels' business.
   MarkId awaits = kNoMark;
   MarkId sets = kNoMark;

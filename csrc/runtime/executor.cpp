@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/index.h"
 #include "runtime/joint_pair.h"
+#include "stage/microbatch_scope.h"
 
 namespace pipert {
 namespace {
@@ -92,6 +93,7 @@ bool Executor::run(const Pass& pass, const std::function<bool(Lane&)>& after) {
         const std::int64_t middle = completed ? middle_ns_ : end;
         trace_.events.push_back({start, ready_ns_ == 0 ? start : ready_ns_, middle});
         start = ready_ns_ = middle;
+        if (measuring != nullptr) memory_.bytes.push_back(meter_->bytes());
         ++i;
       }
       trace_.events.push_back({start, ready_ns_ == 0 ? start : ready_ns_, end});
@@ -123,6 +125,7 @@ bool Executor::dispatch(const Op& op, const Pass& pass) {
     case OpCode::kBackward:
     case OpCode::kBackwardInput:
     case OpCode::kBackwardWeight:
+    case OpCode::kRecompute:
       return run_stage(op, pass);
     case OpCode::kOffload:
     case OpCode::kReload:
@@ -140,10 +143,7 @@ bool Executor::run_stage(const Op& op, const Pass& pass) {
   Message input;
   if (!fetch(op.input, pass, input)) return false;
   ready_ns_ = now_ns();
-  await_mark(op, compute_lane_);
-  Message result = run_action(op, context_of(op, pass), std::move(input));
-  set_mark(op, compute_lane_);
-  note_activations();
+  Message result = run_action(op, pass, std::move(input));
   if (op.held >= 0) held_[as_index(op.held)] = std::move(result);
   return true;
 }
@@ -162,8 +162,7 @@ bool Executor::run_pair(const Op& forward, const Op& backward, const Pass& pass)
     const auto& run = std::get<Run>(program.instructions[as_index(at) + i].op);
     return OverlapHalf{run.action, [&, i] {
                          const std::int64_t start = now_ns();
-                         const RunContext context{op.microbatch, program.num_microbatches, pass};
-                         Message result = run_action(op, context, std::move(inputs[i]));
+                         Message result = run_action(op, pass, std::move(inputs[i]));
                          if (op.held >= 0) held_[as_index(op.held)] = std::move(result);
                          spent_ns[i] = now_ns() - start;
                        }};
@@ -179,15 +178,23 @@ bool Executor::run_pair(const Op& forward, const Op& backward, const Pass& pass)
   return true;
 }
 
-Message Executor::run_action(const Op& op, const RunContext& context, Message input) {
-  const int before = op.stage->num_in_flight();
+Message Executor::run_action(const Op& op, const Pass& pass, Message input) {
+  await_mark(op, compute_lane_);
+  const RunContext context = context_of(op, pass);
+  const MicrobatchScope scope(
+      context, op.code == OpCode::kForward ? forward_stream(pass) : StreamKind::kBackward);
+  const int before = op.stage->num_activations();
   Message result = run_on_stage(op, context, std::move(input));
-  const int change = op.stage->num_in_flight() - before;
+  count_activations(op.stage->num_activations() - before);
+  set_mark(op, compute_lane_);
+  return result;
+}
+
+void Executor::count_activations(int change) {
   const int count = num_activations_.fetch_add(change, std::memory_order_relaxed) + change;
   int peak = peak_activations_.load(std::memory_order_relaxed);
   while (peak < count && !peak_activations_.compare_exchange_weak(peak, count)) {
   }
-  return result;
 }
 
 Message Executor::run_on_stage(const Op& op, const RunContext& context, Message input) {
@@ -200,6 +207,9 @@ Message Executor::run_on_stage(const Op& op, const RunContext& context, Message 
       return op.stage->backward_input(context, std::move(input));
     case OpCode::kBackwardWeight:
       op.stage->backward_weight(context);
+      return {};
+    case OpCode::kRecompute:
+      op.stage->recompute(context);
       return {};
     case OpCode::kPost:
     case OpCode::kOffload:
@@ -215,13 +225,14 @@ bool Executor::move(const Op& op, const Pass& pass) {
   ready_ns_ = now_ns();
   await_mark(op, *op.lane);
   const auto current = op.lane->make_current();
+  const int before = op.stage->num_activations();
   if (op.code == OpCode::kOffload) {
     op.stage->offload(context_of(op, pass), *op.lane);
   } else {
     op.stage->reload(context_of(op, pass), *op.lane, compute_lane_);
   }
   set_mark(op, *op.lane);
-  note_activations();
+  count_activations(op.stage->num_activations() - before);
   return true;
 }
 
@@ -230,7 +241,10 @@ RunContext Executor::context_of(const Op& op, const Pass& pass) const {
   context.microbatch = op.microbatch;
   context.num_microbatches = decoded(pass).program.num_microbatches;
   context.pass = pass;
+  context.turn = op.turn;
+  context.device = device_;
   context.offloads = op.offloads;
+  context.recomputes = op.recomputes;
   return context;
 }
 
@@ -243,12 +257,6 @@ void Executor::set_mark(const Op& op, Lane& lane) {
   auto& mark = marks_[as_index(op.sets)];
   if (mark == nullptr) mark = lane.make_mark();
   lane.record(*mark);
-}
-
-void Executor::note_activations() {
-  int count = 0;
-  for (const auto& [index, stage] : resources_.stages) count += stage->num_activations();
-  memory_.peak_activations = std::max(memory_.peak_activations, count);
 }
 
 void Executor::send(const Op& op, const Pass& pass) {

@@ -72,7 +72,7 @@ class Executor {
   bool run_stage(const Op& op, const Pass& pass);
   bool run_pair(const Op& forward, const Op& backward, const Pass& pass);
   // Runs it, and counts what activations there are.
-  Message run_action(const Op& op, const RunContext& context, Message input);
+  Message run_action(const Op& op, const Pass& pass, Message input);
   static Message run_on_stage(const Op& op, const RunContext& context, Message input);
   bool fetch(const Input& input, const Pass& pass, Message& message);
   bool move(const Op& op, const Pass& pass);
@@ -81,7 +81,7 @@ class Executor {
   // For moves, on an accelerator: elsewhere work is done when the call returns.
   void await_mark(const Op& op, Lane& lane);
   void set_mark(const Op& op, Lane& lane);
-  void note_activations();
+  void count_activations(int change);
   void fail(const Pass& pass, std::exception_ptr cause);
 
   RankResources resources_;

@@ -5,6 +5,8 @@
 
 #include "base/error.h"
 #include "base/index.h"
+#include "random/rank_generator.h"
+#include "runtime/autocast_cache.h"
 #include "runtime/intra_op.h"
 #include "runtime/thread_state.h"
 
@@ -43,6 +45,7 @@ PipelineRuntime::PipelineRuntime(std::vector<RankSpec> ranks, ExternalChannels e
                                    std::move(rank.evaluation), rank.device, failure_));
     if (options_.measure_memory) executors_.back()->measure_memory();
   }
+  intercept_draws();
   WorkerHooks hooks = options_.hooks;
   hooks.on_start = [this, start = std::move(hooks.on_start)](int worker) {
     set_thread_intra_op_threads(options_.intra_op_threads);
@@ -74,9 +77,16 @@ void PipelineRuntime::start_workers(const std::optional<Pass>& pass) {
   agreed_.clear();
   last_poll_ns_ = now_ns();
   auto state = std::make_shared<const ThreadState>(executors_.front()->device());
-  workers_->start([this, pass, state = std::move(state)](int worker) {
+  auto seed = std::make_shared<PassSeed>(options_.random.seed);
+  AutocastCache::clear();
+  workers_->start([this, pass, state = std::move(state), seed = std::move(seed)](int worker) {
     const ThreadStateGuard guard(*state);
-    run_rank(*executors_[as_index(worker)], pass);
+    const AutocastCache cache;
+    Executor& executor = *executors_[as_index(worker)];
+    std::optional<RankGenerator> generator;
+    if (pass.has_value() && has_rank_generators())
+      generator.emplace(seed, executor.device(), options_.random.owner);
+    run_rank(executor, pass);
   });
 }
 
@@ -241,6 +251,7 @@ std::optional<std::string> PipelineRuntime::wait_for_reason() {
 }
 
 std::optional<Failure> PipelineRuntime::finish() {
+  AutocastCache::clear();
   std::optional<Failure> failure = failure_.take();
   if (copies_ != nullptr) copies_->finish();
   if (!failure.has_value()) {

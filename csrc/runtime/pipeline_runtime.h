@@ -17,11 +17,17 @@
 
 namespace pipert {
 
+struct RandomOptions {
+  std::optional<std::uint64_t> seed;  // of all streams; nothing: each pass draws one
+  std::int64_t owner = 0;             // whose layers the ranks listen to (see LayerPlaces)
+};
+
 struct RuntimeOptions {
   std::chrono::milliseconds timeout{300'000};  // for every wait of one rank for another
   int intra_op_threads = 1;                    // of each rank
   bool measure_memory = false;                 // of each rank: MemoryTrace's bytes
   WorkerHooks hooks;
+  RandomOptions random;
 };
 
 class PipelineRuntime {
@@ -73,6 +79,10 @@ class PipelineRuntime {
   void run_rank(Executor& executor, const std::optional<Pass>& pass);
   bool run_exchange(Lane& lane, Rank rank);
   bool agree(Executor& executor);
+  // Whether ranks draw from generators of their own: one rank alone shares the process's.
+  bool has_rank_generators() const {
+    return options_.random.seed.has_value() || executors_.size() > 1;
+  }
   void abort_all() noexcept;
   void check_time_limit();
   void check_other_processes();

@@ -33,7 +33,6 @@ struct Trace {
 // What a rank held in its last pass. Bytes are those of its tensors on its device above what was
 // there when the pass began; -1 and empty where they were not measured.
 struct MemoryTrace {
-  int peak_activations = 0;  // (stage, microbatch) pairs, after any instruction
   std::int64_t peak_bytes = -1;
   std::vector<std::int64_t> bytes;  // by instruction, at its start; then one for the end
 };

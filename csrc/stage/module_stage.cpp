@@ -9,7 +9,7 @@
 
 #include "autograd/backward.h"
 #include "autograd/graph.h"
-#include "base/index.h"
+#include "stage/microbatch_scope.h"
 
 namespace pipert {
 namespace {
@@ -34,6 +34,22 @@ at::Tensor number_of(const at::Tensor& loss) {
   return is_alone ? loss.detach() : loss.detach().clone();
 }
 
+std::vector<std::int64_t> versions_of(const std::vector<at::Tensor>& tensors) {
+  std::vector<std::int64_t> versions;
+  for (const at::Tensor& tensor : tensors) versions.push_back(tensor._version());
+  return versions;
+}
+
+// The same for somebody who may make them part of a graph and, with `copies`, write to them.
+Message lend(const Message& input, bool copies) {
+  Message lent;
+  lent.structure = input.structure;
+  lent.requires_grad = input.requires_grad;
+  for (const at::Tensor& tensor : input.tensors)
+    lent.tensors.push_back(copies ? tensor.clone() : tensor.detach());
+  return lent;
+}
+
 }  // namespace
 
 ModuleStage::ModuleStage(StagePosition position, int num_microbatches,
@@ -53,56 +69,45 @@ void ModuleStage::begin(std::vector<double> weights, std::int64_t batch_size) {
 Message ModuleStage::forward(const RunContext& context, Message input) {
   InFlight& state = entry(context, Phase::kIdle);
   const double weight = weight_of(context, input);
+  const std::int64_t batch_size = position_.is_first ? batch_size_ : input.batch_size;
   if (context.pass.training) {
     state.phase = Phase::kForwardDone;
     ++num_in_flight_;
-    state.sink = attach_sink(input.tensors, input.requires_grad);
-    state.needs_gradient = std::move(input.requires_grad);
+    state.needs_gradient = input.requires_grad;
+    state.weight = weight;
     state.num_bytes = num_bytes(input.tensors);
   }
-  std::unique_ptr<Saving> saving;
   if (context.pass.training && context.offloads) {
     state.store = std::make_shared<ActivationStore>(
         c10::str("stage ", position_.stage, ", microbatch ", context.microbatch));
-    saving = start_saving_(state.store);
   }
-  BodyResult result = body_->forward(
-      context, {std::move(input.tensors), std::move(input.structure), std::exchange(retired_, {})});
-  saving.reset();
-  state.seen_by_python = result.hold != nullptr;
+  BodyResult result = is_recomputed(context)
+                          ? run_first(context, std::move(input), state)
+                          : run_body(context, std::move(input), BodyRun::kOnly, state);
   Message output;
   output.weight = weight;
-  output.batch_size = position_.is_first ? batch_size_ : input.batch_size;
+  output.batch_size = batch_size;
   if (position_.is_last) {
-    if (result.loss.defined() || context.pass.training)
-      finish_loss(context, weight, result.loss, state);
-    return output;
-  }
-  if (context.pass.training) check_gradient_flows(state, result);
-  output.structure = std::move(result.structure);
-  if (context.pass.training) state.num_bytes += num_bytes(result.tensors);
-  output.requires_grad.reserve(result.tensors.size());
-  output.tensors.reserve(result.tensors.size());
-  for (const at::Tensor& tensor : result.tensors) {
-    const bool needs_gradient = context.pass.training && tensor.requires_grad();
-    output.requires_grad.push_back(needs_gradient);
-    output.tensors.push_back(tensor.requires_grad() ? tensor.detach() : tensor);
-    if (context.pass.training) {
-      state.roots.push_back(needs_gradient ? torch::autograd::impl::gradient_edge(tensor)
-                                           : torch::autograd::Edge());
+    if (result.loss.defined() || context.pass.training) keep_loss(context, weight, result.loss);
+  } else {
+    if (context.pass.training) check_gradient_flows(state, result);
+    if (context.pass.training) state.num_bytes += num_bytes(result.tensors);
+    output.structure = std::move(result.structure);
+    output.requires_grad.reserve(result.tensors.size());
+    output.tensors.reserve(result.tensors.size());
+    for (const at::Tensor& tensor : result.tensors) {
+      output.requires_grad.push_back(context.pass.training && tensor.requires_grad());
+      output.tensors.push_back(tensor.requires_grad() ? tensor.detach() : tensor);
     }
   }
+  if (context.pass.training && !state.lacks_graph) keep_roots(result, state);
   return output;
 }
 
 void ModuleStage::check_gradient_flows(const InFlight& state, const BodyResult& result) const {
-  bool could_flow = false;  // a stage may hand on numbers alone, and have weights that nobody uses
-  for (const at::Tensor& tensor : result.tensors) {
-    if (tensor.requires_grad()) return;
-    could_flow = could_flow || torch::autograd::isDifferentiableType(tensor.scalar_type());
-  }
-  if (!could_flow) return;
-  TORCH_CHECK_VALUE(state.sink.node == nullptr,
+  const auto needs = [](const at::Tensor& tensor) { return tensor.requires_grad(); };
+  if (std::any_of(result.tensors.begin(), result.tensors.end(), needs)) return;
+  TORCH_CHECK_VALUE(!state.wants_gradient(),
                     "the stage returned no tensor that requires a gradient, but its input requires "
                     "one: the stages before it would not train (was the output detached, or "
                     "computed under no_grad?)");
@@ -110,6 +115,70 @@ void ModuleStage::check_gradient_flows(const InFlight& state, const BodyResult& 
                     "the stage returned no tensor that requires a gradient, but has parameters "
                     "that do: they would not train (was the output detached, or computed under "
                     "no_grad?)");
+}
+
+BodyResult ModuleStage::run_body(const RunContext& context, Message input, BodyRun run,
+                                 InFlight& state) {
+  if (context.pass.training) state.sink = attach_sink(input.tensors, input.requires_grad);
+  const bool saves = state.store != nullptr && run == BodyRun::kOnly;
+  const std::unique_ptr<Saving> saving = saves ? start_saving_(state.store) : nullptr;
+  BodyResult result = body_->forward(context, {std::move(input.tensors), std::move(input.structure),
+                                               std::exchange(retired_, {}), run});
+  state.seen_by_python = result.hold != nullptr;
+  return result;
+}
+
+BodyResult ModuleStage::run_first(const RunContext& context, Message input, InFlight& state) {
+  state.random = save_random_state(context.device);
+  state.input = std::move(input);
+  const auto versions = versions_of(state.input.tensors);
+  BodyResult result =
+      run_body(context, lend(state.input, /*copies=*/changes_input_), BodyRun::kFirst, state);
+  const bool changed = versions != versions_of(state.input.tensors);
+  changes_input_ = changes_input_ || changed;
+  state.num_outputs = result.tensors.size();
+  set_absent(&InFlight::lacks_graph, result.can_run_again && !changed, state);
+  if (state.lacks_graph) {
+    state.sink = {};
+  } else {
+    state.input = {};
+    state.random = {};
+  }
+  return result;
+}
+
+void ModuleStage::recompute(const RunContext& context) {
+  InFlight& state = entry(context, Phase::kForwardDone);
+  if (!state.lacks_graph) return;
+  RunContext again = context;
+  again.is_recomputing = true;
+  const MicrobatchScope scope(again, forward_stream(context.pass));
+  const RandomReplay replay(std::exchange(state.random, {}), context.device);
+  const BodyResult result = run_body(again, std::exchange(state.input, {}), BodyRun::kAgain, state);
+  TORCH_CHECK_VALUE(result.tensors.size() == state.num_outputs,
+                    "a stage that is recomputed must do the same both times: stage ",
+                    position_.stage, " returned ", state.num_outputs, " tensors for microbatch ",
+                    context.microbatch, ", and ", result.tensors.size(), " when it ran again");
+  keep_roots(result, state);
+  set_absent(&InFlight::lacks_graph, false, state);
+}
+
+void ModuleStage::set_absent(bool InFlight::* why, bool value, InFlight& state) {
+  const bool before = state.is_absent();
+  state.*why = value;
+  num_absent_ += static_cast<int>(state.is_absent()) - static_cast<int>(before);
+}
+
+void ModuleStage::keep_roots(const BodyResult& result, InFlight& state) const {
+  using torch::autograd::impl::gradient_edge;
+  if (position_.is_last) {
+    state.roots = {gradient_edge(result.loss)};
+    state.seeds = {at::full_like(result.loss.detach(), state.weight)};
+    return;
+  }
+  for (const at::Tensor& tensor : result.tensors) {
+    state.roots.push_back(tensor.requires_grad() ? gradient_edge(tensor) : torch::autograd::Edge());
+  }
 }
 
 double ModuleStage::weight_of(const RunContext& context, const Message& input) const {
@@ -131,8 +200,7 @@ void ModuleStage::check_batches(const RunContext& context, const Message& input)
                     " of the target on the last stage's rank");
 }
 
-void ModuleStage::finish_loss(const RunContext& context, double weight, const at::Tensor& loss,
-                              InFlight& state) {
+void ModuleStage::keep_loss(const RunContext& context, double weight, const at::Tensor& loss) {
   TORCH_CHECK_VALUE(loss.defined(),
                     "the last stage needs a loss function to train: expected loss_fn, got None");
   TORCH_CHECK_VALUE(loss.numel() == 1, "the loss must be one number, got a tensor of shape ",
@@ -141,14 +209,13 @@ void ModuleStage::finish_loss(const RunContext& context, double weight, const at
   loss_weights_.resize(as_index(context.num_microbatches));
   losses_[as_index(context.microbatch)] = number_of(loss);
   loss_weights_[as_index(context.microbatch)] = weight;
-  if (!context.pass.training) return;
-  TORCH_CHECK_VALUE(loss.requires_grad(), "the loss of microbatch ", context.microbatch,
+  TORCH_CHECK_VALUE(!context.pass.training || loss.requires_grad(), "the loss of microbatch ",
+                    context.microbatch,
                     " does not require a gradient: no parameter of the model leads to it");
-  state.roots = {torch::autograd::impl::gradient_edge(loss)};
-  state.seeds = {at::full_like(losses_[as_index(context.microbatch)], weight)};
 }
 
 Message ModuleStage::backward(const RunContext& context, Message gradients) {
+  recompute(context);
   InFlight state = std::exchange(entry(context, Phase::kForwardDone), {});
   --num_in_flight_;
   Seeds seeds = take_seeds(state, std::move(gradients));
@@ -161,6 +228,7 @@ Message ModuleStage::backward(const RunContext& context, Message gradients) {
 }
 
 Message ModuleStage::backward_input(const RunContext& context, Message gradients) {
+  recompute(context);
   InFlight& state = entry(context, Phase::kForwardDone);
   Seeds seeds = take_seeds(state, std::move(gradients));
   state.keep_graph = keeps_graph(state, seeds.roots);
@@ -192,9 +260,10 @@ void ModuleStage::offload(const RunContext& context, Lane& lane) {
   InFlight& state = entry(context, Phase::kForwardDone);
   TORCH_INTERNAL_ASSERT(state.store != nullptr && !state.on_host, "microbatch ", context.microbatch,
                         " on stage ", position_.stage, " can't be moved to the host");
+  for (at::Tensor& tensor : state.input.tensors)  // that is to run again
+    state.stored_input.push_back(state.store->pack(std::exchange(tensor, {})));
   state.store->offload(lane);
-  state.on_host = true;
-  ++num_on_host_;
+  set_absent(&InFlight::on_host, true, state);
 }
 
 void ModuleStage::reload(const RunContext& context, Lane& lane, Lane& compute) {
@@ -202,8 +271,10 @@ void ModuleStage::reload(const RunContext& context, Lane& lane, Lane& compute) {
   TORCH_INTERNAL_ASSERT(state.on_host, "microbatch ", context.microbatch, " on stage ",
                         position_.stage, " is not on the host");
   state.store->reload(lane, compute);
-  state.on_host = false;
-  --num_on_host_;
+  for (std::size_t i = 0; i < state.stored_input.size(); ++i)
+    state.input.tensors[i] = state.stored_input[i]->unpack();
+  state.stored_input.clear();
+  set_absent(&InFlight::on_host, false, state);
 }
 
 ModuleStage::InFlight& ModuleStage::entry(const RunContext& context, Phase phase) {
@@ -260,7 +331,7 @@ Message ModuleStage::input_gradients(InFlight& state) {
 
 void ModuleStage::reset() noexcept {
   for (InFlight& state : in_flight_) state = {};
-  num_in_flight_ = num_on_host_ = 0;
+  num_in_flight_ = num_absent_ = 0;
   retired_.clear();
 }
 

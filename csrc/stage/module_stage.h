@@ -2,6 +2,7 @@
 // autograd.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <memory>
 #include <set>
@@ -11,6 +12,8 @@
 #include "autograd/activation_store.h"
 #include "autograd/gradient_sink.h"
 #include "autograd/split_backward.h"
+#include "base/index.h"
+#include "random/random_state.h"
 #include "stage/stage.h"
 
 namespace pipert {
@@ -26,10 +29,17 @@ namespace pipert {
 // GIL anyhow, or the end of the pass. Large stages, where the wait is small beside the work and the
 // memory is not, free theirs at once; so do graphs with Python nodes, some of which refuse to be
 // kept.
+enum class BodyRun : std::uint8_t {
+  kOnly,   // the microbatch's one and only: what it was given may be dropped
+  kFirst,  // the body keeps what it needs to run again just so
+  kAgain,  // after kFirst: the same results, and no other effect
+};
+
 struct BodyInput {
   std::vector<at::Tensor> tensors;
   std::shared_ptr<const Structure> structure;  // as in Message
   std::vector<NodePtr> retired;                // graphs of earlier microbatches, to be freed first
+  BodyRun run = BodyRun::kOnly;
 };
 
 // While it lives, the body's tensors may die.
@@ -43,6 +53,8 @@ struct BodyResult {
   std::vector<at::Tensor> tensors;             // empty on the last stage
   std::shared_ptr<const Structure> structure;  // as in Message
   at::Tensor loss;                             // the last stage's, if it has a loss function
+  // kFirst: false if the code changed in place what it would need to run again.
+  bool can_run_again = true;
 };
 
 // While it lives, what autograd saves on this thread goes to a store.
@@ -72,6 +84,17 @@ struct StagePosition {
   bool is_last = true;
 };
 
+// Note [A forward that runs twice]
+//
+// A microbatch that is to be recomputed has its forward as any other, gradients and all, so that
+// torch takes the same kernels; but the stage keeps its input and lets the graph go. Before the
+// backward the forward runs again, on the same input and the same random numbers, and this time the
+// graph stays. More memory than without gradients is in use during the first run only, and no more
+// than during the second.
+//
+// Code that works in place on its input would find another one the second time. The version
+// counters tell: then this microbatch keeps its graph after all, and from then on the code gets
+// copies.
 class ModuleStage final : public Stage {
  public:
   // `shares_gil`: whether another rank of this process may want the GIL while this stage runs.
@@ -83,15 +106,20 @@ class ModuleStage final : public Stage {
   Message backward(const RunContext& context, Message gradients) override;
   Message backward_input(const RunContext& context, Message gradients) override;
   void backward_weight(const RunContext& context) override;
+  void recompute(const RunContext& context) override;
   // REQUIRES set_saving() before the forward.
   void offload(const RunContext& context, Lane& lane) override;
   void reload(const RunContext& context, Lane& lane, Lane& compute) override;
   void reset() noexcept override;
   int num_in_flight() const override { return num_in_flight_; }
-  int num_activations() const override { return num_in_flight_ - num_on_host_; }
+  int num_activations() const override { return num_in_flight_ - num_absent_; }
 
   // How forwards whose activations will go to the host save them.
   void set_saving(StartSaving start_saving) { start_saving_ = std::move(start_saving); }
+
+  // By microbatch, whether its forward runs twice (the note above); empty: none does. Between
+  // passes.
+  void set_recomputed(std::vector<bool> recomputed) { recomputed_ = std::move(recomputed); }
 
   // After a pass, by a thread that holds the GIL if the body needs it.
   void free_retired() { retired_.clear(); }
@@ -111,13 +139,23 @@ class ModuleStage final : public Stage {
   struct InFlight {
     Phase phase = Phase::kIdle;
     std::vector<torch::autograd::Edge>
-        roots;                               // by output tensor; invalid where it needs no gradient
-    std::vector<at::Tensor> seeds;           // the last stage's: the loss's weight, as a tensor
-    AttachedSink sink;                       // of the inputs
-    std::vector<bool> needs_gradient;        // by input tensor
+        roots;                         // by output tensor; invalid where it needs no gradient
+    std::vector<at::Tensor> seeds;     // the last stage's: the loss's weight, as a tensor
+    AttachedSink sink;                 // of the inputs
+    std::vector<bool> needs_gradient;  // by input tensor
+    bool wants_gradient() const {      // whether any of them does
+      return std::find(needs_gradient.begin(), needs_gradient.end(), true) != needs_gradient.end();
+    }
     std::size_t num_bytes = 0;               // of inputs and outputs
-    std::shared_ptr<ActivationStore> store;  // if they will go to the host; shared with hooks
+    double weight = 0.0;                     // the microbatch's
+    std::size_t num_outputs = 0;             // tensors
+    bool lacks_graph = false;                // as long as it must be recomputed; then:
+    Message input;                           // of the forward
+    RandomState random;                      // before the forward
+    std::shared_ptr<ActivationStore> store;  // if activations will go to the host; hooks share it
+    std::vector<std::shared_ptr<SavedTensor>> stored_input;  // while it is on the host
     bool on_host = false;
+    bool is_absent() const { return lacks_graph || on_host; }
     bool seen_by_python = false;  // its forward ran under a hold
     bool keep_graph = false;      // from kInputDone on, as all below
     bool was_split = false;
@@ -130,8 +168,19 @@ class ModuleStage final : public Stage {
     std::vector<at::Tensor> gradients;
   };
 
-  void finish_loss(const RunContext& context, double weight, const at::Tensor& loss,
-                   InFlight& state);
+  bool is_recomputed(const RunContext& context) const {
+    const bool is_asked =
+        context.recomputes || (!recomputed_.empty() && recomputed_[as_index(context.microbatch)]);
+    return context.pass.training && is_asked;
+  }
+  // Changes one of the two; counts.
+  void set_absent(bool InFlight::* why, bool value, InFlight& state);
+  // Runs the body on `input`, as the begin of a graph.
+  BodyResult run_body(const RunContext& context, Message input, BodyRun run, InFlight& state);
+  // The body for a microbatch that is to be recomputed: the graph goes if it can be made again.
+  BodyResult run_first(const RunContext& context, Message input, InFlight& state);
+  void keep_roots(const BodyResult& result, InFlight& state) const;
+  void keep_loss(const RunContext& context, double weight, const at::Tensor& loss);
   // The microbatch's entry. REQUIRES that it is in `phase`.
   InFlight& entry(const RunContext& context, Phase phase);
   Seeds take_seeds(InFlight& state, Message gradients) const;
@@ -148,12 +197,14 @@ class ModuleStage final : public Stage {
   std::unique_ptr<StageBody> body_;
   std::vector<InFlight> in_flight_;  // by microbatch
   int num_in_flight_ = 0;
-  int num_on_host_ = 0;  // of those in flight
+  int num_absent_ = 0;  // of those in flight: their activations are not there
   StartSaving start_saving_;
   bool shares_gil_;
   std::vector<NodePtr> retired_;
   std::set<UnsplitNode> unsplit_;
-  bool recomputes_ = false;  // in backward: then it is not split
+  bool recomputes_ = false;       // in backward: then it is not split
+  std::vector<bool> recomputed_;  // by microbatch, or empty
+  bool changes_input_ = false;    // whether the code was seen to work in place on its input
   std::vector<double> weights_;
   std::int64_t batch_size_ = 0;
   std::vector<at::Tensor> losses_;

@@ -6,6 +6,8 @@
 // thread.
 #pragma once
 
+#include <c10/core/Device.h>
+
 #include <cstdint>
 #include <vector>
 
@@ -18,13 +20,30 @@ namespace pipert {
 struct Pass {
   std::int64_t epoch = 0;  // counts the passes of this pipeline, training or not
   bool training = true;    // false: forward only, nothing is kept for a backward
+  std::int64_t step = 0;   // training passes before this one, as the user counts them
+};
+
+// Where one microbatch stands on one stage. Follows from the rank's Program.
+struct StageTurn {
+  StageIndex stage = 0;
+  std::int64_t first_layer = 0;  // the stage's first, through the whole model
+  bool is_first = false;         // whether its forward is the first that the stage runs in a pass
+  bool is_last = false;          // likewise the last
+  // Whether the stage's backwards (both halves of them) begin with the microbatch with which its
+  // forwards begin.
+  bool first_comes_first = true;
 };
 
 struct RunContext {
   Microbatch microbatch = 0;
   int num_microbatches = 0;
   Pass pass;
-  bool offloads = false;  // forward alone: offload() follows
+  StageTurn turn;
+  c10::Device device{c10::kCPU};  // the rank's
+  bool is_recomputing = false;    // the forward runs a second time, for its graph
+  // Of a forward: whether offload(), or recompute(), follows.
+  bool offloads = false;
+  bool recomputes = false;
 };
 
 class Stage {
@@ -47,7 +66,12 @@ class Stage {
   // longer in flight.
   virtual Message backward(const RunContext& context, Message gradients) = 0;
 
-  // The same in two halves. backward_input is as backward, but leaves out what only weights need;
+  // The forward again, for the graph that it threw away: where a microbatch's forward keeps its
+  // input alone, this (or else its backward) computes the rest once more. REQUIRES that the
+  // microbatch's forward ran, and no backward. Does nothing if the graph is there.
+  virtual void recompute(const RunContext& context) = 0;
+
+  // Backward in two halves. backward_input is as backward, but leaves out what only weights need;
   // backward_weight, which comes after it, makes up for that. In between the microbatch is still in
   // flight.
   virtual Message backward_input(const RunContext& context, Message gradients) = 0;

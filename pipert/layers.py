@@ -1,0 +1,97 @@
+"""Layers: what cuts between stages don't divide, numbered through the whole model."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from pipert import _C
+from pipert.distributed import Peers
+from pipert.local_stages import LocalStages
+from pipert.signatures import context_keywords
+
+_owners = itertools.count(1)
+
+
+def next_owner() -> int:
+    """A number that no other hooks of this process have."""
+    return next(_owners)
+
+
+def layers_of(stage: Any) -> list[Any]:
+    """The layers of one stage, in order; one that is used twice stands there twice.
+
+    Those of an nn.Sequential are its children, nested ones too; any other stage is one layer.
+    """
+    if type(stage) is not nn.Sequential or len(stage) == 0:
+        return [stage]
+    return [layer for child in stage for layer in layers_of(child)]
+
+
+def first_layers(stages: LocalStages, stages_per_copy: int, peers: Peers | None) -> dict[int, int]:
+    """The number of the first layer of each stage. A collective call in a group.
+
+    Args:
+        stages: of this process.
+        stages_per_copy: how many stages the model has; those of a second copy are numbered alike.
+        peers: the ranks of the group, who tell each other how many layers their stages have.
+    """
+    own = [[index, len(layers_of(call))] for index, call in stages.modules.items()]
+    ranks = [own] if peers is None else peers.exchange("count the layers", own)
+    counts = {index: count for rank in ranks for index, count in rank}
+    firsts, total = [], 0
+    for index in range(stages_per_copy):
+        firsts.append(total)
+        total += counts[index]
+    return {index: firsts[index % stages_per_copy] for index in counts}
+
+
+class LayerHooks:
+    """The hooks of one pipeline on the layers of its stages."""
+
+    def __init__(self) -> None:
+        self._handles: list[RemovableHandle] = []
+
+    def key(self, owner: int, first_layers: Mapping[int, int], stages: Mapping[int, Any]) -> None:
+        """Lets each layer draw from streams of its own.
+
+        Args:
+            owner: a number that the ranks have too.
+            first_layers: by stage.
+            stages: {stage index: module or function}.
+        """
+        places: dict[nn.Module, set[int]] = {}
+        for index, stage in stages.items():
+            layers = layers_of(stage)
+            if len(layers) == 1:
+                continue  # entering the stage is entering the layer
+            for number, layer in enumerate(layers, first_layers[index]):
+                places.setdefault(layer, set()).add(number)
+        for layer, numbers in places.items():
+            hook = _C.LayerHook(owner, sorted(numbers))
+            self._handles.append(layer.register_forward_pre_hook(hook, prepend=True))
+
+    def give_context(self, stages: Sequence[Any]) -> None:
+        """Lets layers inside of Sequentials have what they ask for of their microbatch."""
+        for layer in _inner_layers(stages):
+            if keywords := context_keywords(layer):
+                hook = _C.ContextHook(keywords)
+                self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def remove(self) -> None:
+        """Takes them off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+
+def _inner_layers(stages: Sequence[Any]) -> Iterator[nn.Module]:
+    """Each layer that its Sequential calls, once."""
+    seen: set[nn.Module] = set()
+    for stage in stages:
+        for layer in layers_of(stage):
+            if layer is not stage and layer not in seen:
+                seen.add(layer)
+                yield layer
