@@ -617,6 +617,7 @@ class OverlapHalf:
 # Stage in its copy, rank of the other copy, is the first copy, this process's stage if its losses
 # are to be told, parameters, buffers.
 _SharedStage = tuple[int, int, bool, int | None, Sequence[Tensor], Sequence[Tensor]]
+
 class NativeGraph:
     def __init__(
         self,

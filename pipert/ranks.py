@@ -213,6 +213,7 @@ class Ranks:
     def peak_activations(self) -> dict[int, int]:
         """By rank: the most activations at a time in the last pass. Ask after `traces`."""
         return {} if self._runtime is None else self._runtime.peak_activations()
+
     def stage_kinds(self) -> tuple[dict[int, str], str | None]:
         """How each stage of this process ran in the last pass, and the loss function.
 

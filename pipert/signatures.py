@@ -44,6 +44,8 @@ def parameter_names(call: Callable[..., Any]) -> list[str]:
         return list(inspect.signature(_forward(call)).parameters)
     except (TypeError, ValueError):
         return []
+
+
 _CONTEXT_KEYWORDS = ("is_first_microbatch", "is_last_microbatch", "microbatch_index")
 
 
