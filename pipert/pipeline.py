@@ -28,7 +28,7 @@ from pipert.local_stages import LocalStages
 from pipert.main_gradients import MainGradients, main_gradient
 from pipert.ranks import Ranks
 from pipert.recompute import Recompute
-from pipert.report import Report, Trace, UnsplitNode, make_report, summarize
+from pipert.report import Report, Trace, UnsplitNode, make_report, summarize, summarize_stages
 from pipert.results import StepResult, result_of
 from pipert.stages import check_tied
 
@@ -377,10 +377,12 @@ class Pipeline:
         with telling(self._peers):
             traces = self._ranks.traces()
             parts = [summarize(*each) for each in zip(traces, self._ranks.memory(), strict=True)]
+            stages = [summarize_stages(self._ranks.unsplit_nodes(), self._ranks.stage_kinds()[0])]
             if self._peers is not None:
-                told = self._peers.exchange("make a report", parts)
-                parts = [part for rank in told for part in rank]
-        return make_report(parts, self.schedule)
+                told = self._peers.exchange("make a report", [parts, stages])
+                parts = [part for rank in told for part in rank[0]]
+                stages = [part for rank in told for part in rank[1]]
+        return make_report(parts, stages, self.schedule)
 
     def unsplit_nodes(self) -> dict[int, list[UnsplitNode]]:
         """What kept backward from being split into its input half and its weight half.

@@ -1,6 +1,6 @@
 """Where the time of a step went: measured on every rank, beside what the schedule predicts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -114,6 +114,8 @@ class Report:
         predicted_step_s: the simulated makespan.
         costs: what was simulated: mean seconds of forward and backward, by stage.
         memory: by rank, what it held; empty if the last pass didn't train.
+        unsplit: by stage, what kept its backward from being split; see Pipeline.unsplit_nodes.
+        stage_kinds: by stage, how it ran; see Pipeline.stage_kinds.
     """
 
     ranks: list[RankReport]
@@ -123,6 +125,8 @@ class Report:
     predicted_step_s: float
     costs: Costs
     memory: list[RankMemory]
+    unsplit: dict[int, list[UnsplitNode]]
+    stage_kinds: dict[int, str]
 
     def __str__(self) -> str:
         head = "rank  compute ms  wait ms  transfer ms  host ms  bubble measured  predicted"
@@ -135,7 +139,17 @@ class Report:
             )
         ]
         foot = f"step {self.step_s * 1e3:.3f} ms, {self.predicted_step_s * 1e3:.3f} ms predicted"
-        return "\n".join([head, *rows, foot, *(table(self.memory) if self.memory else [])])
+        held = table(self.memory) if self.memory else []
+        return "\n".join([head, *rows, foot, *held, *self._notes()])
+
+    def _notes(self) -> Iterator[str]:
+        """Where a stage didn't run as its user may think."""
+        for stage, kind in self.stage_kinds.items():
+            if kind.startswith("module: "):
+                yield f"stage {stage} runs as its module: {kind.removeprefix('module: ')}"
+        for stage, nodes in self.unsplit.items():
+            for node in nodes:
+                yield f"stage {stage} does not split the backward of {node.name}: {node.reason}"
 
 
 def summarize(raw: RawTrace, memory: RawMemory) -> dict[str, Any]:
@@ -159,11 +173,24 @@ def summarize(raw: RawTrace, memory: RawMemory) -> dict[str, Any]:
     }
 
 
-def make_report(parts: Sequence[dict[str, Any]], schedule: Schedule) -> Report:
+def summarize_stages(
+    unsplit: Mapping[int, Sequence[tuple[str, str]]], kinds: Mapping[int, str]
+) -> dict[str, Any]:
+    """A process's part of a report about its stages, as JSON values."""
+    return {
+        "unsplit": [[stage, *node] for stage, nodes in unsplit.items() for node in nodes],
+        "kinds": [[stage, kind] for stage, kind in kinds.items()],
+    }
+
+
+def make_report(
+    parts: Sequence[dict[str, Any]], stages_of: Sequence[dict[str, Any]], schedule: Schedule
+) -> Report:
     """Puts the parts of all ranks together.
 
     Args:
         parts: what `summarize` gave on each rank.
+        stages_of: what `summarize_stages` gave in each process.
         schedule: the schedule that ran.
     """
     ranks = sorted((RankReport(**part["times"]) for part in parts), key=lambda r: r.rank)
@@ -178,6 +205,9 @@ def make_report(parts: Sequence[dict[str, Any]], schedule: Schedule) -> Report:
     )
     timeline = schedule.simulate(costs, messages=False)
     step_s = max(r.step_s for r in ranks)
+    unsplit: dict[int, list[UnsplitNode]] = {}
+    for stage, name, reason in sorted(node for part in stages_of for node in part["unsplit"]):
+        unsplit.setdefault(stage, []).append(UnsplitNode(name, reason))
     return Report(
         ranks=ranks,
         bubble_measured=[1 - r.compute_s / step_s for r in ranks],
@@ -190,4 +220,6 @@ def make_report(parts: Sequence[dict[str, Any]], schedule: Schedule) -> Report:
             if any(key[0] in "BI" for key in means)
             else []
         ),
+        unsplit=unsplit,
+        stage_kinds=dict(sorted(kind for part in stages_of for kind in part["kinds"])),
     )

@@ -158,9 +158,9 @@ def test_forwards_alone_hold_none_of_it():
 @pytest.mark.parametrize(
     ("rank", "reason"),
     [
-        ("0F0 0R0 0B0", "F, B, I, W and transfer actions only, got 0R0"),
-        ("0F0 0OFFLOAD0 0RELOAD0 0B0", "F, B, I, W and transfer actions only, got 0OFFLOAD0"),
-        ("0F0 0B0 0UPDATEv1", "F, B, I, W and transfer actions only, got 0UPDATEv1"),
+        ("0F0 0B0 0REDUCE_GRAD", "OFFLOAD, RELOAD and transfer actions only, got 0REDUCE_GRAD"),
+        ("0UNSHARD 0F0 0B0", "OFFLOAD, RELOAD and transfer actions only, got 0UNSHARD"),
+        ("0F0 0B0 0UPDATEv1", "OFFLOAD, RELOAD and transfer actions only, got 0UPDATEv1"),
         ("0F0s0 0F0s1 0B0s1 0B0s0", "take whole sequences and use version 0"),
         ("0F0 0B0 0UPDATEv1 0F1v1 0B1v1 0UPDATEv2", "got 0UPDATEv1"),
     ],

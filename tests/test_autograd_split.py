@@ -39,7 +39,12 @@ def assert_same_as_plain_loop(stages, x, y, loss_fn=fn.mse_loss, steps=2):
             result = pipe.step(x, target=y)
             assert same_bits(result.losses, plain_loop(reference, x, y, MICROBATCHES, loss_fn))
             assert_same_gradients(pipe, reference)
-        return pipe.unsplit_nodes()
+        unsplit = pipe.unsplit_nodes()
+        report = pipe.report()
+        assert report.unsplit == unsplit
+        for stage, nodes in unsplit.items():
+            assert f"stage {stage} does not split the backward of {nodes[0].name}" in str(report)
+        return unsplit
 
 
 class Stage(nn.Module):
