@@ -5,7 +5,7 @@
 Same model, schedule, microbatches and machine, one intra-op thread a rank, float32 on the CPU.
 Contenders take turns: `torch` (two processes on gloo), `threads` (pipert with both ranks as threads
 of the first process, the second one asleep in a barrier), `processes` (pipert in the same two
-processes as torch, on gloo). `limit` is what the plain module takes for (microbatches + ranks - 1)
+processes as torch, on gloo); both with module stages, and with native ones. `limit` is what the plain module takes for (microbatches + ranks - 1)
 forwards and backwards, one core at work; `limit both` the same on both cores at once, which on a
 machine that shares its cores is the time that two ranks can really reach. `last rank` is a plain
 Python loop over the last rank's modules and its loss function, which the limit leaves out.
@@ -31,6 +31,7 @@ from torch_peer import TorchPipeline
 
 QUESTION = "How many times faster is a pipert step than a step of torch.distributed.pipelining?"
 SCHEDULES = {1: ("1f1b",), 2: ("interleaved_1f1b", "zb_interleaved")}  # by stages a rank
+OURS = ["threads", "threads native", "processes", "processes native"]
 HAVE_PIPERT = importlib.util.find_spec("pipert") is not None
 
 
@@ -41,12 +42,17 @@ def contenders(row: Row, schedule: str) -> list[Contender]:
     if HAVE_PIPERT:
         from pipert_contender import PipertPipeline
 
-        if dist.get_rank() == 0:
-            pipelines["threads"] = PipertPipeline(row, schedule)
-        pipelines["processes"] = PipertPipeline(row, schedule, group=dist.group.WORLD)
+        for name in OURS:
+            options = {"stage_kind": "native"} if "native" in name else {}
+            if "processes" in name:
+                options["group"] = dist.group.WORLD
+            elif dist.get_rank() > 0:
+                continue
+            pipelines[name] = PipertPipeline(row, schedule, **options)
     for name, pipeline in pipelines.items():
-        pipeline.prepare()
-        pipeline.run()
+        for _ in range(2):  # native stages are native from the second step on
+            pipeline.prepare()
+            pipeline.run()
         if name != "torch":
             check_same(pipeline.gradients(), peer.gradients())
 
@@ -55,7 +61,7 @@ def contenders(row: Row, schedule: str) -> list[Contender]:
         pipelines["limit"] = pipelines["limit both"]
         pipelines["last rank"] = LastRank(row)
     names = ["limit", "limit both", "last rank", "torch"]
-    names += ["threads", "processes"] if HAVE_PIPERT else []
+    names += OURS if HAVE_PIPERT else []
     return [
         Contender(name, pipelines[name].run, pipelines[name].prepare)
         if name in pipelines
@@ -67,7 +73,7 @@ def contenders(row: Row, schedule: str) -> list[Contender]:
 def measure(row: Row, schedule: str, rounds: int) -> dict[str, Any]:
     """Returns one row of the answer."""
     samples = alternate(contenders(row, schedule), rounds)
-    ours = [name for name in ("threads", "processes") if name in samples]
+    ours = [name for name in OURS if name in samples]
     medians = {name: statistics.median(seconds) for name, seconds in samples.items()}
     return {
         "row": str(row),
@@ -82,20 +88,16 @@ def measure(row: Row, schedule: str, rounds: int) -> dict[str, Any]:
 
 def print_table(answers: list[dict[str, Any]]) -> None:
     """Prints medians in milliseconds, ratios of medians (and p10-p90 of the ratios by round)."""
-    head = ["row", "schedule", "limit", "both", "last rank", "torch", "threads", "processes"]
+    known = ["limit", "limit both", "last rank", "torch", *OURS]
+    head = ["row", "schedule", *known, *(f"torch/{name}" for name in OURS)]
     lines = []
     for answer in answers:
         medians = {name: value["median"] for name, value in answer["milliseconds"].items()}
-        faster = answer["times_faster_than_torch"]
-        line = [answer["row"], answer["schedule"], medians["limit"], medians["limit both"]]
-        line += [medians.get(name) for name in ("last rank", "torch", "threads", "processes")]
-        for name in ("threads", "processes"):
-            ratio = faster.get(name)
+        line = [answer["row"], answer["schedule"], *(medians.get(name) for name in known)]
+        for name in OURS:
+            ratio = answer["times_faster_than_torch"].get(name)
             line.append("{of_medians:.2f} ({p10:.2f}-{p90:.2f})".format(**ratio) if ratio else None)
-        line.append(answer["efficiency"].get("threads"))
-        line.append(answer["efficiency"].get("processes"))
         lines.append(line)
-    head += ["torch/threads", "torch/processes", "eff. threads", "eff. processes"]
     print(table(head, lines))
 
 
