@@ -5,10 +5,11 @@
 Same model, schedule, microbatches and machine, one intra-op thread a rank, float32 on the CPU.
 Contenders take turns: `torch` (two processes on gloo), `threads` (pipert with both ranks as threads
 of the first process, the second one asleep in a barrier), `processes` (pipert in the same two
-processes as torch, on gloo); both with module stages, and with native ones. `limit` is what the plain module takes for (microbatches + ranks - 1)
-forwards and backwards, one core at work; `limit both` the same on both cores at once, which on a
-machine that shares its cores is the time that two ranks can really reach. `last rank` is a plain
-Python loop over the last rank's modules and its loss function, which the limit leaves out.
+processes as torch, on gloo); the last two with module stages, and with native ones. `limit` is what
+the plain module takes for (microbatches + ranks - 1) forwards and backwards, one core at work;
+`limit both` the same on both cores at once, which on a machine that shares its cores is the time
+that two ranks can really reach. `last rank` is a plain Python loop over the last rank's modules and
+its loss function, which the limit leaves out.
 """
 
 from __future__ import annotations
