@@ -1,17 +1,37 @@
 #include "autograd/fork_nodes.h"
 
+#include <ATen/ops/clone.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 #include <torch/csrc/autograd/functions/tensor.h>
 
+#include <algorithm>
 #include <utility>
 
+#include "autograd/gradient_sink.h"
 #include "autograd/node_kind.h"
 
 namespace pipert {
 
 using torch::autograd::Edge;
 using torch::autograd::variable_list;
+
+namespace {
+
+bool shares_memory(const at::Tensor& tensor, const variable_list& others) {
+  if (!tensor.defined() || !tensor.has_storage()) return false;
+  return std::any_of(others.begin(), others.end(), [&](const at::Tensor& other) {
+    return other.defined() && other.has_storage() && other.is_alias_of(tensor);
+  });
+}
+
+// Of what one node caught or was given: each is handed on as its only owner.
+variable_list all_owned(variable_list gradients) {
+  for (at::Tensor& gradient : gradients) gradient = owned(std::move(gradient));
+  return gradients;
+}
+
+}  // namespace
 
 SplitFork::SplitFork(const NodePtr& fork, std::vector<bool> off_path)
     : Node(fork->sequence_nr()), fork_(fork), off_path_(std::move(off_path)) {
@@ -48,18 +68,14 @@ variable_list SplitFork::apply(variable_list&& gradients) {
   }
   if (state_ != State::kWeightHalf) refuse_second_run(name());
   state_ = State::kDone;
-  variable_list result = (*fork_)(std::exchange(kept_, {}));
-  close_fork();
-  return result;
-}
-
-// A graph that is kept a while would run again, where torch's own refuses.
-void SplitFork::close_fork() {
-  const auto closed = make_node<CaughtGradients>(*fork_);
-  for (auto& edge : fork_->next_edges()) {
-    if (edge.is_valid()) edge = {closed.owner, closed.node->replace(edge)};
+  variable_list result = (*fork_)(variable_list(kept_));
+  // A bias may be handed the very gradient, which others have too.
+  for (at::Tensor& gradient : result) {
+    if (shares_memory(gradient, kept_)) gradient = gradient.clone();
   }
-  closed.node->end();
+  kept_.clear();
+  close_edges(*fork_);
+  return result;
 }
 
 // As the engine does for a node that it runs itself.
@@ -74,6 +90,12 @@ void SplitFork::release_variables() {
   if (state_ != State::kDone || fork_ == nullptr) return;  // torch asks again where a graph dies
   fork_->release_variables();
   fork_ = nullptr;
+}
+
+void SplitFork::abandon() {
+  next_edges().clear();
+  others_.clear();
+  if (fork_ != nullptr) fork_->next_edges().clear();
 }
 
 std::string SplitFork::name() const {
@@ -92,6 +114,12 @@ void CaughtGradients::begin_weight_half() {
   next_edges() = std::move(replaced_);
 }
 
+void CaughtGradients::end() {
+  state_ = State::kDone;
+  replaced_.clear();
+  if (num_inputs() == 0) add_input_metadata(undefined_input());
+}
+
 variable_list CaughtGradients::apply(variable_list&& gradients) {
   switch (state_) {
     case State::kCatches:
@@ -99,7 +127,7 @@ variable_list CaughtGradients::apply(variable_list&& gradients) {
       return {};
     case State::kHandsOn:
       state_ = State::kDone;
-      return std::exchange(caught_, {});
+      return all_owned(std::exchange(caught_, {}));
     case State::kDone:
       break;
   }
@@ -116,7 +144,7 @@ WeightRoot::WeightRoot(torch::autograd::edge_list edges, variable_list gradients
 }
 
 variable_list WeightRoot::apply(variable_list&& /*nothing*/) {
-  return std::exchange(gradients_, {});
+  return all_owned(std::exchange(gradients_, {}));
 }
 
 const at::Tensor& WeightRoot::seed() {
@@ -127,6 +155,15 @@ const at::Tensor& WeightRoot::seed() {
 void refuse_second_run(const std::string& name) {
   TORCH_CHECK(false, "backward runs through ", name,
               " a second time: a tensor that was computed in one microbatch is used in another");
+}
+
+// A graph that is kept a while would run again, where torch's own refuses.
+void close_edges(torch::autograd::Node& node) {
+  const auto closed = make_node<CaughtGradients>(node);
+  for (auto& edge : node.next_edges()) {
+    if (edge.is_valid()) edge = {closed.owner, closed.node->replace(edge)};
+  }
+  closed.node->end();
 }
 
 void redirect_edge(torch::autograd::Node& node, std::size_t index, const Edge& edge) {

@@ -25,6 +25,9 @@ class SplitFork final : public torch::autograd::Node {
   // The fork's edges on the path become this node's. REQUIRES that those that lead to other forks
   // lead to their stand-ins already.
   void begin_input_half();
+  // Lets go of all that it leads to, where the input half failed: nodes that hold each other
+  // through members die by recursion, and a graph is deep.
+  void abandon();
   // From here on it runs the other edges, with the gradients that came in before.
   void begin_weight_half();
 
@@ -34,7 +37,6 @@ class SplitFork final : public torch::autograd::Node {
 
  private:
   torch::autograd::variable_list run_hooks(torch::autograd::variable_list gradients) const;
-  void close_fork();
 
   enum class State : std::uint8_t { kNew, kInputHalf, kKept, kWeightHalf, kDone };
   State state_ = State::kNew;
@@ -55,8 +57,8 @@ class CaughtGradients final : public torch::autograd::Node {
   std::uint32_t replace(const torch::autograd::Edge& edge);
   // From here on it hands on what it caught.
   void begin_weight_half();
-  // From here on it refuses.
-  void end() { state_ = State::kDone; }
+  // From here on it refuses, at any input.
+  void end();
 
   torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override;
   std::string name() const override { return "PipelineUnsplitWeights"; }
@@ -86,6 +88,9 @@ class WeightRoot final : public torch::autograd::Node {
 
 // Backward came to something that is done.
 [[noreturn]] void refuse_second_run(const std::string& name);
+
+// From here on whatever backward comes through `node` is refused.
+void close_edges(torch::autograd::Node& node);
 
 // Makes `node`'s edge `index` lead to `edge`, of a node that is in a graph already.
 void redirect_edge(torch::autograd::Node& node, std::size_t index,

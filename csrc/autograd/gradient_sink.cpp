@@ -1,5 +1,6 @@
 #include "autograd/gradient_sink.h"
 
+#include <ATen/ops/clone.h>
 #include <c10/util/Exception.h>
 #include <torch/csrc/autograd/variable.h>
 
@@ -7,6 +8,14 @@
 #include <utility>
 
 namespace pipert {
+
+at::Tensor owned(at::Tensor gradient) {
+  if (!gradient.defined()) return gradient;
+  const bool is_shared =
+      gradient.use_count() > 1 || (gradient.has_storage() && gradient.storage().use_count() > 1);
+  return is_shared ? gradient.clone() : gradient;
+}
+
 torch::autograd::variable_list GradientSink::apply(torch::autograd::variable_list&& gradients) {
   TORCH_CHECK(
       !is_taken_,
@@ -19,7 +28,9 @@ torch::autograd::variable_list GradientSink::apply(torch::autograd::variable_lis
 std::vector<at::Tensor> GradientSink::take() {
   is_taken_ = true;
   gradients_.resize(num_inputs());
-  return std::exchange(gradients_, {});
+  auto taken = std::exchange(gradients_, {});
+  for (at::Tensor& gradient : taken) gradient = owned(std::move(gradient));
+  return taken;
 }
 
 AttachedSink attach_sink(const std::vector<at::Tensor>& tensors,

@@ -24,6 +24,17 @@ std::string_view reason_against_split(const Node& node, NodeKind kind) {
   return reason_against_split(kind);
 }
 
+// A node on the path behind which a wrapper counts on all gradients: torch's fully_shard reduces
+// them there. Null if there is none.
+const Node* find_whole(const InputPaths& paths) {
+  if (!paths.has_python_node()) return nullptr;
+  for (const Node* node : paths.nodes()) {
+    if (kind_of(*node) != NodeKind::kPython) continue;
+    if (name_of(*node).find("PostBackward") != std::string::npos) return node;
+  }
+  return nullptr;
+}
+
 // Puts the stand-ins into one graph.
 class Splitter {
  public:
@@ -46,6 +57,27 @@ class Splitter {
   Edge redirect(const Edge& root) const {
     const auto found = splits_.find(root.function.get());
     return found == splits_.end() ? root : Edge(found->second.owner, root.input_nr);
+  }
+
+  void abandon() {
+    for (auto& [fork, split] : splits_) split.node->abandon();
+  }
+
+  // What was saved for the weight half holds the nodes that made it, and they all that they lead
+  // to: after the run nothing of it is needed any more. Each node comes behind all that it leads
+  // to, so none is gone before its turn.
+  void close_path() {
+    NewNode<CaughtGradients> closed;
+    for (Node* node : paths_.nodes()) {
+      if (splits_.contains(node) || kind_of(*node) == NodeKind::kInPlace) continue;
+      if (closed.node == nullptr) {
+        closed = make_node<CaughtGradients>(*node);
+        closed.node->end();
+      }
+      for (Edge& edge : node->next_edges()) {
+        if (edge.is_valid()) edge = {closed.owner, 0};
+      }
+    }
   }
 
   // After the run: what is left to run, appended to `edges`.
@@ -99,6 +131,16 @@ WeightBackward run_input_backward(const std::vector<Edge>& roots,
                                   std::set<UnsplitNode>& unsplit) {
   if (inputs == nullptr) return {roots, gradients};
   const InputPaths paths(roots, inputs);
+  if (const Node* whole = find_whole(paths)) {
+    unsplit.insert({name_of(*whole),
+                    "it expects the weights' gradients when it runs (FSDP): the "
+                    "stage's whole backward runs in the input half"});
+    run_backward(roots, gradients, options.keep_graph);
+    if (options.keep_graph) {
+      for (const Edge& root : roots) retired.push_back(root.function);
+    }
+    return {};
+  }
   Splitter splitter(paths, options.split, unsplit);
   splitter.rewire();
   std::vector<Edge> path_roots;
@@ -110,7 +152,13 @@ WeightBackward run_input_backward(const std::vector<Edge>& roots,
     (is_on_path ? path_roots : left).push_back(is_on_path ? splitter.redirect(roots[i]) : roots[i]);
     (is_on_path ? path_gradients : left_gradients).push_back(gradients[i]);
   }
-  run_backward(path_roots, path_gradients, options.keep_graph);
+  try {
+    run_backward(path_roots, path_gradients, options.keep_graph);
+  } catch (...) {
+    splitter.abandon();
+    throw;
+  }
+  if (!options.keep_graph) splitter.close_path();
   splitter.begin_weight_half(left);
   left_gradients.resize(left.size());
   if (options.keep_graph) {

@@ -5,10 +5,10 @@
 //
 // A node on a path from the outputs to the inputs (InputPaths) makes gradients for the inputs; if
 // it also has an edge that leads elsewhere, to weights, it works for both halves: call it a fork.
-// A fork is put behind a stand-in on the path (InputHalf), which keeps the gradients that come in
+// A fork is put behind a stand-in on the path (SplitFork), which keeps the gradients that come in
 // and has the fork compute the path's edges alone. Everything off the path stays as it is. So the
 // input half is one run of torch's engine that frees what it has used as it goes, but for the
-// forks. In the weight half each fork runs again, behind another stand-in (WeightHalf), with the
+// forks. In the weight half each fork runs again, behind the same stand-in, with the
 // gradients that were kept, for its other edges. What lives between the halves is the forks and
 // those gradients: nothing smaller would do.
 //

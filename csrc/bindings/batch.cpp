@@ -13,6 +13,16 @@ namespace {
 
 using Pieces = std::vector<py::object>;
 
+// Each piece counts its own versions: a stage that works in place on one microbatch has not changed
+// what autograd saved of another. (One that needs a gradient stays what it is; so does a subclass.)
+std::vector<at::Tensor> split_rows(const at::Tensor& tensor, int num_microbatches) {
+  std::vector<at::Tensor> pieces = tensor.tensor_split(num_microbatches);
+  const bool is_plain = !tensor.key_set().has(c10::DispatchKey::Python);
+  if (tensor.requires_grad() || tensor.is_inference() || !is_plain) return pieces;
+  for (at::Tensor& piece : pieces) piece = piece.variable_data();
+  return pieces;
+}
+
 void check_rows(const at::Tensor& tensor, std::int64_t size, const std::string& what) {
   if (tensor.size(0) == size) return;
   throw ValueError(concat(what, " has ", tensor.size(0), " rows, expected ", size,
@@ -80,7 +90,7 @@ class Cutter {
     check_rows(tensor, size_, what);
     Pieces pieces;
     pieces.reserve(as_index(num_microbatches_));
-    for (const at::Tensor& piece : tensor.tensor_split(num_microbatches_)) {
+    for (const at::Tensor& piece : split_rows(tensor, num_microbatches_)) {
       pieces.push_back(py::reinterpret_steal<py::object>(THPVariable_Wrap(piece)));
     }
     return pieces;
@@ -168,7 +178,7 @@ std::vector<FlatValue> cut_batch_flat(py::handle value, int num_microbatches, st
       for (FlatValue& piece : pieces) piece.tensors.push_back(tensor);
       continue;
     }
-    auto parts = tensor.tensor_split(num_microbatches);
+    auto parts = split_rows(tensor, num_microbatches);
     for (std::size_t i = 0; i < parts.size(); ++i) pieces[i].tensors.push_back(std::move(parts[i]));
   }
   return pieces;

@@ -194,6 +194,7 @@ void PythonRuntime::step(StepArguments arguments) {
   runtime();
   if (running_)
     throw ValueError("the pipeline is running a step: it runs one at a time, for one thread");
+  const Running running(running_);  // an export lets others have the GIL, who might close it
   try {
     set_batches(arguments);
   } catch (...) {
@@ -213,11 +214,11 @@ void PythonRuntime::step(StepArguments arguments) {
 
 void PythonRuntime::share_weights(std::vector<SharedStage> shared) {
   runtime();
+  const Running running(running_);
   run([&] { runtime_->start_sharing(epoch_++, std::move(shared)); });
 }
 
 void PythonRuntime::run(const std::function<void()>& start) {
-  const Running running(running_);
   std::shared_lock not_exporting(passes(), std::defer_lock);
   {
     const py::gil_scoped_release no_gil;  // the first thing that a worker wants is the GIL

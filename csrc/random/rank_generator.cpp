@@ -44,6 +44,7 @@ std::optional<at::Generator> default_generator_of(const c10::Device& device) {
 RankGenerator::RankGenerator(std::shared_ptr<PassSeed> seed, const c10::Device& device,
                              std::int64_t owner)
     : seed_(std::move(seed)),
+      device_(device),
       owner_(owner),
       generator_(at::detail::createCPUGenerator(0)),
       device_generator_(seed_->is_given() ? default_generator_of(device) : std::nullopt),

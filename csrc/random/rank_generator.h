@@ -35,6 +35,11 @@ class RankGenerator final : public DrawSource {
   void enter_layer(std::int64_t layer);
   const StreamKey& key() const { return key_; }
   std::int64_t owner() const { return owner_; }
+  // For a thread that does a part of the rank's work: one that draws the same streams. Made on that
+  // thread.
+  std::unique_ptr<RankGenerator> make_for_this_thread() const {
+    return std::make_unique<RankGenerator>(seed_, device_, owner_);
+  }
   // Whether a layer was entered since select().
   bool is_in_layer() const { return is_in_layer_; }
   // Whether the device's default generator is set as well.
@@ -49,6 +54,7 @@ class RankGenerator final : public DrawSource {
   void begin_stream();
 
   std::shared_ptr<PassSeed> seed_;
+  c10::Device device_;
   std::int64_t owner_;
   StreamKey key_;
   bool is_in_layer_ = false;

@@ -7,6 +7,8 @@
 #include <mutex>
 #include <thread>
 
+#include "random/rank_generator.h"
+#include "runtime/autocast_cache.h"
 #include "runtime/intra_op.h"
 #include "runtime/thread_state.h"
 
@@ -16,9 +18,12 @@ namespace {
 // While it lives, another thread is in the rank's state.
 class ElsewhereGuard {
  public:
-  ElsewhereGuard(const ThreadState& state, Lane& lane, int num_threads)
+  // `generator`: the rank's, null if it has none of its own.
+  ElsewhereGuard(const ThreadState& state, Lane& lane, int num_threads,
+                 const RankGenerator* generator)
       : guard_(state), current_(lane.make_current()), previous_(at::get_num_threads()) {
     set_thread_intra_op_threads(num_threads);
+    if (generator != nullptr) generator_ = generator->make_for_this_thread();
   }
   ~ElsewhereGuard() { set_thread_intra_op_threads(previous_); }
   ElsewhereGuard(const ElsewhereGuard&) = delete;
@@ -26,6 +31,8 @@ class ElsewhereGuard {
 
  private:
   ThreadStateGuard guard_;
+  AutocastCache cache_;
+  std::unique_ptr<RankGenerator> generator_;
   std::unique_ptr<CurrentLane> current_;
   int previous_;
 };
@@ -53,7 +60,7 @@ class JointPair {
     if (one_by_one_) alone.lock();
     std::unique_ptr<ElsewhereGuard> elsewhere;
     if (std::this_thread::get_id() != rank_thread_) {
-      elsewhere = std::make_unique<ElsewhereGuard>(state_, lane_, num_threads_);
+      elsewhere = std::make_unique<ElsewhereGuard>(state_, lane_, num_threads_, generator_);
     }
     try {
       half.run();
@@ -71,6 +78,7 @@ class JointPair {
   bool one_by_one_;
   Lane& lane_;
   std::thread::id rank_thread_ = std::this_thread::get_id();
+  const RankGenerator* generator_ = RankGenerator::current();
   ThreadState state_;
   int num_threads_;
   std::mutex stage_;

@@ -11,10 +11,10 @@
 namespace pipert {
 
 // Runs each half once, by `overlap` or, if that is null, the forward first. Threads other than the
-// rank's get its state (gradients, autocast, `lane`, intra-op threads) while they run a half.
-// `one_by_one`: both halves are of the same stage, which one thread at a time may use. Where a half
-// throws, that comes out, whatever became of it on its way; `failing` is then the half, or the pair
-// where none did.
+// rank's get its state (gradients, autocast, random numbers, `lane`, intra-op threads) while they
+// run a half. `one_by_one`: both halves are of the same stage, which one thread at a time may use.
+// Where a half throws, that comes out, whatever became of it on its way; `failing` is then the
+// half, or the pair where none did.
 void run_jointly(Overlap* overlap, const OverlapHalves& halves, bool one_by_one, Lane& lane,
                  const c10::Device& device, std::optional<Action>& failing);
 
