@@ -212,7 +212,7 @@ def peak_bytes(model: Encoder, microbatches: int, with_input: bool) -> int:
     with one_rank(model, ahead + behind, microbatches, measure_memory=True) as pipe:
         for _ in range(2):  # the second finds the gradients there
             pipe.step(model.batch(microbatches))
-        peak = pipe.report().ranks[0].peak_bytes
+        peak = pipe.report().memory[0].peak_bytes
         assert peak is not None
         return int(peak)
 

@@ -346,6 +346,75 @@ def test_a_stage_with_checkpointed_blocks_says_that_it_is_not_split(use_reentran
         assert "computed again in backward" in unsplit[1][0].reason
 
 
+class Positions(nn.Module):
+    """Adds weights of the full shape, through views: their gradients are the one that came in."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.one, self.two = weight(rows, 8), weight(rows * 2, 4)
+
+    def forward(self, x):
+        return ((x.view(-1, 8) + self.one).view(-1, 4) + self.two).view(-1, 8)
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "zb_h1", "zb_h2"])
+def test_gradients_that_are_handed_on_share_no_memory_with_those_of_weights(schedule):
+    """torch adds to a .grad in place once it is nobody else's; the stage before may be reading."""
+    torch.manual_seed(0)
+    stages = [nn.Linear(8, 8), Positions(2), Positions(2), nn.Sequential(Positions(2))]
+    reference = nn.Sequential(*copy.deepcopy(stages))
+    x, y = batch(2 * 8)
+    with pipert.Pipeline(
+        stages, schedule=schedule, num_microbatches=8, loss_fn=fn.mse_loss
+    ) as pipe:
+        for _ in range(3):
+            pipe.step(x, target=y)
+            plain_loop(reference, x, y, 8)
+            assert_same_gradients(pipe, reference)
+
+
+def test_a_deep_graph_whose_input_half_fails_dies_without_recursion():
+    def failing(s, x):
+        h = x * 1.0
+        if h.requires_grad:
+            h.register_hook(lambda g: 1 / 0)
+        for _ in range(30_000):
+            h = h @ s.w
+        return h
+
+    stages = [nn.Linear(2, 2), Stage(failing, w=weight(2, 2))]
+    x = torch.randn(2, 2)
+    schedule = in_halves(pipert.Schedule.build("1f1b", num_ranks=2, num_microbatches=1))
+    with (
+        pipert.Pipeline(
+            stages, schedule=schedule, num_microbatches=1, loss_fn=lambda o: o.sum()
+        ) as pipe,
+        pytest.raises(pipert.PipelineError, match="division by zero"),
+    ):
+        pipe.step(x)
+
+
+def test_a_stage_of_fully_shard_runs_its_whole_backward_in_the_input_half(one_process_group):
+    """It reduces the weights' gradients where backward leaves the module's input."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    modules = [nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8), nn.Tanh()), nn.Linear(8, 8)]
+    reference = nn.Sequential(*copy.deepcopy(modules))
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    fully_shard(modules[1], mesh=mesh)
+    x, y = batch(2 * MICROBATCHES)
+    with pipeline(modules) as pipe:
+        pipe.step(x, target=y)
+        plain_loop(reference, x, y, MICROBATCHES)
+        unsplit = pipe.unsplit_nodes()
+    for module, other in zip(modules, reference, strict=True):
+        for p, q in zip(module.parameters(), other.parameters(), strict=True):
+            gradient = p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
+            torch.testing.assert_close(gradient, q.grad)
+    assert [node.name for node in unsplit[1]] == ["RegisterPostBackwardFunctionBackward"]
+
+
 # --- hooks --------------------------------------------------------------------------------------
 
 

@@ -70,6 +70,25 @@ def test_any_way_to_run_the_halves_gives_the_same_bits(overlap_fn, schedule, ran
         assert same_bits(pipe.evaluate(x, target=y).losses, losses)
 
 
+@pytest.mark.parametrize("recompute", ["none", "all"])
+@pytest.mark.parametrize("rng_seed", [None, 7])
+def test_halves_on_other_threads_draw_the_ranks_random_numbers(recompute, rng_seed):
+    def steps(overlap_fn):
+        torch.manual_seed(3)
+        model = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5)) for _ in range(4)))
+        x, y = batch(12)
+        options = {"recompute": recompute, "rng_seed": rng_seed}
+        with make_pipe(model, overlap_fn, **options) as pipe:
+            losses = [pipe.step(x, target=y).losses for _ in range(2)]
+            return torch.stack(losses), [p.grad for p in pipe.parameters()]
+
+    losses, gradients = steps(forward_first)
+    for overlap_fn in (on_threads, backward_first):
+        others, found = steps(overlap_fn)
+        assert same_bits(others, losses)
+        assert all(same_bits(a, b) for a, b in zip(found, gradients, strict=True))
+
+
 def test_every_pair_of_the_schedule_comes_once_with_its_halves():
     seen = []
     lock = threading.Lock()

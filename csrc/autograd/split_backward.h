@@ -10,7 +10,8 @@
 // input half is one run of torch's engine that frees what it has used as it goes, but for the
 // forks. In the weight half each fork runs again, behind the same stand-in, with the
 // gradients that were kept, for its other edges. What lives between the halves is the forks and
-// those gradients: nothing smaller would do.
+// those gradients (and of each tensor that a fork saved the one node that made it, since torch's
+// saved tensors hold it; that node leads nowhere any more).
 //
 // The stand-ins have their fork's sequence number, so the engine takes the nodes in the order in
 // which a full backward would, and sums are made in the same order: the gradients are the same to

@@ -105,8 +105,12 @@ Message ModuleStage::forward(const RunContext& context, Message input) {
 }
 
 void ModuleStage::check_gradient_flows(const InFlight& state, const BodyResult& result) const {
-  const auto needs = [](const at::Tensor& tensor) { return tensor.requires_grad(); };
-  if (std::any_of(result.tensors.begin(), result.tensors.end(), needs)) return;
+  bool could_flow = false;  // a stage may hand on numbers alone, and have weights that nobody uses
+  for (const at::Tensor& tensor : result.tensors) {
+    if (tensor.requires_grad()) return;
+    could_flow = could_flow || torch::autograd::isDifferentiableType(tensor.scalar_type());
+  }
+  if (!could_flow) return;
   TORCH_CHECK_VALUE(!state.wants_gradient(),
                     "the stage returned no tensor that requires a gradient, but its input requires "
                     "one: the stages before it would not train (was the output detached, or "
