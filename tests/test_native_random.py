@@ -186,6 +186,21 @@ def test_graphs_follow_the_hooks_of_layers():
         assert_same(*found)
 
 
+def test_hooks_of_layers_that_are_taken_off_are_missed_natively_too():
+    x, y = batch(8)
+    found = []
+    for kind in ("module", "native"):
+        stages = cut([2, 3])
+        with pipeline(stages, kind, rng_seed=5) as pipe:
+            losses = [pipe.step(x, target=y).losses for _ in range(3)]
+            for module in nn.ModuleList(stages).modules():
+                module._forward_pre_hooks.clear()
+            losses += [pipe.step(x, target=y).losses for _ in range(2)]
+            assert set(pipe.stage_kinds.values()) == {kind}
+        found.append(losses)
+    assert_same(*found)
+
+
 def test_layers_of_two_pipelines_over_the_same_modules_keep_their_streams():
     stages = cut([2, 3])
     x, y = batch(8)
