@@ -63,13 +63,16 @@ class LayerHooks:
             stages: {stage index: module or function}.
         """
         places: dict[nn.Module, set[int]] = {}
+        inner: set[nn.Module] = set()
         for index, stage in stages.items():
-            layers = layers_of(stage)
-            if len(layers) == 1:
-                continue  # entering the stage is entering the layer
+            layers = [layer for layer in layers_of(stage) if isinstance(layer, nn.Module)]
             for number, layer in enumerate(layers, first_layers[index]):
                 places.setdefault(layer, set()).add(number)
+            if len(layers) > 1:  # else entering the stage is entering the layer
+                inner.update(layers)
         for layer, numbers in places.items():
+            if layer not in inner:
+                continue
             hook = _C.LayerHook(owner, sorted(numbers))
             self._handles.append(layer.register_forward_pre_hook(hook, prepend=True))
 

@@ -89,6 +89,25 @@ def test_a_tensor_dies_where_it_is_read_for_the_last_time(read_again):
     assert alive() is None
 
 
+def test_draws_behind_a_layer_instruction_are_the_layers():
+    random = ("call", "aten::rand_like", "", [("register", 0), *[("constant", None)] * 5], [1], "")
+
+    def drawn(*instructions, hooks=()):
+        program = graph([*instructions, random], [("register", 1)], 2)
+        scope = _C.KeyedScope(seed=1, owner=7, device="cpu", training=True, step=0, microbatch=0)
+        scope.enter()
+        try:
+            for hook in hooks:
+                hook.enter()
+            return program.run([torch.zeros(4)])[0].tolist()
+        finally:
+            scope.exit()
+
+    assert drawn(("layer", 7, [3])) == drawn(hooks=[_C.LayerHook(7, [3])]) != drawn()
+    assert drawn(*[("layer", 7, [3, 5])] * 2) == drawn(("layer", 7, [5]))  # used again
+    assert drawn(("layer", 8, [3])) == drawn()  # somebody else's
+
+
 def test_a_list_argument_mixes_registers_and_constants():
     tensors = ("list", [("register", 0), ("constant", torch.ones(1)), ("register", 0)])
     program = graph(

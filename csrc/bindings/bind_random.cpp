@@ -92,7 +92,11 @@ struct CurrentMicrobatch {
   RunContext context;
 };
 
+// Of the calling thread. An export looks whether it moves: outside of a stage the answer is None.
+thread_local std::int64_t num_questions = 0;
+
 std::optional<CurrentMicrobatch> current_microbatch() {
+  ++num_questions;
   const RunContext* context = MicrobatchScope::current();
   if (context == nullptr) return std::nullopt;
   return CurrentMicrobatch{*context};
@@ -174,6 +178,7 @@ void bind_random(py::module_& module) {
            py::arg("step"), py::arg("microbatch"))
       .def("enter", &KeyedScope::enter)
       .def("exit", &KeyedScope::exit);
+  module.def("num_microbatch_questions", [] { return num_questions; });
   module.def("enter_loss", &enter_loss);
   module.def("thread_generator", &thread_generator);
 }

@@ -1,5 +1,6 @@
 #include "bindings/native_program.h"
 
+#include <pybind11/stl.h>
 #include <torch/csrc/jit/python/pybind_utils.h>
 
 #include <string>
@@ -96,6 +97,11 @@ NativeInstruction instruction_of(const py::tuple& given) {
   if (kind == "grad_mode") return {GradMode{py::cast<bool>(given[1])}, {}, {}};
   if (kind == "autocast") return {autocast_of(given), {}, {}};
   if (kind == "leave") return {LeaveMode{}, {}, {}};
+  if (kind == "layer") {
+    const auto owner = py::cast<std::int64_t>(given[1]);
+    auto layers = py::cast<std::vector<std::int64_t>>(given[2]);
+    return {EnterLayer{{.owner = owner, .layers = std::move(layers)}}, {}, {}};
+  }
   throw ValueError(concat("expected an instruction, got ", kind));
 }
 

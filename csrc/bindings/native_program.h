@@ -13,9 +13,9 @@ namespace pipert {
 // Each instruction is a tuple: ("call", operator, overload, arguments, outputs, origin),
 // ("scalar", operation, arguments, outputs), ("size", argument, dimension, outputs),
 // ("item", argument, position, outputs), ("grad_mode", enabled),
-// ("autocast", device, dtype, enabled, cache) or ("leave",). An argument is ("register", index),
-// ("scalar", index), ("constant", value) or ("list", arguments). ValueError for anything else, and
-// for an operator that the dispatcher doesn't know.
+// ("autocast", device, dtype, enabled, cache), ("leave",) or ("layer", owner, layers). An argument
+// is ("register", index), ("scalar", index), ("constant", value) or ("list", arguments). ValueError
+// for anything else, and for an operator that the dispatcher doesn't know.
 std::vector<NativeInstruction> instructions_of(const pybind11::list& instructions);
 
 std::vector<NativeArgument> outputs_of(const pybind11::list& outputs);

@@ -123,6 +123,12 @@ class NativeGraph::Builder {
 
   void fill(Step& step, LeaveMode&) { step.code = Code::kLeave; }
 
+  void fill(Step& step, EnterLayer& what) {
+    step.code = Code::kLayer;
+    step.number = static_cast<std::int64_t>(graph_.layers_.size());
+    graph_.layers_.push_back(std::move(what.places));
+  }
+
   void push(NativeArgument argument, const c10::TypePtr& type) {
     const Operand made = operand(std::move(argument), type);
     graph_.operands_.push_back(made);

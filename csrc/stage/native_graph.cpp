@@ -91,6 +91,8 @@ void NativeGraph::execute(const Step& step, ModeScopes& scopes) {
       return scopes.enter(step.autocast);
     case Code::kLeave:
       return scopes.leave();
+    case Code::kLayer:
+      return enter_layer(layers_[static_cast<std::size_t>(step.number)]);
   }
 }
 

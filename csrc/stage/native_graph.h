@@ -18,6 +18,7 @@
 #include <variant>
 #include <vector>
 
+#include "random/rank_generator.h"
 #include "stage/mode_scopes.h"
 #include "stage/scalar_op.h"
 
@@ -49,9 +50,14 @@ struct TakeItem {  // of a list
   std::int64_t position = 0;
 };
 struct LeaveMode {};
+struct EnterLayer {  // as the layer's LayerHook
+  LayerPlaces places;
+};
 
 struct NativeInstruction {
-  std::variant<CallOperator, ComputeScalar, TakeSize, TakeItem, GradMode, Autocast, LeaveMode> what;
+  std::variant<CallOperator, ComputeScalar, TakeSize, TakeItem, GradMode, Autocast, LeaveMode,
+               EnterLayer>
+      what;
   std::vector<int> outputs;  // registers, by result; -1: nobody reads it
   std::string origin;        // the line of the module, for errors
 };
@@ -94,7 +100,16 @@ class NativeGraph {
     c10::TypePtr element;
     std::vector<Operand> items;
   };
-  enum class Code : std::uint8_t { kCall, kScalar, kSize, kItem, kGradMode, kAutocast, kLeave };
+  enum class Code : std::uint8_t {
+    kCall,
+    kScalar,
+    kSize,
+    kItem,
+    kGradMode,
+    kAutocast,
+    kLeave,
+    kLayer
+  };
   struct Step {
     Code code = Code::kCall;
     ScalarOp scalar = ScalarOp::kAdd;
@@ -103,7 +118,7 @@ class NativeGraph {
     int num_operands = 0;
     int first_output = 0;
     int num_outputs = 0;
-    std::int64_t number = 0;  // dimension or position
+    std::int64_t number = 0;  // dimension, position, or of layers_
     GradMode grad_mode;
     Autocast autocast;
   };
@@ -126,6 +141,7 @@ class NativeGraph {
   std::vector<Operand> operands_;
   std::vector<int> outputs_of_steps_;
   std::vector<List> lists_;
+  std::vector<LayerPlaces> layers_;
   std::vector<Operand> outputs_;
   std::vector<c10::IValue> values_;  // by register
   std::vector<c10::IValue> stack_;

@@ -54,7 +54,7 @@ def export(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
         program = export_static(traced, example)
         sizes = SizeConditions(program, len(example))
     sources, constants = _sources(traced, program)
-    lowered = lower(program, len(example), list(sources), constants)
+    lowered = lower(program, len(example), list(sources), constants, traced.layers)
     return Exported(
         _build(lowered, len(example), len(sources)),
         traced.output,

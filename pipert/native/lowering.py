@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from pipert import _C
 from pipert.native.error import NativeError
+from pipert.native.layer_marks import MARK
 
 Argument = tuple[str, Any]
 
@@ -58,6 +60,7 @@ def lower(
     num_inputs: int,
     parameters: Sequence[str],
     constants: dict[str, Tensor],
+    layers: Sequence[_C.LayerHook],
 ) -> Lowered:
     """Lowers a graph. Registers: the inputs, then the parameters, then what is computed.
 
@@ -66,11 +69,12 @@ def lower(
         num_inputs: tensors of the call; the graph's last placeholders.
         parameters: placeholders that are read from the module at each pass.
         constants: by placeholder.
+        layers: hooks, by index of their marks in the graph.
 
     Raises:
         NativeError: the graph has something that C++ doesn't run.
     """
-    lowering = _Lowering(num_inputs + len(parameters))
+    lowering = _Lowering(num_inputs + len(parameters), layers)
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
     inputs = placeholders[len(placeholders) - num_inputs :]
     for index, node in enumerate(inputs):
@@ -82,13 +86,17 @@ def lower(
         else:
             lowering.values[node] = ("constant", constants[node.name])
     lowering.result.outputs = lowering.run(program.graph_module)
+    if lowering.num_entered != len(layers):
+        raise NativeError("its graph doesn't say where its layers begin")
     return lowering.result
 
 
 class _Lowering:
-    def __init__(self, num_registers: int) -> None:
+    def __init__(self, num_registers: int, layers: Sequence[_C.LayerHook]) -> None:
         self.values: dict[fx.Node, Any] = {}  # an argument, or a list of several results
         self.result = Lowered(num_registers)
+        self.layers = layers
+        self.num_entered = 0
 
     def run(self, module: fx.GraphModule) -> list[Argument]:
         """Appends the instructions of a graph whose placeholders have values."""
@@ -127,6 +135,9 @@ class _Lowering:
     def _operator(self, node: fx.Node, op: torch._ops.OpOverload) -> None:
         if op in _CHECKS:
             return
+        if op is MARK:
+            self._layer(node.args[0])
+            return
         if op is torch.ops.aten.sym_size.int:
             tensor, dimension = node.args
             size = ("size", self._argument(tensor), dimension, [self._register(node)])
@@ -149,6 +160,11 @@ class _Lowering:
         self.result.instructions.append(
             ("call", schema.name, schema.overload_name, arguments, outputs, _origin(node))
         )
+
+    def _layer(self, index: Any) -> None:
+        hook = self.layers[index]
+        self.result.instructions.append(("layer", hook.owner, hook.layers))
+        self.num_entered += 1
 
     def _item(self, node: fx.Node) -> None:
         source, position = node.args

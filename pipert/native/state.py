@@ -12,6 +12,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from pipert import _C
 from pipert.signatures import parameter_names
 
 _GLOBAL_HOOKS = (
@@ -45,6 +46,7 @@ def state_of(call: Callable[..., Any]) -> Hashable:
             return reason
     return (
         modules,  # equal if they are the same
+        tuple(layer_hooks(module) for module in modules),
         tuple(module.training for module in modules),
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
@@ -85,14 +87,23 @@ def _reason_against(module: nn.Module) -> str | None:
         return f"{kind} is TorchScript"
     if kind in _WRAPPERS or module._compiled_call_impl is not None:
         return f"{kind} does more around its forward than a graph can hold"
+    hooks = module._forward_pre_hooks.values()
+    if any(isinstance(hook, _C.ContextHook) for hook in hooks):
+        return f"{kind}'s forward takes {_context_names(module)}"
     if (
         module._forward_hooks
-        or module._forward_pre_hooks
+        or len(hooks) != len(layer_hooks(module))
         or module._backward_hooks
         or module._backward_pre_hooks
     ):
         return f"{kind} has hooks"
     return None
+
+
+def layer_hooks(module: nn.Module) -> tuple[_C.LayerHook, ...]:
+    """Those of pipelines with `rng_seed`, which a graph can do without Python."""
+    hooks = module._forward_pre_hooks
+    return tuple(hook for hook in hooks.values() if isinstance(hook, _C.LayerHook)) if hooks else ()
 
 
 def autocast_state() -> tuple[tuple[str, bool, torch.dtype], ...]:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from pipert import _C
 from pipert.native.error import NativeError
+from pipert.native.layer_marks import LayerMarks
 from pipert.native.state import autocast_state
 from pipert.native.watch import watching
 
@@ -42,11 +44,17 @@ class Traced(nn.Module):
         self._call = [call]  # in a list: a module would be registered twice
         self._arguments = (args, kwargs)
         self._result = _Result()
+        self._marks = LayerMarks()
 
     @property
     def output(self) -> Any:
         """After the trace, what the call returned, tensors replaced by empty ones."""
         return self._result.output
+
+    @property
+    def layers(self) -> list[_C.LayerHook]:
+        """After the trace, the hooks that the marks in the graph stand for, by index."""
+        return self._marks.hooks
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The call, of which torch.export sees tensors alone."""
@@ -54,7 +62,8 @@ class Traced(nn.Module):
         args, kwargs = replace_tensors(self._arguments, lambda _: next(given))
         with _as_if_not_exporting(), _attributes_unchanged(self._call[0]), watching() as watch:
             modes = torch.is_grad_enabled(), autocast_state()
-            output = self._call[0](*args, **kwargs)
+            with self._marks.in_place_of_hooks(self._call[0]):
+                output = self._call[0](*args, **kwargs)
             if (torch.is_grad_enabled(), autocast_state()) != modes:
                 raise NativeError("it leaves gradients or autocast switched on or off")
         leaves: Leaves = []
@@ -102,7 +111,7 @@ def _export(traced: Traced, example: Leaves, *, dynamic: bool) -> ExportedProgra
         {i: Dim.AUTO for i, size in enumerate(t.shape) if size > 1} if dynamic else None
         for t in example
     )
-    with _quiet(), _random_state_unchanged(), _modes_unchanged():
+    with _quiet(), _random_state_unchanged(), _modes_unchanged(), _no_questions():
         return torch.export.export(
             traced, tuple(example), dynamic_shapes=(sizes,) if sizes else None, strict=False
         )
@@ -201,6 +210,17 @@ def _random_state_unchanged() -> Iterator[None]:
     finally:
         random.setstate(python)
         torch.set_rng_state(ours)
+
+
+@contextlib.contextmanager
+def _no_questions() -> Iterator[None]:
+    """Refuses a call that asks for its microbatch: an export is for none."""
+    before = _C.num_microbatch_questions()
+    try:
+        yield
+    finally:
+        if _C.num_microbatch_questions() != before:
+            raise NativeError("it asks which microbatch it is")
 
 
 @contextlib.contextmanager

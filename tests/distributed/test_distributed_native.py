@@ -38,3 +38,30 @@ def test_native_stages_in_processes_equal_the_plain_loop(schedule: str, per_rank
                 optimizer.zero_grad()
         assert set(pipe.stage_kinds.values()) == {"native"}
         assert pipe.loss_kind == ("native" if is_last(pipe) else None)
+
+
+@pytest.mark.processes(2)
+@pytest.mark.parametrize("recompute", ["none", "all"])
+def test_native_stages_in_processes_draw_what_their_modules_draw(recompute: str) -> None:
+    group = pipert.init()
+    model = torch.nn.Sequential(
+        *(layer for linear in layers(4) for layer in (linear, torch.nn.Dropout(0.3)))
+    )
+    x, y = data(8)
+    found = {}
+    for kind in ("module", "native"):
+        stages = pipert.split(copy.deepcopy(model), group.size())
+        with pipert.Pipeline(
+            stages,
+            num_microbatches=4,
+            loss_fn=functional.mse_loss,
+            group=group,
+            stage_kind=kind,
+            rng_seed=5,
+            recompute=recompute if kind == "native" else "none",
+        ) as pipe:
+            losses = [pipe.step(x, target=y).losses for _ in range(3)]
+            assert set(pipe.stage_kinds.values()) == {kind}
+            found[kind] = [*losses, *(p.grad for p in pipe.parameters())]
+    for one, other in zip(found["native"], found["module"], strict=True):
+        same(one, other)
