@@ -37,7 +37,7 @@ from pipert.keyed_random import KeyedRandom  # noqa: E402
 from pipert.memory import RankMemory  # noqa: E402
 from pipert.periodic import periodic_schedule  # noqa: E402
 from pipert.pipeline import Pipeline  # noqa: E402
-from pipert.report import RankReport, Report, Trace, TraceEvent  # noqa: E402
+from pipert.report import RankReport, Report, Trace, TraceEvent, UnsplitNode  # noqa: E402
 from pipert.results import StepResult  # noqa: E402
 from pipert.split import split  # noqa: E402
 from pipert.stages import Stages  # noqa: E402
@@ -71,6 +71,7 @@ __all__ = [
     "Timeline",
     "Trace",
     "TraceEvent",
+    "UnsplitNode",
     "Verdict",
     "current_microbatch",
     "init",

@@ -29,6 +29,11 @@ def check_arguments(stages: Any, loss_fn: Any) -> None:
 
 def stage_kinds(stage_kind: Any, num_stages: int) -> list[str]:
     """The kind of each stage, from one word or one for each."""
+    if not isinstance(stage_kind, Sequence):
+        raise TypeError(
+            f"stage_kind must be one word or one for each of the {num_stages} stages, got "
+            f"{stage_kind!r}"
+        )
     kinds = [stage_kind] * num_stages if isinstance(stage_kind, str) else list(stage_kind)
     if len(kinds) != num_stages:
         raise ValueError(
@@ -48,6 +53,13 @@ def check_integers(**values: int | None) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def check_flags(**values: Any) -> None:
+    """Checks that each is True or False."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
 def check_timeout(timeout_s: Any) -> float:

@@ -12,6 +12,8 @@ _VERBS = {
     "I": "backward, input half",
     "W": "backward, weight half",
     "R": "recompute",
+    "OFFLOAD": "offload",
+    "RELOAD": "reload",
     "OVERLAP_F_B": "overlapped pair",
 }
 

@@ -1,5 +1,6 @@
 """KeyedRandom: random numbers keyed as a pipeline keys them, for a loop without one."""
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -26,7 +27,7 @@ class KeyedRandom:
 
     Args:
         model: the unpartitioned model. Its layers are those of the pipeline if it is an
-            nn.Sequential; any other is one layer.
+            nn.Sequential (or runs as one); any other is one layer.
         rng_seed: the pipeline's.
         device: where the model draws.
     """
@@ -41,6 +42,7 @@ class KeyedRandom:
         self._hooks.key(self._owner, {0: 0}, {0: model})
         # What is drawn after the model is the loss function's.
         self._after = model.register_forward_hook(_enter_loss)
+        weakref.finalize(self, self._after.remove).atexit = False
         self.num_layers = len(layers_of(model))
 
     @contextmanager

@@ -1,8 +1,9 @@
 """Layers: what cuts between stages don't divide, numbered through the whole model."""
 
 import itertools
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -23,11 +24,20 @@ def next_owner() -> int:
 def layers_of(stage: Any) -> list[Any]:
     """The layers of one stage, in order; one that is used twice stands there twice.
 
-    Those of an nn.Sequential are its children, nested ones too; any other stage is one layer.
+    Those of an nn.Sequential are its children, nested ones too, also of a subclass that leaves
+    its forward as it is; any other stage is one layer.
     """
-    if type(stage) is not nn.Sequential or len(stage) == 0:
+    if not _runs_its_children(stage) or len(stage) == 0:
         return [stage]
     return [layer for child in stage for layer in layers_of(child)]
+
+
+def _runs_its_children(stage: Any) -> TypeGuard[nn.Sequential]:
+    """Whether its forward is nn.Sequential's own."""
+    return (
+        isinstance(stage, nn.Sequential)
+        and getattr(stage.forward, "__func__", None) is nn.Sequential.forward
+    )
 
 
 def first_layers(stages: LocalStages, stages_per_copy: int, peers: Peers | None) -> dict[int, int]:
@@ -49,10 +59,11 @@ def first_layers(stages: LocalStages, stages_per_copy: int, peers: Peers | None)
 
 
 class LayerHooks:
-    """The hooks of one pipeline on the layers of its stages."""
+    """The hooks of one pipeline on the layers of its stages. They go when it goes."""
 
     def __init__(self) -> None:
         self._handles: list[RemovableHandle] = []
+        weakref.finalize(self, _take_off, self._handles).atexit = False
 
     def key(self, owner: int, first_layers: Mapping[int, int], stages: Mapping[int, Any]) -> None:
         """Lets each layer draw from streams of its own.
@@ -85,9 +96,13 @@ class LayerHooks:
 
     def remove(self) -> None:
         """Takes them off."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        _take_off(self._handles)
+
+
+def _take_off(handles: list[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
+    handles.clear()
 
 
 def _inner_layers(stages: Sequence[Any]) -> Iterator[nn.Module]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pipert import _C
 from pipert.arguments import (
     check_arguments,
+    check_flags,
     check_integers,
     check_overlap,
     check_timeout,
@@ -70,11 +71,12 @@ class Pipeline:
         measure_memory: whether `report` tells the bytes that each rank held.
         rng_seed: None: random layers draw as usual. A number: what each layer draws depends on this
             seed, `step_index`, the layer and the microbatch alone, under every schedule, partition
-            and number of ranks. Layers are what `split` cuts between: the children of an
-            nn.Sequential; any other stage is one layer.
+            and number of ranks. Layers are the children of an nn.Sequential, nested ones too, also
+            of a subclass that leaves its forward as it is; any other stage is one layer.
         recompute: which forwards keep their stage's input alone, and run again before their
             backward: "none", "all", "except_last" (each stage's last forward keeps its
-            activations), a list of stages, or a function of a stage and a microbatch.
+            activations), a list of stages, or a function of a stage and a microbatch. Stages are
+            those of `stages`, by position: in both copies where the schedule runs two.
 
     Attributes:
         schedule: the Schedule.
@@ -127,6 +129,11 @@ class Pipeline:
                 receive_slots=receive_slots,
                 intra_op_threads=intra_op_threads,
             )
+            check_flags(
+                broadcast_loss=broadcast_loss,
+                main_grads=main_grads,
+                measure_memory=measure_memory,
+            )
             self.schedule = choose_schedule(
                 schedule,
                 stages,
@@ -154,6 +161,7 @@ class Pipeline:
                 self._peers.agree(
                     self.schedule,
                     receive_slots=receive_slots,
+                    joint_pairs=overlap_fn is not None,
                     broadcast_loss=broadcast_loss,
                     main_grads=main_grads,
                     measure_memory=measure_memory,

@@ -11,6 +11,8 @@ Recompute = str | Sequence[int] | Callable[[int, int], bool]
 def recomputed(recompute: Any, schedule: Schedule) -> dict[int, list[bool]]:
     """By stage with any such microbatch: by microbatch, whether it is recomputed.
 
+    What the user says of a stage holds for both copies of it, if the schedule runs two.
+
     Args:
         recompute: as Pipeline takes it.
         schedule: the pipeline's.
@@ -39,8 +41,14 @@ def _choice(recompute: Any, schedule: Schedule) -> Callable[[int, int], bool]:
             "recompute must be 'none', 'all', 'except_last', a list of stages or a function of a "
             f"stage and a microbatch, got {recompute!r}"
         )
+    num_stages = schedule.placement.stages_per_copy  # that the user knows of
     if callable(recompute):
-        return lambda stage, microbatch: bool(recompute(stage, microbatch))
+        answers = {
+            (stage, i): bool(recompute(stage, i))
+            for stage in range(num_stages)
+            for i in range(schedule.num_microbatches)
+        }
+        return lambda stage, microbatch: answers[stage % num_stages, microbatch]
     if not isinstance(recompute, Sequence):
         raise TypeError(
             "recompute must be a word, a list of stages or a function of a stage and a microbatch, "
@@ -49,12 +57,10 @@ def _choice(recompute: Any, schedule: Schedule) -> Callable[[int, int], bool]:
     for stage in recompute:
         if isinstance(stage, bool) or not isinstance(stage, int):
             raise TypeError(f"recompute must list stages by number, got {stage!r}")
-        if not 0 <= stage < schedule.num_stages:
-            raise ValueError(
-                f"recompute must list stages from 0 to {schedule.num_stages - 1}, got {stage}"
-            )
+        if not 0 <= stage < num_stages:
+            raise ValueError(f"recompute must list stages from 0 to {num_stages - 1}, got {stage}")
     chosen = frozenset(recompute)
-    return lambda stage, microbatch: stage in chosen
+    return lambda stage, microbatch: stage % num_stages in chosen
 
 
 def _last_forwards(schedule: Schedule) -> dict[int, int]:

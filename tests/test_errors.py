@@ -116,6 +116,20 @@ built = pipert.Schedule.build("1f1b", num_ranks=2, num_microbatches=4)
             ValueError,
             "stage_kind must be 'module', 'native' or 'auto', got 'naive'",
         ),
+        *(
+            (
+                2,
+                {"stage_kind": kind},
+                TypeError,
+                f"stage_kind must be one word or one for each of the 2 stages, got {kind}",
+            )
+            for kind in (None, 3)
+        ),
+        *(
+            (2, {name: value}, TypeError, f"{name} must be True or False, got {value!r}")
+            for name in ("broadcast_loss", "main_grads", "measure_memory")
+            for value in ("no", None, 1)
+        ),
         (2, {"timeout_s": 0}, ValueError, "timeout_s must be a positive number of seconds, got 0"),
         (2, {"receive_slots": 0}, ValueError, "receive_slots must be a positive integer, got 0"),
         (2, {"num_ranks": 0}, ValueError, "num_ranks.*got 0"),

@@ -102,8 +102,12 @@ def test_modules_get_what_their_forward_names():
 
     x, y = batch(8)
     expected = [(0, True, False), (1, False, False), (2, False, False), (3, False, True)]
+
+    class Named(nn.Sequential):
+        pass
+
     # As a stage, and as a layer of a stage.
-    for stage in (All(8, 8), nn.Sequential(nn.Tanh(), All(8, 8))):
+    for stage in (All(8, 8), *(kind(nn.Tanh(), All(8, 8)) for kind in (nn.Sequential, Named))):
         got.clear()
         with pipeline([stage, nn.Linear(8, 8)]) as pipe:
             pipe.step(x, target=y)

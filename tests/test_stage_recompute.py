@@ -354,6 +354,7 @@ def test_targets_are_freed_by_the_second_run():
     [
         ("some", ValueError, "recompute must be 'none', 'all', 'except_last'"),
         ([2], ValueError, "recompute must list stages from 0 to 1, got 2"),
+        ([-1], ValueError, "recompute must list stages from 0 to 1, got -1"),
         ([True], TypeError, "recompute must list stages by number"),
         (3, TypeError, "recompute must be a word, a list of stages or a function"),
     ],
@@ -361,6 +362,32 @@ def test_targets_are_freed_by_the_second_run():
 def test_bad_recompute_is_refused(recompute, error, text):
     with pytest.raises(error, match=text):
         pipert.Pipeline(stages_of(linear(), linear()), num_microbatches=2, recompute=recompute)
+
+
+def test_stages_are_counted_in_one_copy_of_the_model():
+    seen, asked = Counter(), Counter()
+
+    class Count(nn.Linear):
+        def forward(self, x):
+            now = pipert.current_microbatch()
+            seen[now.stage % 2, now.index, now.is_recomputing] += 1
+            return super().forward(x)
+
+    def choose(stage, microbatch):
+        asked[stage, microbatch] += 1
+        return stage == 1
+
+    expected = Counter({(s, i, False): 1 for s in range(2) for i in range(4)})
+    expected += Counter({(1, i, True): 1 for i in range(4)})
+    options = {"schedule": "chimera", "num_microbatches": 4}
+    for recompute in ([1], choose):
+        seen.clear()
+        stages = [Count(8, 8), Count(8, 8)]
+        run(stages, steps=1, evaluate=False, recompute=recompute, **options)
+        assert seen == expected
+    assert asked == Counter({(s, i): 1 for s in range(2) for i in range(4)})
+    with pytest.raises(ValueError, match="recompute must list stages from 0 to 1, got 2"):
+        run([Count(8, 8), Count(8, 8)], recompute=[2], **options)
 
 
 def test_a_second_run_that_fails_names_its_microbatch():

@@ -227,6 +227,29 @@ def test_different_arguments_are_a_value_error_everywhere(
     Setup().works()
 
 
+@pytest.mark.processes(2)
+def test_an_overlap_fn_on_some_ranks_alone_is_a_value_error_everywhere() -> None:
+    group = pipert.init()
+
+    def forward_first(forward: pipert.OverlapHalf, backward: pipert.OverlapHalf) -> None:
+        forward()
+        backward()
+
+    with (
+        within(1.0),
+        pytest.raises(ValueError, match="joint_pairs is False on rank 0 and True on rank 1"),
+    ):
+        pipert.Pipeline(
+            pipert.split(layers(4), 4),
+            schedule="dualpipe_v",
+            num_microbatches=4,
+            overlap_fn=forward_first if group.rank() == 1 else None,
+            group=group,
+            timeout_s=20,
+        )
+    Setup().works()
+
+
 def _pipeline_from_file(name: str, rows: str) -> pipert.Pipeline:
     """One stage for each of four layers, under a schedule that a file of this name holds."""
     with tempfile.TemporaryDirectory() as folder:
