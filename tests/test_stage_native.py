@@ -383,6 +383,19 @@ def test_a_branch_on_a_size_takes_the_right_way_for_each_size(exports):
     assert len(exports) == 4  # over 3, even, odd, and the 1 that torch takes for special
 
 
+def test_bits_of_a_size_are_bits(exports):
+    def stage(x):
+        rows = x.shape[0]
+        return x * (rows & 6) + (rows | 8) + (True & (rows > 3))
+
+    with pipeline([stage], None, num_microbatches=1) as pipe:
+        for rows in (5, 6, 9, 14, 7):
+            x = torch.rand(rows, 2)
+            for _ in range(2):
+                assert same_bits(pipe(x), stage(x)), rows
+        assert pipe.stage_kinds == {0: "native"}
+
+
 def test_equal_sizes_of_two_inputs_are_not_taken_for_granted():
     def stage(a, b):
         return a.sum(0) + b.sum(0) if a.shape[1] == b.shape[1] else a.sum(0) * 2
@@ -576,7 +589,7 @@ def switches_both(x):
         (Square.apply, "uses a torch.autograd.Function (Square)"),
         (lambda x: x * 2 if x.sum() > 0 else x * 3, "data-dependent"),
         (lambda x: checkpoint(torch.sin, x, use_reentrant=False), "hooks on saved tensors"),
-        (Counts(), "its forward sets calls"),
+        (Counts(), "since the last pass attributes changed: calls"),
         (Rebinds(), "its forward sets seen"),
         (Hooked(), "Linear has hooks"),
         (hooks_a_tensor, "registers a hook on a tensor"),
@@ -630,7 +643,7 @@ def test_nothing_is_exported_while_another_pipeline_runs(exports):
             assert entered.wait(60)
             for _ in range(3):
                 assert same_bits(pipe(x), x * 2)
-            assert pipe.stage_kinds == {0: UNSEEN}
+            assert "another pipeline of this process was running" in pipe.stage_kinds[0]
             assert exports == []
         finally:
             leave.set()

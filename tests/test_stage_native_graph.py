@@ -1,12 +1,13 @@
 """The program that C++ runs for a native stage, and the conditions under which it may."""
 
+import math
 import operator
 import random
 import weakref
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -131,16 +132,27 @@ OPERATIONS = {
     "le": operator.le,
     "gt": operator.gt,
     "ge": operator.ge,
+    "and_": operator.and_,
+    "or_": operator.or_,
+    "and": lambda a, b: bool(a and b),
+    "or": lambda a, b: bool(a or b),
 }
 
 
+@example("floordiv", 1, 0.1)
+@example("floordiv", 1, -0.1)
+@example("mod", 0, -0.5)
+@example("and_", 6, -3)
+@example("and_", 1, True)
 @given(
     st.sampled_from(sorted(OPERATIONS)),
     st.integers(0, 9),
-    st.integers(-5, 5) | st.floats(-5, 5, width=32),
+    st.integers(-5, 5) | st.floats(-5, 5, width=32) | st.floats(-5, 5),
 )
 def test_arithmetic_on_sizes_is_pythons(name, size, number):
     if number == 0 and name in ("floordiv", "mod", "truediv"):
+        return
+    if isinstance(number, float) and name in ("and_", "or_"):
         return
     program = graph(
         [
@@ -151,7 +163,25 @@ def test_arithmetic_on_sizes_is_pythons(name, size, number):
         [("register", 3)],
         num_registers=4,
     )
-    assert program.run([torch.zeros(size)])[0].item() == OPERATIONS[name](size, number)
+    found, expected = program.run([torch.zeros(size)])[0].item(), OPERATIONS[name](size, number)
+    assert (found, math.copysign(1, found)) == (expected, math.copysign(1, expected))
+
+
+@pytest.mark.parametrize("name", ["and_", "or_"])
+def test_bits_of_bools_are_a_bool(name):
+    program = graph(
+        [
+            ("size", ("register", 0), 0, [1]),
+            ("scalar", "gt", [("scalar", 1), ("constant", 3)], [2]),
+            ("scalar", name, [("scalar", 2), ("constant", True)], [3]),
+            ("call", "aten::mul", "Tensor", [("register", 0), ("scalar", 3)], [4], ""),
+        ],
+        [("register", 4)],
+        num_registers=5,
+    )
+    for size in (2, 5):
+        x = torch.ones(size, dtype=torch.bool)
+        assert torch.equal(program.run([x])[0], x * OPERATIONS[name](size > 3, True))
 
 
 def test_a_size_divided_by_zero_is_an_error():

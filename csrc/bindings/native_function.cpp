@@ -23,6 +23,8 @@ namespace {
 constexpr std::size_t kMaxGraphs = 32;
 constexpr std::size_t kMaxStates = 32;
 constexpr const char* kUnseen = "no graph yet for inputs like these";
+constexpr const char* kBusy =
+    "no graph yet: another pipeline of this process was running, and exports must be alone";
 
 bool same_tensors(const std::vector<at::Tensor>& tensors,
                   const std::vector<TensorSignature>& signatures) {
@@ -78,6 +80,7 @@ NativeFunction::~NativeFunction() {
 void NativeFunction::prepare(bool may_export) {
   reason_.clear();
   was_used_ = false;
+  may_export_ = may_export;
   look_at_state();
   if (state_ < 0) return;
   for (ExportedCall& call : calls_) refresh(call);
@@ -91,9 +94,11 @@ void NativeFunction::prepare(bool may_export) {
 }
 
 void NativeFunction::look_at_state() {
-  const py::object state = py::module_::import("pipert.native").attr("state_of")(callable_);
-  state_ = -1;
+  const py::module_ native = py::module_::import("pipert.native");
+  const py::object state = native.attr("state_of")(callable_);
+  const int before = std::exchange(state_, -1);
   refusal_.clear();
+  unseen_ = kUnseen;
   if (py::isinstance<py::str>(state)) {
     refusal_ = py::cast<std::string>(state);
     return;
@@ -102,11 +107,18 @@ void NativeFunction::look_at_state() {
                                   [&](const py::object& other) { return other.equal(state); });
   state_ = static_cast<int>(known - states_.begin());
   if (known != states_.end()) return;
+  if (before >= 0) {
+    const auto changed =
+        py::cast<std::string>(native.attr("difference")(states_[as_index(before)], state));
+    if (!changed.empty())
+      unseen_ = concat("no graph yet: since the last pass attributes changed: ", changed);
+  }
   if (states_.size() < kMaxStates) {
     states_.push_back(state);
   } else {
     state_ = -1;
-    refusal_ = concat("its modules and modes were in more than ", kMaxStates, " states");
+    refusal_ =
+        concat("its modules' attributes and modes were in more than ", kMaxStates, " states");
   }
 }
 
@@ -205,14 +217,15 @@ ExportedCall* NativeFunction::find(const NativeInput& input) {
     if (noted.state != state_ || !same_tensors(input.tensors, noted.tensors) ||
         !same_structure(input, noted.structure))
       continue;
-    reason_ = noted.failure.empty() ? kUnseen : noted.failure;
+    reason_ = noted.failure;
+    if (reason_.empty()) reason_ = may_export_ ? unseen_ : kBusy;
     return nullptr;
   }
   if (calls_.size() + noted_.size() >= kMaxGraphs) {
     reason_ = concat("it has met more than ", kMaxGraphs, " kinds of input");
     return nullptr;
   }
-  reason_ = kUnseen;
+  reason_ = unseen_;
   Noted noted;
   noted.state = state_;
   noted.structure.parts = input.parts;

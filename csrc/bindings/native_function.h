@@ -3,9 +3,9 @@
 //
 // Exporting changes what all of torch does in this process, so it never happens while ranks run: an
 // input that no graph fits is noted, Python runs, and the graph is there for the next pass. The
-// callable's state (modes of its modules, hooks, autocast, grad mode) is looked at once a pass;
-// graphs belong to the state that they were exported in. Parameters stay the module's own: they are
-// looked up again before each pass.
+// callable's state (attributes and modes of its modules, hooks, autocast, grad mode) is looked at
+// once a pass; graphs belong to the state that they were exported in. Parameters stay the module's
+// own: they are looked up again before each pass.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -70,8 +70,10 @@ class NativeFunction {
   pybind11::object callable_;
   bool spread_;
   std::vector<pybind11::object> states_;
-  int state_ = -1;       // of this pass; -1: nothing can be exported
-  std::string refusal_;  // why; empty where state_ is not -1
+  int state_ = -1;          // of this pass; -1: nothing can be exported
+  std::string refusal_;     // why; empty where state_ is not -1
+  std::string unseen_;      // why there may be no graph yet in this pass
+  bool may_export_ = true;  // in this pass
   std::vector<ExportedCall> calls_;
   std::vector<Noted> noted_;
   std::string reason_;  // why Python ran in this pass; empty: it didn't

@@ -34,7 +34,8 @@ c10::IValue compute_value(ScalarOp op, const c10::IValue& left, const c10::IValu
     return static_cast<std::int64_t>(apply(op, left.toDouble(), 0.0));
   if (is_whole(left) && is_whole(right) && !gives_float(op)) {
     const std::int64_t result = apply(op, as_int(left), as_int(right));
-    return gives_bool(op) ? c10::IValue(result != 0) : c10::IValue(result);
+    const bool is_bool = gives_bool(op) || (is_bitwise(op) && left.isBool() && right.isBool());
+    return is_bool ? c10::IValue(result != 0) : c10::IValue(result);
   }
   const double result = apply(op, as_double(left), as_double(right));
   return gives_bool(op) ? c10::IValue(result != 0.0) : c10::IValue(result);

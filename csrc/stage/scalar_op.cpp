@@ -10,7 +10,7 @@
 namespace pipert {
 namespace {
 
-constexpr std::array<std::pair<std::string_view, ScalarOp>, 23> kNames{{
+constexpr std::array<std::pair<std::string_view, ScalarOp>, 25> kNames{{
     {"add", ScalarOp::kAdd},
     {"sub", ScalarOp::kSub},
     {"mul", ScalarOp::kMul},
@@ -25,14 +25,16 @@ constexpr std::array<std::pair<std::string_view, ScalarOp>, 23> kNames{{
     {"sqrt", ScalarOp::kSqrt},
     {"float", ScalarOp::kToFloat},
     {"int", ScalarOp::kToInt},
+    {"and_", ScalarOp::kBitAnd},
+    {"or_", ScalarOp::kBitOr},
     {"eq", ScalarOp::kEq},
     {"ne", ScalarOp::kNe},
     {"lt", ScalarOp::kLt},
     {"le", ScalarOp::kLe},
     {"gt", ScalarOp::kGt},
     {"ge", ScalarOp::kGe},
-    {"and_", ScalarOp::kAnd},
-    {"or_", ScalarOp::kOr},
+    {"and", ScalarOp::kAnd},
+    {"or", ScalarOp::kOr},
     {"not_", ScalarOp::kNot},
 }};
 
@@ -76,9 +78,28 @@ T compare(ScalarOp op, T left, T right) {
     case ScalarOp::kSqrt:
     case ScalarOp::kToFloat:
     case ScalarOp::kToInt:
+    case ScalarOp::kBitAnd:
+    case ScalarOp::kBitOr:
       break;
   }
   throw InternalError("not a comparison");
+}
+
+// CPython's float_floor_div: the quotient itself may round up to a whole number that it isn't
+// (1.0 // 0.1 is 9.0).
+double floor_divide(double left, double right) {
+  const double rest = std::fmod(left, right);
+  double quotient = (left - rest) / right;
+  if (rest != 0.0 && (rest < 0.0) != (right < 0.0)) quotient -= 1.0;
+  if (quotient == 0.0) return std::copysign(0.0, left / right);
+  const double floor = std::floor(quotient);
+  return quotient - floor > 0.5 ? floor + 1.0 : floor;
+}
+
+double modulo(double left, double right) {
+  const double rest = std::fmod(left, right);
+  if (rest == 0.0) return std::copysign(0.0, right);
+  return (rest < 0.0) != (right < 0.0) ? rest + right : rest;
 }
 
 }  // namespace
@@ -97,6 +118,8 @@ int num_operands(ScalarOp op) {
 }
 
 bool gives_bool(ScalarOp op) { return op >= ScalarOp::kEq; }
+
+bool is_bitwise(ScalarOp op) { return op == ScalarOp::kBitAnd || op == ScalarOp::kBitOr; }
 
 bool gives_float(ScalarOp op) {
   return op == ScalarOp::kTrueDiv || op == ScalarOp::kSqrt || op == ScalarOp::kToFloat;
@@ -134,6 +157,10 @@ std::int64_t apply(ScalarOp op, std::int64_t left, std::int64_t right) {
       return std::max(left, right);
     case ScalarOp::kToInt:
       return left;
+    case ScalarOp::kBitAnd:
+      return left & right;
+    case ScalarOp::kBitOr:
+      return left | right;
     case ScalarOp::kTrueDiv:
     case ScalarOp::kSqrt:
     case ScalarOp::kToFloat:
@@ -179,14 +206,15 @@ double apply(ScalarOp op, double left, double right) {
       return left;
     case ScalarOp::kFloorDiv:
       check_divisor(right);
-      return std::floor(left / right);
-    case ScalarOp::kMod: {
+      return floor_divide(left, right);
+    case ScalarOp::kMod:
       check_divisor(right);
-      const double rest = std::fmod(left, right);
-      return rest != 0.0 && (rest < 0.0) != (right < 0.0) ? rest + right : rest;
-    }
+      return modulo(left, right);
     case ScalarOp::kToInt:
       return std::trunc(left);
+    case ScalarOp::kBitAnd:
+    case ScalarOp::kBitOr:
+      break;
     case ScalarOp::kEq:
     case ScalarOp::kNe:
     case ScalarOp::kLt:
@@ -198,7 +226,7 @@ double apply(ScalarOp op, double left, double right) {
     case ScalarOp::kNot:
       return compare(op, left, right);
   }
-  throw InternalError("an operation of no known kind");
+  throw InternalError("an operation on integers, called for floats");
 }
 
 }  // namespace pipert

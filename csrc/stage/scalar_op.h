@@ -21,6 +21,8 @@ enum class ScalarOp : std::uint8_t {
   kSqrt,
   kToFloat,
   kToInt,
+  kBitAnd,
+  kBitOr,
   kEq,
   kNe,
   kLt,
@@ -32,8 +34,8 @@ enum class ScalarOp : std::uint8_t {
   kNot,
 };
 
-// By Python's name in `operator` ("floordiv", "eq"), or "min", "max", "sqrt", "float", "int".
-// Throws ValueError for any other.
+// By Python's name in `operator` ("floordiv", "eq", "and_": bit by bit), or "min", "max", "sqrt",
+// "float", "int", and "and", "or": logic. Throws ValueError for any other.
 ScalarOp scalar_op(std::string_view name);
 
 // How many operands it takes: 1 or 2.
@@ -41,6 +43,8 @@ int num_operands(ScalarOp op);
 
 // Comparisons and logic: 0 or 1.
 bool gives_bool(ScalarOp op);
+// Bit by bit: bools of bools, integers of integers, never of floats.
+bool is_bitwise(ScalarOp op);
 // kTrueDiv, kSqrt, kToFloat: on integers too.
 bool gives_float(ScalarOp op);
 

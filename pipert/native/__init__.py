@@ -5,6 +5,6 @@ Called by the C++ runtime, between passes alone: an export changes what all of t
 
 from pipert.native.error import NativeError
 from pipert.native.export import export
-from pipert.native.state import state_of
+from pipert.native.state import difference, state_of
 
-__all__ = ["NativeError", "export", "state_of"]
+__all__ = ["NativeError", "difference", "export", "state_of"]

@@ -24,8 +24,8 @@ _BINARY: dict[type, str] = {
     ast.LtE: "le",
     ast.Gt: "gt",
     ast.GtE: "ge",
-    ast.And: "and_",
-    ast.Or: "or_",
+    ast.And: "and",
+    ast.Or: "or",
     ast.USub: "neg",
     ast.Not: "not_",
 }
@@ -89,7 +89,7 @@ class SizeConditions:
             stride = self._step("stride", index, dimension)
             expected = self._parse(str(value))
             if stride != expected:
-                self._require(self._step("or_", is_single, self._step("eq", stride, expected)))
+                self._require(self._step("or", is_single, self._step("eq", stride, expected)))
 
     def _check_ranges(self, program: ExportedProgram) -> None:
         for symbol, bounds in program.range_constraints.items():

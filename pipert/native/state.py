@@ -13,6 +13,7 @@ from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from pipert import _C
+from pipert.native.attributes import Attributes
 from pipert.signatures import parameter_names
 
 _GLOBAL_HOOKS = (
@@ -29,7 +30,8 @@ _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "OptimizedMo
 def state_of(call: Callable[..., Any]) -> Hashable:
     """What graphs of `call` depend on, beside the input; a str says why it can have none.
 
-    Two equal states stand for the same modules in the same modes, on a thread in the same modes.
+    Two equal states stand for the same modules with the same attributes in the same modes, on a
+    thread in the same modes.
     """
     if any(getattr(global_hooks, name, None) for name in _GLOBAL_HOOKS):
         return "there are hooks on all modules"
@@ -53,7 +55,14 @@ def state_of(call: Callable[..., Any]) -> Hashable:
         autocast_state(),
         torch.get_default_dtype(),
         torch.get_default_device(),
+        Attributes(call, modules),
     )
+
+
+def difference(state: Any, other: Any) -> str:
+    """The names of attributes that differ between two states; empty: something else does."""
+    found: str = state[-1].difference(other[-1])
+    return found
 
 
 def _context_names(call: Any) -> str:

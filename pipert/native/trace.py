@@ -3,7 +3,6 @@
 import contextlib
 import io
 import logging
-import random
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from pipert import _C
 from pipert.native.error import NativeError
 from pipert.native.layer_marks import LayerMarks
 from pipert.native.state import autocast_state
+from pipert.native.unchanged import attributes_unchanged, random_state_unchanged
 from pipert.native.watch import watching
 
 Leaves = list[Tensor]
@@ -60,7 +60,7 @@ class Traced(nn.Module):
         """The call, of which torch.export sees tensors alone."""
         given = iter(tensors)
         args, kwargs = replace_tensors(self._arguments, lambda _: next(given))
-        with _as_if_not_exporting(), _attributes_unchanged(self._call[0]), watching() as watch:
+        with _as_if_not_exporting(), attributes_unchanged(self._call[0]), watching() as watch:
             modes = torch.is_grad_enabled(), autocast_state()
             with self._marks.in_place_of_hooks(self._call[0]):
                 output = self._call[0](*args, **kwargs)
@@ -111,7 +111,7 @@ def _export(traced: Traced, example: Leaves, *, dynamic: bool) -> ExportedProgra
         {i: Dim.AUTO for i, size in enumerate(t.shape) if size > 1} if dynamic else None
         for t in example
     )
-    with _quiet(), _random_state_unchanged(), _modes_unchanged(), _no_questions():
+    with _quiet(), random_state_unchanged(), _modes_unchanged(), _no_questions():
         return torch.export.export(
             traced, tuple(example), dynamic_shapes=(sizes,) if sizes else None, strict=False
         )
@@ -150,66 +150,6 @@ def _as_if_not_exporting() -> Iterator[None]:
         for name, value in flags.items():
             setattr(compiler, name, value)
         overrides.has_torch_function = has_torch_function
-
-
-@contextlib.contextmanager
-def _attributes_unchanged(call: Any) -> Iterator[None]:
-    """Refuses a call that sets attributes of its modules, and takes them back."""
-    modules = list(call.named_modules()) if isinstance(call, nn.Module) else []
-    before = [_attributes(module) for _, module in modules]
-    try:
-        yield
-    finally:
-        changed = [
-            f"{name}.{attribute}".lstrip(".")
-            for (name, module), old in zip(modules, before, strict=True)
-            for attribute in _restore(module, old)
-            if not (isinstance(module, nn.RNNBase) and attribute in _CACHES)
-        ]
-    if changed:
-        raise NativeError(f"its forward sets {', '.join(changed)}")
-
-
-# What nn.LSTM and its like keep of their parameters; they notice that an export changes those.
-_CACHES = ("_flat_weights", "_flat_weight_refs")
-_TABLES = ("_parameters", "_buffers", "_modules")
-
-
-def _attributes(module: nn.Module) -> dict[str, dict[str, Any]]:
-    return {
-        "__dict__": {k: v for k, v in module.__dict__.items() if k not in _TABLES},
-        **{table: dict(module.__dict__[table]) for table in _TABLES},
-    }
-
-
-def _restore(module: nn.Module, before: dict[str, dict[str, Any]]) -> list[str]:
-    """The names of attributes that are not what they were; they are again afterwards."""
-    changed = []
-    for table, old in before.items():
-        now = module.__dict__ if table == "__dict__" else module.__dict__[table]
-        for name in [name for name in now if name not in old and name not in _TABLES]:
-            changed.append(name)
-            del now[name]
-        for name, value in old.items():
-            if name not in now or now[name] is not value:
-                changed.append(name)
-                now[name] = value
-    return changed
-
-
-@contextlib.contextmanager
-def _random_state_unchanged() -> Iterator[None]:
-    """Refuses a call that draws from another generator than torch's, or sets torch's."""
-    python, ours = random.getstate(), torch.get_rng_state()
-    try:
-        yield
-        if random.getstate() != python:
-            raise NativeError("it draws from Python's random numbers")
-        if not torch.equal(torch.get_rng_state(), ours):
-            raise NativeError("it sets or reads torch's generator in a way that a graph can't hold")
-    finally:
-        random.setstate(python)
-        torch.set_rng_state(ours)
 
 
 @contextlib.contextmanager
