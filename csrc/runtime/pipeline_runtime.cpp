@@ -38,7 +38,8 @@ PipelineRuntime::PipelineRuntime(std::vector<RankSpec> ranks, ExternalChannels e
     : copies_(std::move(external.copies)),
       agreement_(std::move(external.agreement)),
       board_(std::move(external.board)),
-      options_(std::move(options)) {
+      options_(std::move(options)),
+      spread_(static_cast<int>(ranks.size())) {
   for (RankSpec& rank : ranks) {
     executors_.push_back(
         std::make_unique<Executor>(std::move(rank.resources), std::move(rank.training),
@@ -81,6 +82,7 @@ void PipelineRuntime::start_workers(const std::optional<Pass>& pass) {
   AutocastCache::clear();
   workers_->start([this, pass, state = std::move(state), seed = std::move(seed)](int worker) {
     const ThreadStateGuard guard(*state);
+    spread_.enter(worker);
     const AutocastCache cache;
     Executor& executor = *executors_[as_index(worker)];
     std::optional<RankGenerator> generator;

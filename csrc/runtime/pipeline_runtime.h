@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "runtime/connections.h"
+#include "runtime/core_spread.h"
 #include "runtime/executor.h"
 #include "runtime/workers.h"
 
@@ -96,6 +97,7 @@ class PipelineRuntime {
   std::unique_ptr<Agreement> agreement_;
   std::unique_ptr<FailureBoard> board_;
   RuntimeOptions options_;
+  CoreSpread spread_;
   Progress agreement_progress_;
   std::vector<double> agreed_;
   std::int64_t last_poll_ns_ = 0;
