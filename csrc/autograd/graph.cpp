@@ -2,9 +2,9 @@
 
 #include <torch/csrc/autograd/function.h>
 
-#include <cstring>
-#include <typeinfo>
 #include <unordered_set>
+
+#include "autograd/node_kind.h"
 
 namespace pipert {
 
@@ -19,8 +19,7 @@ bool has_python_node(const std::vector<torch::autograd::Edge>& roots) {
   while (!pending.empty()) {
     const torch::autograd::Node* node = pending.back();
     pending.pop_back();
-    // By name: the class itself is in torch_python, which this floor doesn't know.
-    if (std::strstr(typeid(*node).name(), "PyNode") != nullptr) return true;
+    if (kind_of(*node) == NodeKind::kPython) return true;
     for (const auto& next : node->next_edges()) visit(next);
   }
   return false;

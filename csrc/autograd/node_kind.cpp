@@ -10,9 +10,9 @@
 namespace pipert {
 namespace {
 
-// Attention and recurrent layers whose one kernel makes every gradient.
-constexpr std::array<std::string_view, 5> kAllAtOnceNames = {
-    "ScaledDotProduct", "FlashAttention", "EfficientAttention", "RnnLayer", "ThnnFused"};
+// Attention, recurrent layers and one convolution, whose one kernel makes every gradient.
+constexpr std::array<std::string_view, 6> kAllAtOnceNames = {
+    "ScaledDotProduct", "FlashAttention", "EfficientAttention", "Rnn", "ThnnFused", "ConvTbc"};
 
 // Mm, Bmm, Addmm, Baddbmm, ScaledMm, Mv, Addmv, ...
 constexpr std::array<std::string_view, 7> kProductNames = {

@@ -12,8 +12,8 @@ enum class NodeKind : std::uint8_t {
   kProduct,    // torch's own, whose weight gradient is a matrix product or a convolution: worth
                // putting off. A pure function of its gradients and of what it saved, which computes
                // what its edges ask for
-  kReduction,  // torch's own, whose weight gradient is a sum (norms, biases, scales): cheaper to
-               // make at once, and smaller to keep, than what it is made of
+  kReduction,  // any other of torch's own: as a rule its weight gradient is a sum (norms, biases,
+               // scales), cheaper to make at once, and smaller to keep, than what it is made of
   kAllAtOnce,  // torch's own, whose kernel computes all gradients together: two runs cost double
   kPython,     // a Python autograd.Function, a compiled module, a reentrant checkpoint
   kCustom,     // a C++ autograd::Function

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "bindings/python_tree.h"
-#include "stage/module_stage.h"
+#include "stage/stage_body.h"
 
 namespace pipert {
 

@@ -12,7 +12,7 @@ namespace pipert {
 void bind_native(py::module_& module) {
   py::class_<NativeGraph, std::shared_ptr<NativeGraph>>(
       module, "NativeGraph",
-      "A stage's forward as a flat program of torch operators. What pipert/native.py makes of an "
+      "A stage's forward as a flat program of torch operators. What pipert/native makes of an "
       "exported graph; not for users.")
       .def(py::init([](int num_inputs, int num_parameters, int num_registers,
                        const py::list& instructions, const py::list& outputs) {

@@ -1,4 +1,4 @@
-// From the plain tuples of pipert/native.py to a NativeProgram. REQUIRES the GIL.
+// From the plain tuples of pipert/native to a NativeProgram. REQUIRES the GIL.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -14,6 +14,7 @@
 #include "bindings/python_body.h"
 #include "bindings/python_threads.h"
 #include "runtime/pipeline_runtime.h"
+#include "stage/module_stage.h"
 
 namespace pipert {
 
