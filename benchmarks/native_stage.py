@@ -5,9 +5,12 @@
 Two tables. The first: the forward of a stage, native against its module, autograd on: as a call
 (the module itself against its graph), and inside of a pipeline of one rank, where the stage's
 forward is what the trace says of it. The second: a step of two ranks that are threads, against the
-limit (microbatches + ranks - 1) times what the slower stage's forward and backward take when nobody
-else runs: measured in the same round, in a pipeline that has both stages on one rank. Contenders
-take turns, as in pairs.py. Before the first timing, both kinds must have given the same bits.
+limit (microbatches + ranks - 1) times what the slower stage's forward and backward take, measured
+in the same round in pipelines that have both stages on one rank: "alone", when nobody else runs,
+and, for native stages, "at once", when two such pipelines that have nothing to do with each other
+run side by side. Where the two differ, the machine's cores are not worth two (virtual cores may
+share a real one for a while), and no runtime reaches the first limit. Contenders take turns, as in
+pairs.py. Before the first timing, both kinds must have given the same bits.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import gc
 import itertools
 import pathlib
 import statistics
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -98,7 +102,7 @@ STEPS = {
         lambda layers=layers, width=width: mlp(layers, width),
         lambda width=width, rows=rows: torch.randn(rows, width),
     )
-    for layers, width, rows in ((8, 64, 4), (8, 128, 16), (16, 128, 16))
+    for layers, width, rows in ((11, 64, 4), (8, 128, 16), (16, 128, 16))
 }
 
 
@@ -227,45 +231,79 @@ def check(pipe: pipert.Pipeline, gradients: dict[str, list[Tensor]]) -> None:
         raise RuntimeError("native and module gave other gradients")
 
 
+def slower_stage(pipe: pipert.Pipeline) -> float:
+    """Seconds of a forward and a backward of the slower of two stages, in the last step."""
+    took = times(pipe)
+    return max(took[f"F{s}"] + took[f"B{s}"] for s in range(2))
+
+
+def step_at_once(pipes: list[pipert.Pipeline], batch: Tensor) -> None:
+    """Steps pipelines that don't know each other, each in a thread of its own."""
+    threads = [threading.Thread(target=step, args=(pipe, batch)) for pipe in pipes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def measure_step(model: Model, rounds: int) -> dict[str, Any]:
-    """A step of two ranks, by kind, and the limit from the stages' own times."""
+    """A step of two ranks, by kind, and the limits from the stages' own times."""
     batch = torch.cat([model.example() for _ in range(model.num_microbatches)])
     slots = model.num_microbatches + 1
     steps: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    own: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    own: dict[str, dict[str, list[float]]] = {
+        "module": {"alone": []},  # two at once would share the GIL
+        "native": {"alone": [], "at once": []},
+    }
     with contextlib.ExitStack() as stack:
         contenders: dict[str, Callable[[], None]] = {}
         gradients = {}
         for kind in KINDS:
-            torch.manual_seed(0)
-            stages = [model.build(), model.build()]
-            alone = stack.enter_context(pipeline(stages, kind, model, num_ranks=1))
-            both = stack.enter_context(pipeline(stages, kind, model, num_ranks=2))
-            for pipe in (alone, both):
-                for _ in range(3):
-                    step(pipe, batch)
+            alone, other, both = (
+                warm(stack.enter_context(pipeline(seeded(model), kind, model, ranks)), batch)
+                for ranks in (1, 1, 2)
+            )
             gradients[kind] = [parameter.grad.clone() for parameter in both.parameters()]
 
             def run_alone(pipe: pipert.Pipeline = alone, kind: str = kind) -> None:
                 step(pipe, batch)
-                took = times(pipe)
-                own[kind].append(max(took[f"F{s}"] + took[f"B{s}"] for s in range(2)))
+                own[kind]["alone"].append(slower_stage(pipe))
+
+            def run_at_once(
+                pipes: tuple[pipert.Pipeline, ...] = (alone, other), kind: str = kind
+            ) -> None:
+                step_at_once(list(pipes), batch)
+                own[kind]["at once"].append(statistics.mean(map(slower_stage, pipes)))
 
             def run_both(pipe: pipert.Pipeline = both, kind: str = kind) -> None:
                 steps[kind].append(step(pipe, batch))
 
             contenders |= {f"{kind} alone": run_alone, f"{kind} both": run_both}
+            if "at once" in own[kind]:
+                contenders[f"{kind} at once"] = run_at_once
         check(both, gradients)
         in_turns(rounds, contenders)
     answer: dict[str, Any] = {}
     for kind in KINDS:
-        efficiency = [slots * o / s for o, s in zip(own[kind], steps[kind], strict=True)]
-        answer[kind] = {
-            "stage_microseconds": microseconds(own[kind]),
-            "step_microseconds": microseconds(steps[kind]),
-            "efficiency": dataclasses.asdict(Summary.of(efficiency)),
-        }
+        answer[kind] = {"step_microseconds": microseconds(steps[kind])}
+        for how, stage_times in own[kind].items():
+            efficiency = [slots * o / s for o, s in zip(stage_times, steps[kind], strict=True)]
+            answer[kind][how] = {
+                "stage_microseconds": microseconds(stage_times),
+                "efficiency": dataclasses.asdict(Summary.of(efficiency)),
+            }
     return answer
+
+
+def seeded(model: Model) -> list[nn.Module]:
+    torch.manual_seed(0)
+    return [model.build(), model.build()]
+
+
+def warm(pipe: pipert.Pipeline, batch: Tensor) -> pipert.Pipeline:
+    for _ in range(3):
+        step(pipe, batch)
+    return pipe
 
 
 def main() -> None:
@@ -295,18 +333,21 @@ def main() -> None:
         steps[name] = measure_step(model, args.rounds)
         for kind in KINDS:
             answer = steps[name][kind]
-            efficiency = answer["efficiency"]
-            lines.append(
-                [
-                    f"2 x {name}",
-                    kind,
-                    answer["stage_microseconds"]["median"],
-                    answer["step_microseconds"]["median"],
-                    *(efficiency[part] for part in ("median", "p10", "p90")),
-                ]
-            )
+            for how in sorted(answer.keys() - {"step_microseconds"}):
+                efficiency = answer[how]["efficiency"]
+                lines.append(
+                    [
+                        f"2 x {name}",
+                        kind,
+                        how,
+                        answer[how]["stage_microseconds"]["median"],
+                        answer["step_microseconds"]["median"],
+                        *(efficiency[part] for part in ("median", "p10", "p90")),
+                    ]
+                )
     print()
-    print(table(["step", "stages", "stage us", "step us", "efficiency", "p10", "p90"], lines))
+    head = ["step", "stages", "limit", "stage us", "step us", "efficiency", "p10", "p90"]
+    print(table(head, lines))
     write_json(QUESTION, {"unit": "microseconds", "forwards": forwards, "steps": steps}, args.out)
 
 

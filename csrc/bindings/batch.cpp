@@ -1,5 +1,6 @@
 #include "bindings/batch.h"
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include "base/error.h"
@@ -13,14 +14,15 @@ namespace {
 
 using Pieces = std::vector<py::object>;
 
-// Each piece counts its own versions: a stage that works in place on one microbatch has not changed
-// what autograd saved of another. (One that needs a gradient stays what it is; so does a subclass.)
+// Each piece counts its own versions, as no view would: a stage that works in place on one
+// microbatch has not changed what autograd saved of another. (One that needs a gradient stays a
+// view; so does a subclass.)
 std::vector<at::Tensor> split_rows(const at::Tensor& tensor, int num_microbatches) {
-  std::vector<at::Tensor> pieces = tensor.tensor_split(num_microbatches);
   const bool is_plain = !tensor.key_set().has(c10::DispatchKey::Python);
-  if (tensor.requires_grad() || tensor.is_inference() || !is_plain) return pieces;
-  for (at::Tensor& piece : pieces) piece = piece.variable_data();
-  return pieces;
+  if (tensor.requires_grad() || tensor.is_inference() || !is_plain)
+    return tensor.tensor_split(num_microbatches);
+  const at::AutoDispatchBelowADInplaceOrView no_views;
+  return tensor.tensor_split(num_microbatches);
 }
 
 void check_rows(const at::Tensor& tensor, std::int64_t size, const std::string& what) {

@@ -293,7 +293,11 @@ py::object PythonRuntime::losses() const {
   if (has_last()) {
     const Losses known = runtime_ != nullptr ? runtime_->losses() : Losses();
     for (const at::Tensor& loss : known.values) {
-      losses.push_back(loss.reshape({}).to(known.values.front().device()));
+      losses.push_back(loss.dim() == 0 ? loss : loss.reshape({}));
+    }
+    // Copies of the model may have their last stages on several devices.
+    for (at::Tensor& loss : losses) {
+      if (loss.device() != losses.front().device()) loss = loss.to(losses.front().device());
     }
   } else if (runtime_ != nullptr && !runtime_->agreed().empty()) {
     const auto& agreed = runtime_->agreed();

@@ -1,25 +1,34 @@
-// CoreSpread: gives the ranks of one process a core each to begin a pass on.
+// CoreSpread: keeps the ranks of one process on cores of their own while they run.
 //
-// Linux may wake two ranks on one core while another is idle, and leaves them there for as long as
-// a short step takes: they then run one after the other. A rank that finds itself on another rank's
-// core moves, and is free to be moved again. Immutable; any thread may use it.
+// Linux may wake a rank on the core of the rank that woke it while another core is idle, and leaves
+// it there for as long as a short step takes: the two then run one after the other. So each rank
+// notes the core it is on, and one that finds itself on another's moves to where none of them is.
+// It is free to be moved again: nothing stays pinned, and what the caller pinned stays where it is.
+//
+// Any thread may use it, each for a rank of its own.
 #pragma once
 
+#include <atomic>
 #include <vector>
 
 namespace pipert {
 
 class CoreSpread {
  public:
-  // For `num_ranks` of this process. Does nothing where there is one rank alone, or fewer cores
-  // than ranks, or no way to tell.
+  // Does nothing where there is one rank alone, or fewer cores than ranks, or no way to tell.
   explicit CoreSpread(int num_ranks);
 
-  // The calling thread, of that rank, begins a pass.
-  void enter(int rank) const;
+  // The calling thread, which runs that rank, begins to work: cheap where it is alone on its core.
+  void enter(int rank);
+  // It doesn't work any more.
+  void leave(int rank);
 
  private:
-  std::vector<int> cores_;  // by rank; empty: nothing to do
+  bool is_taken(int core, int rank) const;
+  void move(int rank) const;
+
+  static constexpr int kNone = -1;
+  std::vector<std::atomic<int>> cores_;  // by rank; empty: nothing to do
 };
 
 }  // namespace pipert

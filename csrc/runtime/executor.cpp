@@ -29,14 +29,16 @@ LaneTable make_lanes(const Program& training, const Program& evaluation,
 }  // namespace
 
 Executor::Executor(RankResources resources, Program training, Program evaluation,
-                   const c10::Device& device, FirstFailure& failure)
+                   const c10::Device& device, FirstFailure& failure, CoreSpread& spread, int seat)
     : resources_(std::move(resources)),
       lanes_(make_lanes(training, evaluation, device)),
       compute_lane_(*lanes_.at({LaneKind::kCompute, training.lanes[kComputeLane].edge})),
       training_(decode(std::move(training), resources_, lanes_)),
       evaluation_(decode(std::move(evaluation), resources_, lanes_)),
       device_(device),
-      failure_(failure) {}
+      failure_(failure),
+      spread_(spread),
+      seat_(seat) {}
 
 void Executor::prepare(const Pass& pass) {
   const DecodedProgram& program = decoded(pass);
@@ -275,6 +277,7 @@ bool Executor::fetch(const Input& input, const Pass& pass, Message& message) {
   }
   const Waiting waiting(progress_, now_ns());
   auto arrived = input.receiver->take(input.sequence, input.slot, *input.lane);
+  spread_.enter(seat_);  // it may have slept, and been woken on its waker's core
   if (!arrived.has_value()) return false;
   message = std::move(*arrived);
   check_arrival(message, input.key, pass.epoch, pass.training);

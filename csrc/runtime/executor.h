@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "device/memory_meter.h"
+#include "runtime/core_spread.h"
 #include "runtime/decode.h"
 #include "runtime/failure.h"
 #include "runtime/losses.h"
@@ -22,10 +23,10 @@ namespace pipert {
 
 class Executor {
  public:
-  // `training` and `evaluation` are Programs of this rank. `failure` is shared by all ranks of the
-  // process.
+  // `training` and `evaluation` are Programs of this rank. `failure` and `spread` are shared by all
+  // ranks of the process; `seat` is this rank's place among them.
   Executor(RankResources resources, Program training, Program evaluation, const c10::Device& device,
-           FirstFailure& failure);
+           FirstFailure& failure, CoreSpread& spread, int seat);
 
   // From the next pass on, bytes are counted. While no pass runs.
   void measure_memory() { meter_.emplace(device_); }
@@ -91,6 +92,8 @@ class Executor {
   DecodedProgram evaluation_;
   c10::Device device_;
   FirstFailure& failure_;
+  CoreSpread& spread_;
+  int seat_;
   std::unique_ptr<Mark> entry_;  // on the caller's stream before the pass; null on the CPU
   std::unique_ptr<Mark>
       exit_;  // on the compute lane after it; null on the CPU, and before the first pass

@@ -35,15 +35,16 @@ bool is_own_finding(const Failure& failure) {
 
 PipelineRuntime::PipelineRuntime(std::vector<RankSpec> ranks, ExternalChannels external,
                                  RuntimeOptions options)
-    : copies_(std::move(external.copies)),
+    : spread_(static_cast<int>(ranks.size())),
+      copies_(std::move(external.copies)),
       agreement_(std::move(external.agreement)),
       board_(std::move(external.board)),
-      options_(std::move(options)),
-      spread_(static_cast<int>(ranks.size())) {
+      options_(std::move(options)) {
   for (RankSpec& rank : ranks) {
-    executors_.push_back(
-        std::make_unique<Executor>(std::move(rank.resources), std::move(rank.training),
-                                   std::move(rank.evaluation), rank.device, failure_));
+    const int seat = static_cast<int>(executors_.size());
+    executors_.push_back(std::make_unique<Executor>(
+        std::move(rank.resources), std::move(rank.training), std::move(rank.evaluation),
+        rank.device, failure_, spread_, seat));
     if (options_.measure_memory) executors_.back()->measure_memory();
   }
   intercept_draws();
@@ -89,6 +90,7 @@ void PipelineRuntime::start_workers(const std::optional<Pass>& pass) {
     if (pass.has_value() && has_rank_generators())
       generator.emplace(seed, executor.device(), options_.random.owner);
     run_rank(executor, pass);
+    spread_.leave(worker);
   });
 }
 

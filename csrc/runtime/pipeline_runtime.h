@@ -92,12 +92,12 @@ class PipelineRuntime {
   std::vector<double> own_losses() const;
 
   FirstFailure failure_;
+  CoreSpread spread_;
   std::vector<std::unique_ptr<Executor>> executors_;
   std::unique_ptr<CopyExchange> copies_;
   std::unique_ptr<Agreement> agreement_;
   std::unique_ptr<FailureBoard> board_;
   RuntimeOptions options_;
-  CoreSpread spread_;
   Progress agreement_progress_;
   std::vector<double> agreed_;
   std::int64_t last_poll_ns_ = 0;
