@@ -22,7 +22,7 @@ class SplitFork final : public torch::autograd::Node {
   // `off_path`: by edge of the fork, whether it leads away from the inputs.
   SplitFork(const NodePtr& fork, std::vector<bool> off_path);
 
-  // The fork's edges on the path become this node's. REQUIRES that those that lead to other forks
+  // The fork's edges on the path become this node's. REQUIRES that those that lead to split forks
   // lead to their stand-ins already.
   void begin_input_half();
   // Lets go of all that it leads to, where the input half failed: nodes that hold each other

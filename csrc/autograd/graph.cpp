@@ -1,8 +1,7 @@
 #include "autograd/graph.h"
 
+#include <c10/util/flat_hash_map.h>
 #include <torch/csrc/autograd/function.h>
-
-#include <unordered_set>
 
 #include "autograd/node_kind.h"
 
@@ -10,7 +9,7 @@ namespace pipert {
 
 bool has_python_node(const std::vector<torch::autograd::Edge>& roots) {
   std::vector<const torch::autograd::Node*> pending;
-  std::unordered_set<const torch::autograd::Node*> seen;
+  ska::flat_hash_set<const torch::autograd::Node*> seen;
   const auto visit = [&](const torch::autograd::Edge& edge) {
     if (edge.is_valid() && seen.insert(edge.function.get()).second)
       pending.push_back(edge.function.get());

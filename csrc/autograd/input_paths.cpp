@@ -3,30 +3,38 @@
 #include <cstddef>
 #include <utility>
 
-#include "autograd/node_kind.h"
-
 namespace pipert {
+namespace {
+
+// Graphs of one thread's stages are about as large from microbatch to microbatch.
+thread_local std::size_t expected_nodes = 0;
+
+}  // namespace
 
 InputPaths::InputPaths(const std::vector<torch::autograd::Edge>& roots,
                        const torch::autograd::Node* inputs)
     : inputs_(inputs) {
+  positions_.reserve(expected_nodes);
   for (const auto& root : roots) {
-    if (root.is_valid() && !on_path_.contains(root.function.get())) walk(root.function.get());
+    if (root.is_valid() && positions_.emplace(root.function.get(), kOff).second)
+      walk(root.function.get());
   }
+  expected_nodes = positions_.size();
 }
 
 // Depth first without recursion: graphs are as deep as models.
 void InputPaths::walk(torch::autograd::Node* root) {
   struct Visit {
     torch::autograd::Node* node = nullptr;
+    NodeKind kind = NodeKind::kOther;
     std::size_t next = 0;  // the edge to look at
     bool leads_to_inputs = false;
   };
   std::vector<Visit> open;
   const auto enter = [&](torch::autograd::Node* node) {
-    on_path_.emplace(node, false);
-    has_python_node_ = has_python_node_ || kind_of(*node) == NodeKind::kPython;
-    open.push_back({node, 0, node == inputs_});
+    const NodeKind kind = kind_of(*node);
+    has_python_node_ = has_python_node_ || kind == NodeKind::kPython;
+    open.push_back({node, kind, 0, node == inputs_});
   };
   enter(root);
   while (!open.empty()) {
@@ -35,19 +43,21 @@ void InputPaths::walk(torch::autograd::Node* root) {
     if (visit.next < edges.size()) {
       const auto& edge = edges[visit.next++];
       if (!edge.is_valid()) continue;
-      const auto known = on_path_.find(edge.function.get());
-      if (known == on_path_.end()) {
+      const auto [known, is_new] = positions_.emplace(edge.function.get(), kOff);
+      if (is_new) {
         enter(edge.function.get());
       } else {
-        visit.leads_to_inputs = visit.leads_to_inputs || known->second;
+        visit.leads_to_inputs = visit.leads_to_inputs || known->second != kOff;
       }
       continue;
     }
-    const bool leads_to_inputs = visit.leads_to_inputs;
-    on_path_[visit.node] = leads_to_inputs;
-    if (leads_to_inputs && visit.node != inputs_) nodes_.push_back(visit.node);
+    const Visit left = visit;
     open.pop_back();
-    if (!open.empty() && leads_to_inputs) open.back().leads_to_inputs = true;
+    if (!left.leads_to_inputs) continue;
+    if (!open.empty()) open.back().leads_to_inputs = true;
+    const bool is_inputs = left.node == inputs_;
+    positions_[left.node] = is_inputs ? kInputs : static_cast<Position>(nodes_.size());
+    if (!is_inputs) nodes_.push_back({left.node, left.kind});
   }
 }
 

@@ -4,34 +4,47 @@
 // gradients alone. A value, made by one walk over the graph; points into it.
 #pragma once
 
+#include <c10/util/flat_hash_map.h>
 #include <torch/csrc/autograd/edge.h>
 #include <torch/csrc/autograd/function.h>
 
-#include <unordered_map>
 #include <vector>
+
+#include "autograd/node_kind.h"
 
 namespace pipert {
 
 class InputPaths {
  public:
+  struct PathNode {
+    torch::autograd::Node* node = nullptr;
+    NodeKind kind = NodeKind::kOther;
+  };
+  // Positions in nodes(), but for these two.
+  using Position = int;
+  static constexpr Position kOff = -1;     // not on a path
+  static constexpr Position kInputs = -2;  // where the stage's inputs begin
+
   // `inputs`: where the stage's inputs begin (its GradientSink); null: nothing lies on a path.
   InputPaths(const std::vector<torch::autograd::Edge>& roots, const torch::autograd::Node* inputs);
 
-  bool contains(const torch::autograd::Node* node) const {
-    const auto found = on_path_.find(node);
-    return found != on_path_.end() && found->second;
+  Position position(const torch::autograd::Node* node) const {
+    const auto found = positions_.find(node);
+    return found == positions_.end() ? kOff : found->second;
   }
+  bool contains(const torch::autograd::Node* node) const { return position(node) != kOff; }
   // Those on a path, `inputs` itself left out, each once; a node comes behind all that it leads to.
-  const std::vector<torch::autograd::Node*>& nodes() const { return nodes_; }
+  const std::vector<PathNode>& nodes() const { return nodes_; }
   // Whether some node, on a path or not, is implemented in Python.
   bool has_python_node() const { return has_python_node_; }
 
  private:
+  // REQUIRES that `root` has its position already, kOff.
   void walk(torch::autograd::Node* root);
 
   const torch::autograd::Node* inputs_;
-  std::unordered_map<const torch::autograd::Node*, bool> on_path_;
-  std::vector<torch::autograd::Node*> nodes_;
+  ska::flat_hash_map<const torch::autograd::Node*, Position> positions_;  // of all nodes
+  std::vector<PathNode> nodes_;
   bool has_python_node_ = false;
 };
 

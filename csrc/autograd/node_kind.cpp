@@ -1,11 +1,11 @@
 #include "autograd/node_kind.h"
 
+#include <c10/util/flat_hash_map.h>
+
 #include <algorithm>
 #include <array>
 #include <span>
-#include <typeindex>
 #include <typeinfo>
-#include <unordered_map>
 
 namespace pipert {
 namespace {
@@ -39,9 +39,10 @@ NodeKind classify(std::string_view name) {
 }  // namespace
 
 NodeKind kind_of(const torch::autograd::Node& node) {
-  thread_local std::unordered_map<std::type_index, NodeKind> kinds;
+  // By address: std::type_index would hash the name. A type with several is classified as often.
+  thread_local ska::flat_hash_map<const std::type_info*, NodeKind> kinds;
   const std::type_info& type = typeid(node);
-  const auto [entry, is_new] = kinds.try_emplace(type, NodeKind::kOther);
+  const auto [entry, is_new] = kinds.emplace(&type, NodeKind::kOther);
   if (is_new) entry->second = classify(type.name());
   return entry->second;
 }

@@ -4,12 +4,12 @@
 #include <torch/csrc/autograd/function.h>
 
 #include <cstddef>
-#include <unordered_map>
 
 #include "autograd/backward.h"
 #include "autograd/fork_nodes.h"
 #include "autograd/input_paths.h"
 #include "autograd/node_kind.h"
+#include "base/index.h"
 
 namespace pipert {
 namespace {
@@ -28,8 +28,8 @@ std::string_view reason_against_split(const Node& node, NodeKind kind) {
 // them there. Null if there is none.
 const Node* find_whole(const InputPaths& paths) {
   if (!paths.has_python_node()) return nullptr;
-  for (const Node* node : paths.nodes()) {
-    if (kind_of(*node) != NodeKind::kPython) continue;
+  for (const auto& [node, kind] : paths.nodes()) {
+    if (kind != NodeKind::kPython) continue;
     if (name_of(*node).find("PostBackward") != std::string::npos) return node;
   }
   return nullptr;
@@ -39,28 +39,24 @@ const Node* find_whole(const InputPaths& paths) {
 class Splitter {
  public:
   Splitter(const InputPaths& paths, bool split, std::set<UnsplitNode>& unsplit)
-      : paths_(paths), split_(split), unsplit_(unsplit) {}
+      : paths_(paths), split_(split), unsplit_(unsplit), splits_of_(paths.nodes().size(), kNone) {}
 
+  // Each node comes behind all that it leads to, whose stand-ins are thus there before it.
   void rewire() {
-    for (Node* node : paths_.nodes()) add_stand_in(*node);
-    for (Node* node : paths_.nodes()) {
-      const auto& edges = std::as_const(*node).next_edges();
-      for (std::size_t i = 0; i < edges.size(); ++i) {
-        if (const auto found = splits_.find(edges[i].function.get()); found != splits_.end())
-          redirect_edge(*node, i, {found->second.owner, edges[i].input_nr});
-      }
+    for (std::size_t i = 0; i < splits_of_.size(); ++i) {
+      const auto& [node, kind] = paths_.nodes()[i];
+      if (redirect_edges(*node)) add_stand_in(*node, kind, i);
     }
-    for (auto& [fork, split] : splits_) split.node->begin_input_half();
   }
 
-  // Where a run of the input half begins that would begin at `root`.
+  // Where a run of the input half begins that would begin at `root`. REQUIRES that it is on a path.
   Edge redirect(const Edge& root) const {
-    const auto found = splits_.find(root.function.get());
-    return found == splits_.end() ? root : Edge(found->second.owner, root.input_nr);
+    const auto* split = split_at(paths_.position(root.function.get()));
+    return split == nullptr ? root : Edge(split->owner, root.input_nr);
   }
 
   void abandon() {
-    for (auto& [fork, split] : splits_) split.node->abandon();
+    for (const auto& split : splits_) split.node->abandon();
   }
 
   // What was saved for the weight half holds the nodes that made it, and they all that they lead
@@ -68,8 +64,9 @@ class Splitter {
   // to, so none is gone before its turn.
   void close_path() {
     NewNode<CaughtGradients> closed;
-    for (Node* node : paths_.nodes()) {
-      if (splits_.contains(node) || kind_of(*node) == NodeKind::kInPlace) continue;
+    for (std::size_t i = 0; i < splits_of_.size(); ++i) {
+      const auto& [node, kind] = paths_.nodes()[i];
+      if (splits_of_[i] != kNone || kind == NodeKind::kInPlace) continue;
       if (closed.node == nullptr) {
         closed = make_node<CaughtGradients>(*node);
         closed.node->end();
@@ -82,7 +79,7 @@ class Splitter {
 
   // After the run: what is left to run, appended to `edges`.
   void begin_weight_half(std::vector<Edge>& edges) {
-    for (auto& [fork, split] : splits_) {
+    for (auto& split : splits_) {
       split.node->begin_weight_half();
       edges.emplace_back(std::move(split.owner), 0);
     }
@@ -93,34 +90,55 @@ class Splitter {
   }
 
  private:
-  void add_stand_in(Node& node) {
+  // Leads the edges to stand-ins where there are, and finds those off the path. Whether there are
+  // any: then it is a fork.
+  bool redirect_edges(Node& node) {
     const auto& edges = std::as_const(node).next_edges();
-    std::vector<bool> off_path(edges.size(), false);
+    off_path_.assign(edges.size(), false);
     bool is_fork = false;
     for (std::size_t i = 0; i < edges.size(); ++i) {
-      off_path[i] = edges[i].is_valid() && !paths_.contains(edges[i].function.get());
-      is_fork = is_fork || off_path[i];
+      if (!edges[i].is_valid()) continue;
+      const InputPaths::Position position = paths_.position(edges[i].function.get());
+      off_path_[i] = position == InputPaths::kOff;
+      is_fork = is_fork || off_path_[i];
+      if (const auto* split = split_at(position))
+        redirect_edge(node, i, {split->owner, edges[i].input_nr});
     }
-    if (!is_fork) return;
-    const NodeKind kind = kind_of(node);
+    return is_fork;
+  }
+
+  // REQUIRES that `off_path_` is about the node.
+  void add_stand_in(Node& node, NodeKind kind, std::size_t position) {
     const std::string_view reason = reason_against_split(node, kind);
     if (split_ && reason.empty() && kind == NodeKind::kProduct) {
-      splits_.emplace(&node, make_node<SplitFork>(node.getptr(), std::move(off_path)));
+      splits_of_[position] = static_cast<int>(splits_.size());
+      splits_.push_back(make_node<SplitFork>(node.getptr(), off_path_));
+      splits_.back().node->begin_input_half();
       return;
     }
     if (!reason.empty()) unsplit_.insert({name_of(node), std::string(reason)});
+    const auto& edges = std::as_const(node).next_edges();
     auto caught = make_node<CaughtGradients>(node);
     for (std::size_t i = 0; i < edges.size(); ++i) {
-      if (off_path[i]) redirect_edge(node, i, {caught.owner, caught.node->replace(edges[i])});
+      if (off_path_[i]) redirect_edge(node, i, {caught.owner, caught.node->replace(edges[i])});
     }
     caught_.push_back(std::move(caught));
   }
 
+  // Null if that node has none.
+  const NewNode<SplitFork>* split_at(InputPaths::Position position) const {
+    if (position < 0 || splits_of_[as_index(position)] == kNone) return nullptr;
+    return &splits_[as_index(splits_of_[as_index(position)])];
+  }
+
+  static constexpr int kNone = -1;
   const InputPaths& paths_;
   bool split_;
   std::set<UnsplitNode>& unsplit_;
-  std::unordered_map<const Node*, NewNode<SplitFork>> splits_;
+  std::vector<int> splits_of_;  // by position: index in splits_, or kNone
+  std::vector<NewNode<SplitFork>> splits_;
   std::vector<NewNode<CaughtGradients>> caught_;
+  std::vector<bool> off_path_;  // by edge of the node at hand
 };
 
 }  // namespace
