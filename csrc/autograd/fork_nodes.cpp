@@ -53,7 +53,8 @@ void SplitFork::begin_input_half() {
   state_ = State::kInputHalf;
 }
 
-void SplitFork::begin_weight_half() {
+void SplitFork::begin_weight_half(bool keep_graph) {
+  keep_graph_ = keep_graph;
   TORCH_INTERNAL_ASSERT(state_ == State::kKept, name(), " was left out of the input half");
   next_edges() = others_;
   fork_->next_edges() = std::move(others_);
@@ -74,7 +75,8 @@ variable_list SplitFork::apply(variable_list&& gradients) {
     if (shares_memory(gradient, kept_)) gradient = gradient.clone();
   }
   kept_.clear();
-  close_edges(*fork_);
+  // Else the engine has its variables released, and torch itself refuses.
+  if (keep_graph_) close_edges(*fork_);
   return result;
 }
 

@@ -28,8 +28,9 @@ class SplitFork final : public torch::autograd::Node {
   // Lets go of all that it leads to, where the input half failed: nodes that hold each other
   // through members die by recursion, and a graph is deep.
   void abandon();
-  // From here on it runs the other edges, with the gradients that came in before.
-  void begin_weight_half();
+  // From here on it runs the other edges, with the gradients that came in before. `keep_graph`: the
+  // fork outlives the run, and must refuse another.
+  void begin_weight_half(bool keep_graph);
 
   torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override;
   void release_variables() override;  // of the fork, once the weight half has run
@@ -40,6 +41,7 @@ class SplitFork final : public torch::autograd::Node {
 
   enum class State : std::uint8_t { kNew, kInputHalf, kKept, kWeightHalf, kDone };
   State state_ = State::kNew;
+  bool keep_graph_ = false;
   NodePtr fork_;  // null once it is done
   std::vector<bool> off_path_;
   torch::autograd::edge_list others_;  // by edge of the fork; invalid on the path

@@ -78,9 +78,9 @@ class Splitter {
   }
 
   // After the run: what is left to run, appended to `edges`.
-  void begin_weight_half(std::vector<Edge>& edges) {
+  void begin_weight_half(bool keep_graph, std::vector<Edge>& edges) {
     for (auto& split : splits_) {
-      split.node->begin_weight_half();
+      split.node->begin_weight_half(keep_graph);
       edges.emplace_back(std::move(split.owner), 0);
     }
     for (auto& caught : caught_) {
@@ -177,7 +177,7 @@ WeightBackward run_input_backward(const std::vector<Edge>& roots,
     throw;
   }
   if (!options.keep_graph) splitter.close_path();
-  splitter.begin_weight_half(left);
+  splitter.begin_weight_half(options.keep_graph, left);
   left_gradients.resize(left.size());
   if (options.keep_graph) {
     for (const Edge& root : roots) retired.push_back(root.function);
