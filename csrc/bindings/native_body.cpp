@@ -51,7 +51,7 @@ NativeBody::NativeBody(StagePosition position, const PythonStage& stage, py::obj
 
 void NativeBody::prepare(bool may_export) {
   trains_ = python_.trains();
-  has_buffers_ = python_.has_buffers();
+  has_buffers_.reset();
   stage_.prepare(may_export);
   if (loss_ != nullptr) loss_->prepare(may_export);
 }
@@ -59,7 +59,7 @@ void NativeBody::prepare(bool may_export) {
 std::string NativeBody::loss_kind() const { return loss_ == nullptr ? "module" : loss_->kind(); }
 
 BodyResult NativeBody::forward(const RunContext& context, BodyInput input) {
-  if (input.run != BodyRun::kOnly && has_buffers_) {
+  if (input.run != BodyRun::kOnly && has_buffers()) {
     stage_.refuse("it is recomputed and has buffers, which are put back by Python");
     return python_.forward(context, std::move(input));
   }
@@ -89,6 +89,15 @@ BodyResult NativeBody::run_graph(const RunContext& context, ExportedCall& call,
   }
   if (run == BodyRun::kFirst) result.can_run_again = sum_of_versions(context.microbatch) == before;
   return result;
+}
+
+// Looked up where it matters alone: it takes a walk over all modules.
+bool NativeBody::has_buffers() {
+  if (!has_buffers_.has_value()) {
+    const py::gil_scoped_acquire gil;
+    has_buffers_ = python_.has_buffers();
+  }
+  return *has_buffers_;
 }
 
 std::uint64_t NativeBody::sum_of_versions(Microbatch microbatch) {

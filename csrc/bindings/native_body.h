@@ -39,6 +39,7 @@ class NativeBody final : public BatchBody {
                        BodyRun run);
   void finish_natively(const RunContext& context, FlatValue output, BodyRun run,
                        BodyResult& result);
+  bool has_buffers();
   // Of what the batch has for the microbatch: moves when one of its tensors is changed in place.
   std::uint64_t sum_of_versions(Microbatch microbatch);
   // Nothing where there is no graph.
@@ -47,7 +48,7 @@ class NativeBody final : public BatchBody {
   StagePosition position_;
   PythonBody python_;  // has the batch
   bool trains_ = false;
-  bool has_buffers_ = false;
+  std::optional<bool> has_buffers_;  // in this pass, once it was asked for
   NativeFunction stage_;
   std::unique_ptr<NativeFunction> loss_;           // the last stage's, if there is a loss function
   std::vector<std::optional<FlatValue>> outputs_;  // that no Python has seen, by microbatch
