@@ -2,7 +2,7 @@
 
 import itertools
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from torch import nn
@@ -81,15 +81,14 @@ class LayerHooks:
                 places.setdefault(layer, set()).add(number)
             if len(layers) > 1:  # else entering the stage is entering the layer
                 inner.update(layers)
-        for layer, numbers in places.items():
-            if layer not in inner:
-                continue
-            hook = _C.LayerHook(owner, sorted(numbers))
-            self._handles.append(layer.register_forward_pre_hook(hook, prepend=True))
+        for layer in _each_hooked_once(places):
+            if layer in inner:
+                hook = _C.LayerHook(owner, sorted(places[layer]))
+                self._handles.append(layer.register_forward_pre_hook(hook, prepend=True))
 
     def give_context(self, stages: Sequence[Any]) -> None:
         """Lets layers inside of Sequentials have what they ask for of their microbatch."""
-        for layer in _inner_layers(stages):
+        for layer in _each_hooked_once(_inner_layers(stages)):
             if keywords := context_keywords(layer):
                 hook = _C.ContextHook(keywords)
                 self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
@@ -106,10 +105,14 @@ def _take_off(handles: list[RemovableHandle]) -> None:
 
 
 def _inner_layers(stages: Sequence[Any]) -> Iterator[nn.Module]:
-    """Each layer that its Sequential calls, once."""
-    seen: set[nn.Module] = set()
-    for stage in stages:
-        for layer in layers_of(stage):
-            if layer is not stage and layer not in seen:
-                seen.add(layer)
-                yield layer
+    """Each layer that its Sequential calls."""
+    return (layer for stage in stages for layer in layers_of(stage) if layer is not stage)
+
+
+def _each_hooked_once(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """Of layers that share their hooks, as copies in one process do, the first."""
+    seen: set[int] = set()
+    for layer in layers:
+        if id(layer._forward_pre_hooks) not in seen:
+            seen.add(id(layer._forward_pre_hooks))
+            yield layer

@@ -321,3 +321,19 @@ def test_without_sums_gradients_add_up_in_place():
             for name, p in pipe.named_parameters():
                 assert p.grad is kept[name][0]
                 assert p.grad.data_ptr() == kept[name][1]
+
+
+def test_main_grad_that_is_given_to_the_optimizer_as_grad_counts_once():
+    model = mlp(2)
+    x, target = batch(8)
+    expected = float32_loop(copy.deepcopy(model), x, target)
+    expected = float32_loop(copy.deepcopy(model), x, target, sums=expected)
+    with pipeline(pipert.split(model, num_stages=2), schedule="1f1b") as pipe:
+        pipe.step(x, target=target)
+        for p in pipe.parameters():
+            p.grad = p.main_grad
+        pipe.step(x, target=target)
+        found = main_grads(pipe)
+        for name, p in pipe.named_parameters():
+            assert p.grad is p.main_grad
+            assert same_bits(found[name], expected[name])

@@ -183,6 +183,18 @@ def test_dropout_has_the_same_bits_under_every_schedule(name):
     assert same_bits(run(stages, schedule=schedule), expected)
 
 
+@pytest.mark.parametrize("name", ["1f1b", "chimera", "dualpipe"])
+def test_a_layer_that_stands_twice_has_the_same_bits_under_every_schedule(name):
+    def repeated():
+        torch.manual_seed(0)
+        noise = nn.Dropout(0.4)
+        return nn.Sequential(nn.Linear(8, 8), noise, nn.Linear(8, 8), noise, nn.Tanh(), noise)
+
+    schedule = smallest(name, ranks=2)
+    stages = pipert.split(repeated(), num_stages=schedule.placement.stages_per_copy)
+    assert same_bits(run(stages, schedule=schedule), reference(repeated()))
+
+
 def smallest(name, ranks):
     """The schedule of that name with the fewest stages."""
     for stages in (ranks, 2 * ranks):
