@@ -34,6 +34,8 @@ class KeyedRandom:
 
     def __init__(self, model: nn.Module, rng_seed: int, device: Any = "cpu") -> None:
         check_seed(rng_seed)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
         follow_thread_generator()
         self._seed = rng_seed
         self._device = str(torch.device(device))
@@ -53,7 +55,12 @@ class KeyedRandom:
             step: training steps before this one.
             index: from 0.
             training: False: those of an evaluation before that step.
+
+        Raises:
+            ValueError: a number is negative, too large or no integer.
         """
+        _check_number("step", step, 2**63)
+        _check_number("index", index, 2**31)
         scope = _C.KeyedScope(
             seed=self._seed,
             owner=self._owner,
@@ -89,6 +96,11 @@ def check_seed(rng_seed: Any) -> None:
     """Checks that it is an integer of 64 bits."""
     if isinstance(rng_seed, bool) or not isinstance(rng_seed, int) or not 0 <= rng_seed < 2**64:
         raise ValueError(f"rng_seed must be an integer from 0 to 2**64 - 1, got {rng_seed!r}")
+
+
+def _check_number(name: str, value: Any, end: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < end:
+        raise ValueError(f"{name} must be an integer from 0 to {end - 1}, got {value!r}")
 
 
 def _enter_loss(*_: Any) -> None:

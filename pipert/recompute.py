@@ -49,7 +49,7 @@ def _choice(recompute: Any, schedule: Schedule) -> Callable[[int, int], bool]:
             for i in range(schedule.num_microbatches)
         }
         return lambda stage, microbatch: answers[stage % num_stages, microbatch]
-    if not isinstance(recompute, Sequence):
+    if not isinstance(recompute, Sequence) or isinstance(recompute, bytes | bytearray):
         raise TypeError(
             "recompute must be a word, a list of stages or a function of a stage and a microbatch, "
             f"got {type(recompute).__name__}"

@@ -553,3 +553,29 @@ def test_one_rank_draws_as_the_plain_loop_does():
 def test_bad_seed_is_refused(seed):
     with pytest.raises(ValueError, match="rng_seed must be an integer from 0 to"):
         pipert.Pipeline([nn.Linear(8, 8)], num_microbatches=1, rng_seed=seed)
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("step", "index", "text"),
+    [
+        ("a", 0, "step must be an integer from 0 to 9223372036854775807, got 'a'"),
+        (-1, 0, "step must be"),
+        (0, 2**40, "index must be an integer from 0 to 2147483647, got 1099511627776"),
+        (0, True, "index must be"),
+    ],
+)
+def test_keyed_random_names_a_bad_number(step, index, text):
+    with (
+        pipert.KeyedRandom(model(), rng_seed=1) as random,
+        pytest.raises(ValueError, match=text),
+        random.microbatch(step, index),
+    ):
+        pass
+
+
+def test_keyed_random_refuses_what_is_no_module():
+    with pytest.raises(TypeError, match=r"model must be an nn\.Module, got function"):
+        pipert.KeyedRandom(lambda x: x, rng_seed=1)

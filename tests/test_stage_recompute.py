@@ -356,6 +356,7 @@ def test_targets_are_freed_by_the_second_run():
         ([2], ValueError, "recompute must list stages from 0 to 1, got 2"),
         ([-1], ValueError, "recompute must list stages from 0 to 1, got -1"),
         ([True], TypeError, "recompute must list stages by number"),
+        (b"\x00", TypeError, "recompute must be a word, a list of stages or a function"),
         (3, TypeError, "recompute must be a word, a list of stages or a function"),
     ],
 )

@@ -33,6 +33,10 @@ void CoreSpread::leave(int rank) {
   if (!cores_.empty()) cores_[as_index(rank)].store(kNone, std::memory_order_relaxed);
 }
 
+int CoreSpread::core(int rank) const {
+  return cores_.empty() ? kNone : cores_[as_index(rank)].load(std::memory_order_relaxed);
+}
+
 bool CoreSpread::is_taken(int core, int rank) const {
   for (std::size_t other = 0; other < cores_.size(); ++other) {
     if (other != as_index(rank) && cores_[other].load(std::memory_order_relaxed) == core)

@@ -20,14 +20,16 @@ class CoreSpread {
 
   // The calling thread, which runs that rank, begins to work: cheap where it is alone on its core.
   void enter(int rank);
-  // It doesn't work any more.
+  // It doesn't work any more. (One that waits within a pass keeps its core: it comes back there.)
   void leave(int rank);
+  // Where that rank was last seen to work.
+  static constexpr int kNone = -1;
+  int core(int rank) const;
 
  private:
   bool is_taken(int core, int rank) const;
   void move(int rank) const;
 
-  static constexpr int kNone = -1;
   std::vector<std::atomic<int>> cores_;  // by rank; empty: nothing to do
 };
 

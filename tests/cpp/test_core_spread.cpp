@@ -1,0 +1,119 @@
+// The runtime floor's CoreSpread, which is free of torch: ranks leave each other's cores.
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <thread>
+#include <vector>
+
+#include "base/index.h"
+#include "check.h"
+#include "runtime/core_spread.h"
+
+namespace pipert {
+namespace {
+
+cpu_set_t affinity() {
+  cpu_set_t cores;
+  CHECK(sched_getaffinity(0, sizeof(cores), &cores) == 0);
+  return cores;
+}
+
+void set_affinity(const cpu_set_t& cores) {
+  CHECK(sched_setaffinity(0, sizeof(cores), &cores) == 0);
+}
+
+std::vector<int> allowed_cores() {
+  const cpu_set_t allowed = affinity();
+  std::vector<int> cores;
+  for (int core = 0; core < CPU_SETSIZE; ++core) {
+    if (CPU_ISSET(as_index(core), &allowed)) cores.push_back(core);
+  }
+  return cores;
+}
+
+cpu_set_t only(int core) {
+  cpu_set_t cores;
+  CPU_ZERO(&cores);
+  CPU_SET(as_index(core), &cores);
+  return cores;
+}
+
+// Runs `work` on a thread that begins on `core`.
+template <typename Work>
+void on_core(int core, const Work& work) {
+  std::thread([&] {
+    const cpu_set_t allowed = affinity();
+    set_affinity(only(core));
+    work(allowed);
+  }).join();
+}
+
+void a_rank_on_anothers_core_moves_and_is_not_pinned() {
+  const std::vector<int> cores = allowed_cores();
+  if (cores.size() < 2) return;
+  CoreSpread spread(2);
+  on_core(cores[0], [&](const cpu_set_t& /*allowed*/) { spread.enter(0); });
+  on_core(cores[0], [&](const cpu_set_t& allowed) {
+    // As if Linux had woken it there: it may run anywhere, and is on that core.
+    set_affinity(allowed);
+    const bool was_there = sched_getcpu() == cores[0];
+    spread.enter(1);
+    if (was_there) CHECK(sched_getcpu() != cores[0]);
+    const cpu_set_t now = affinity();
+    CHECK(CPU_EQUAL(&now, &allowed));
+  });
+}
+
+void a_rank_that_is_pinned_stays() {
+  const std::vector<int> cores = allowed_cores();
+  if (cores.size() < 2) return;
+  CoreSpread spread(2);
+  on_core(cores[0], [&](const cpu_set_t& /*allowed*/) { spread.enter(0); });
+  on_core(cores[0], [&](const cpu_set_t& /*allowed*/) {
+    spread.enter(1);
+    CHECK(sched_getcpu() == cores[0]);
+    const cpu_set_t now = affinity();
+    const cpu_set_t pinned = only(cores[0]);
+    CHECK(CPU_EQUAL(&now, &pinned));
+  });
+}
+
+void a_core_that_was_left_is_free() {
+  const std::vector<int> cores = allowed_cores();
+  if (cores.size() < 2) return;
+  CoreSpread spread(2);
+  on_core(cores[0], [&](const cpu_set_t& /*allowed*/) {
+    spread.enter(0);
+    spread.leave(0);
+  });
+  on_core(cores[0], [&](const cpu_set_t& allowed) {
+    set_affinity(allowed);
+    const int before = sched_getcpu();
+    spread.enter(1);
+    if (before == cores[0]) CHECK(spread.core(1) == cores[0]);
+  });
+}
+
+void more_ranks_than_cores_are_left_alone() {
+  const std::vector<int> cores = allowed_cores();
+  const int num_ranks = static_cast<int>(cores.size()) + 1;
+  CoreSpread spread(num_ranks);
+  for (int rank = 0; rank < num_ranks; ++rank) {
+    on_core(cores[0], [&](const cpu_set_t& allowed) {
+      set_affinity(allowed);
+      spread.enter(rank);
+      CHECK(spread.core(rank) == CoreSpread::kNone);
+    });
+  }
+}
+
+}  // namespace
+}  // namespace pipert
+
+int main() {
+  pipert::a_rank_on_anothers_core_moves_and_is_not_pinned();
+  pipert::a_rank_that_is_pinned_stays();
+  pipert::a_core_that_was_left_is_free();
+  pipert::more_ranks_than_cores_are_left_alone();
+}
