@@ -592,6 +592,8 @@ class Rehearsal:
     @property
     def actions(self) -> list[list[Action]]: ...
     @property
+    def pass_ns(self) -> list[int]: ...
+    @property
     def stalled_at(self) -> list[int | None]: ...
 
 def lower_blindly(schedule: Schedule, *, joint_pairs: bool = False) -> list[Program]: ...
@@ -602,6 +604,8 @@ def rehearse(
     training: bool = True,
     capacity: int | None = None,
     limit_ms: int = 1000,
+    num_passes: int = 1,
+    spin_us: int = 0,
 ) -> Rehearsal: ...
 
 class OverlapHalf:

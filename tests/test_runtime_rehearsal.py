@@ -220,6 +220,21 @@ def test_an_input_that_the_rank_makes_later_is_told():
     )
 
 
+def test_passes_follow_each_other_until_one_does_not_complete():
+    schedule = Schedule.build("zb_h1", num_ranks=2, num_microbatches=3)
+    rehearsal = rehearse(
+        pipert.lower(schedule), schedule.placement, num_passes=5, limit_ms=LONG_MS, spin_us=50
+    )
+    assert rehearsal.ending == "completed"
+    assert len(rehearsal.pass_ns) == 5
+    assert all(ns > 0 for ns in rehearsal.pass_ns)
+    assert [len(actions) for actions in rehearsal.actions] == [9, 9]  # of the last pass alone
+    stuck = Schedule([["0B0", "0F0"]])
+    rehearsal = rehearse(lower_blindly(stuck), stuck.placement, num_passes=5)
+    assert rehearsal.ending == "failed"
+    assert rehearsal.pass_ns == []
+
+
 def test_a_rehearsal_wants_a_program_for_each_rank():
     schedule = Schedule.build("1f1b", num_ranks=2, num_microbatches=2)
     programs = pipert.lower(schedule)
@@ -227,6 +242,10 @@ def test_a_rehearsal_wants_a_program_for_each_rank():
         rehearse(programs[:1], schedule.placement)
     with pytest.raises(ValueError, match="capacity must be at least 0, got -1"):
         rehearse(programs, schedule.placement, capacity=-1)
+    with pytest.raises(ValueError, match="num_passes must be at least 1, got 0"):
+        rehearse(programs, schedule.placement, num_passes=0)
+    with pytest.raises(ValueError, match="spin_us must be at least 0, got -1"):
+        rehearse(programs, schedule.placement, spin_us=-1)
     with pytest.raises(ValueError, match="the program of rank 1 at place 1, got that of rank 0"):
         rehearse([programs[0], programs[0]], schedule.placement)
 

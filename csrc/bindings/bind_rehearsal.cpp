@@ -14,13 +14,19 @@ namespace pipert {
 namespace {
 
 Rehearsal rehearse_programs(const std::vector<Program>& programs, const Placement& placement,
-                            bool training, std::optional<int> capacity, int limit_ms) {
+                            bool training, std::optional<int> capacity, int limit_ms,
+                            int num_passes, int spin_us) {
   if (capacity && *capacity < 0) {
     throw ValueError(concat("capacity must be at least 0, got ", *capacity));
   }
-  return rehearse(
-      programs, placement,
-      {.training = training, .capacity = capacity, .limit = std::chrono::milliseconds(limit_ms)});
+  if (num_passes < 1) throw ValueError(concat("num_passes must be at least 1, got ", num_passes));
+  if (spin_us < 0) throw ValueError(concat("spin_us must be at least 0, got ", spin_us));
+  return rehearse(programs, placement,
+                  {.training = training,
+                   .capacity = capacity,
+                   .limit = std::chrono::milliseconds(limit_ms),
+                   .num_passes = num_passes,
+                   .spin_us = spin_us});
 }
 
 }  // namespace
@@ -32,7 +38,11 @@ void bind_rehearsal(py::module_& module) {
           "ending", [](const Rehearsal& self) { return std::string(ending_name(self.ending)); },
           "completed, stalled, failed or refused.")
       .def_readonly("message", &Rehearsal::message, "Why; empty if completed.")
-      .def_readonly("actions", &Rehearsal::actions, "By rank: the compute actions that were done.")
+      .def_readonly("actions", &Rehearsal::actions,
+                    "By rank: the compute actions of the last pass that were done.")
+      .def_readonly("pass_ns", &Rehearsal::pass_ns,
+                    "Nanoseconds of each completed pass, from the first instruction of any rank to "
+                    "the last.")
       .def_readonly("stalled_at", &Rehearsal::stalled_at,
                     "By rank, where the pass stalled: which of its compute actions it was to do "
                     "next, or to send the result of; None for a rank that was through.");
@@ -45,7 +55,8 @@ Raises:
         of another number of ranks.)");
   module.def("rehearse", &rehearse_programs, py::arg("programs"), py::arg("placement"),
              py::kw_only(), py::arg("training") = true, py::arg("capacity") = py::none(),
-             py::arg("limit_ms") = 1000, py::call_guard<py::gil_scoped_release>(),
+             py::arg("limit_ms") = 1000, py::arg("num_passes") = 1, py::arg("spin_us") = 0,
+             py::call_guard<py::gil_scoped_release>(),
              R"(Runs Programs through real Executors, with stages that compute nothing.
 
 Args:
@@ -55,9 +66,11 @@ Args:
     capacity: Messages that each directed pair of ranks may have in flight; None: no bound; 0: a
         send waits for its receive.
     limit_ms: How long nothing may move before the pass counts as stalled.
+    num_passes: One after the other, as long as they complete.
+    spin_us: How long a rank looks for a message before it sleeps.
 
 Raises:
-    ValueError: Not one program for each rank, or a negative capacity.)");
+    ValueError: Not one program for each rank, or an option that is out of range.)");
 }
 
 }  // namespace pipert

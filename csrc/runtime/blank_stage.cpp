@@ -39,6 +39,7 @@ Message BlankStage::forward(const RunContext& context, Message input) {
     require_input(action, input, {MessageKind::kActivation, stage_ - 1, context.microbatch});
   }
   state = State::kInFlight;
+  ++num_in_flight_;
   return finish(action, MessageKind::kActivation);
 }
 
@@ -73,6 +74,7 @@ Message BlankStage::run_backward(const Action& action, const Message& gradients,
     require_input(action, gradients, {MessageKind::kGradient, stage_ + 1, action.microbatch});
   }
   state = after;
+  if (after == State::kDone) --num_in_flight_;
   return finish(action, MessageKind::kGradient);
 }
 
@@ -84,6 +86,7 @@ void BlankStage::backward_weight(const RunContext& context) {
     throw ValueError(concat(to_string(action), " runs before its input half"));
   }
   state = State::kDone;
+  --num_in_flight_;
   log_.push_back(action);
 }
 
@@ -112,6 +115,7 @@ void BlankStage::move(const Action& action, Residence from, Residence to) {
         concat(to_string(action), too_early ? " runs before its OFFLOAD" : " ran already"));
   }
   residence = to;
+  num_on_host_ += to == Residence::kHost ? 1 : -1;
   log_.push_back(action);
 }
 
@@ -124,17 +128,8 @@ void BlankStage::reset() noexcept {
   std::fill(states_.begin(), states_.end(), State::kNew);
   std::fill(residences_.begin(), residences_.end(), Residence::kDevice);
   std::fill(recomputed_.begin(), recomputed_.end(), false);
-}
-
-int BlankStage::num_activations() const {
-  return num_in_flight() -
-         static_cast<int>(std::count(residences_.begin(), residences_.end(), Residence::kHost));
-}
-
-int BlankStage::num_in_flight() const {
-  return static_cast<int>(std::count_if(states_.begin(), states_.end(), [](State state) {
-    return state == State::kInFlight || state == State::kInputDone;
-  }));
+  num_in_flight_ = 0;
+  num_on_host_ = 0;
 }
 
 BlankStage::State& BlankStage::state_of(const Action& action) {

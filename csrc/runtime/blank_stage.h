@@ -17,7 +17,7 @@ class BlankStage final : public Stage {
   BlankStage(StageIndex stage, bool is_first, bool is_last, int num_microbatches,
              std::vector<Action>& log);
 
-  void begin(std::vector<double> /*weights*/, std::int64_t /*batch_size*/) override {}
+  void begin(std::vector<double> /*weights*/, std::int64_t /*batch_size*/) override { reset(); }
   // All throw ValueError for a microbatch that is out of range, that ran already or for which what
   // must come before didn't, and for an input that isn't the one that this stage needs.
   Message forward(const RunContext& context, Message input) override;
@@ -30,8 +30,8 @@ class BlankStage final : public Stage {
   void reset() noexcept override;
   const std::vector<at::Tensor>& losses() const override { return losses_; }
   const std::vector<double>& loss_weights() const override { return loss_weights_; }
-  int num_in_flight() const override;
-  int num_activations() const override;
+  int num_in_flight() const override { return num_in_flight_; }
+  int num_activations() const override { return num_in_flight_ - num_on_host_; }
 
  private:
   enum class State : std::uint8_t { kNew, kInFlight, kInputDone, kDone };
@@ -50,6 +50,8 @@ class BlankStage final : public Stage {
   std::vector<State> states_;  // by microbatch, as the next
   std::vector<Residence> residences_;
   std::vector<bool> recomputed_;
+  int num_in_flight_ = 0;  // forward done, backward or weight half not
+  int num_on_host_ = 0;
   std::vector<Action>& log_;
   std::vector<at::Tensor> losses_;  // none
   std::vector<double> loss_weights_;

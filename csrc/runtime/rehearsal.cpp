@@ -1,5 +1,7 @@
 #include "runtime/rehearsal.h"
 
+#include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "base/error.h"
@@ -92,6 +94,40 @@ std::string message_of(const Failure& failure) {
   return failure.message;
 }
 
+std::int64_t duration_ns(const PipelineRuntime& runtime) {
+  std::int64_t start = std::numeric_limits<std::int64_t>::max();
+  std::int64_t end = 0;
+  for (const auto& executor : runtime.executors()) {
+    const auto& events = executor->trace().events;
+    if (!events.empty()) start = std::min(start, events.front().start_ns);
+    end = std::max(end, executor->trace().end_ns);
+  }
+  return std::max<std::int64_t>(0, end - start);
+}
+
+void run_pass(PipelineRuntime& runtime, int pass, const RehearsalOptions& options,
+              Rehearsal& result) {
+  for (const auto& executor : runtime.executors()) {
+    for (const auto& [index, stage] : executor->resources().stages) stage->begin({}, 0);
+  }
+  runtime.start({.epoch = pass, .training = options.training});
+  watch(runtime, options.limit);
+  // Before finish(), which makes all ready for another pass.
+  std::vector<std::optional<int>> places;
+  for (std::size_t rank = 0; rank < result.actions.size(); ++rank) {
+    places.push_back(stalled_at(*runtime.executors()[rank], result.actions[rank]));
+  }
+  const std::int64_t spent = duration_ns(runtime);
+  const auto failure = runtime.finish();
+  if (!failure.has_value()) {
+    result.pass_ns.push_back(spent);
+    return;
+  }
+  result.message = message_of(*failure);
+  result.ending = failure->kind == FailureKind::kTimeout ? Ending::kStalled : Ending::kFailed;
+  if (result.ending == Ending::kStalled) result.stalled_at = std::move(places);
+}
+
 }  // namespace
 
 Rehearsal rehearse(const std::vector<Program>& programs, const Placement& placement,
@@ -110,7 +146,7 @@ Rehearsal rehearse(const std::vector<Program>& programs, const Placement& placem
   result.stalled_at.resize(programs.size());
   auto specs = make_specs(programs, placement, result.actions);
   ExternalChannels none;
-  connect(specs, none, /*spin_us=*/0);
+  connect(specs, none, options.spin_us);
   if (options.capacity.has_value()) bound_channels(specs, *options.capacity);
   std::optional<PipelineRuntime> runtime;
   try {
@@ -120,18 +156,10 @@ Rehearsal rehearse(const std::vector<Program>& programs, const Placement& placem
     result.message = error.what();
     return result;
   }
-  runtime->start({.epoch = 0, .training = options.training});
-  watch(*runtime, options.limit);
-  // Before finish(), which makes all ready for another pass.
-  std::vector<std::optional<int>> places;
-  for (std::size_t rank = 0; rank < programs.size(); ++rank) {
-    places.push_back(stalled_at(*runtime->executors()[rank], result.actions[rank]));
+  for (int pass = 0; pass < options.num_passes && result.ending == Ending::kCompleted; ++pass) {
+    for (auto& actions : result.actions) actions.clear();
+    run_pass(*runtime, pass, options, result);
   }
-  const auto failure = runtime->finish();
-  if (!failure.has_value()) return result;
-  result.message = message_of(*failure);
-  result.ending = failure->kind == FailureKind::kTimeout ? Ending::kStalled : Ending::kFailed;
-  if (result.ending == Ending::kStalled) result.stalled_at = std::move(places);
   return result;
 }
 

@@ -20,6 +20,8 @@ struct RehearsalOptions {
   // How long nothing may move before the pass counts as stalled. A loaded machine may take as long
   // to wake a thread.
   std::chrono::milliseconds limit{1000};
+  int num_passes = 1;  // one after the other, as long as they complete
+  int spin_us = 0;     // how long a rank looks for a message before it sleeps
 };
 
 enum class Ending : std::uint8_t {
@@ -33,7 +35,9 @@ struct Rehearsal {
   Ending ending = Ending::kCompleted;
   std::string message;  // why; empty if completed
   std::vector<std::vector<Action>>
-      actions;  // by rank: the compute actions and moves that were done
+      actions;  // by rank: the compute actions and moves of the last pass that were done
+  std::vector<std::int64_t> pass_ns;  // of each completed pass: from the first instruction of any
+                                      // rank to the last
   // By rank, where it stalled: which of its Runs and Moves it was to do next, or to send the result
   // of.
   std::vector<std::optional<int>> stalled_at;
