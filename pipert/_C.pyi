@@ -669,6 +669,7 @@ class Runtime:
         first_layers: Mapping[int, int],
         recomputed: Mapping[int, Sequence[bool]],
         measure_memory: bool = ...,
+        network: Costs | None = ...,
     ) -> None: ...
     def step(
         self,

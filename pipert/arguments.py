@@ -189,6 +189,17 @@ def _resolve_schedule(
     return schedule
 
 
+def check_network(network: Any, schedule: _C.Schedule, peers: Any) -> None:
+    """Checks that messages of the schedule can be given its times."""
+    if network is None:
+        return
+    if not isinstance(network, _C.Costs):
+        raise TypeError(f"network must be pipert.Costs, got {type(network).__name__}")
+    if peers is not None:
+        raise ValueError("network is emulated between ranks of one process, got a group")
+    schedule.simulate(network)  # says what doesn't fit
+
+
 def check_overlap(overlap_fn: Any, schedule: _C.Schedule) -> None:
     """Checks that there is something for it to overlap."""
     if overlap_fn is None:

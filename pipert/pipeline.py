@@ -12,6 +12,7 @@ from pipert.arguments import (
     check_arguments,
     check_flags,
     check_integers,
+    check_network,
     check_overlap,
     check_timeout,
     choose_schedule,
@@ -77,6 +78,9 @@ class Pipeline:
             backward: "none", "all", "except_last" (each stage's last forward keeps its
             activations), a list of stages, or a function of a stage and a microbatch. Stages are
             those of `stages`, by position: in both copies where the schedule runs two.
+        network: to measure what a schedule makes of slow links: messages between ranks of this
+            process take the `latency` (seconds), `bandwidth` (bytes a second) and `links` of these
+            Costs, as `simulate` has them. None: as fast as they can.
 
     Attributes:
         schedule: the Schedule.
@@ -112,6 +116,7 @@ class Pipeline:
         measure_memory: bool = False,
         rng_seed: int | None = None,
         recompute: Recompute = "none",
+        network: "_C.Costs | None" = None,
     ) -> None:
         self._peers = None if group is None else Peers(as_group(group))
         self._has_loss = loss_fn is not None
@@ -145,6 +150,7 @@ class Pipeline:
                 options=schedule_options,
             )
             check_overlap(overlap_fn, self.schedule)
+            check_network(network, self.schedule, self._peers)
             training = _C.Lowering(
                 self.schedule,
                 receive_slots=receive_slots,
@@ -195,6 +201,7 @@ class Pipeline:
                 schedule=self.schedule,
                 rng_seed=rng_seed,
                 recompute=recompute,
+                network=network,
             )
             if self._peers is not None and self.schedule.placement.num_copies > 1:
                 self._share_weights(self._peers)

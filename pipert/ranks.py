@@ -45,8 +45,7 @@ class Ranks:
         schedule: the pipeline's.
         stage_kinds: by stage of one copy of the model.
         loss_fn, timeout_s, intra_op_threads, share_losses, measure_memory, overlap_fn, rng_seed,
-        recompute: see
-            Pipeline.
+        recompute, network: see Pipeline.
 
     Attributes:
         programs: of this process, for steps.
@@ -70,6 +69,7 @@ class Ranks:
         overlap_fn: Callable[[_C.OverlapHalf, _C.OverlapHalf], Any] | None,
         rng_seed: int | None,
         recompute: Any,
+        network: _C.Costs | None,
     ) -> None:
         self.programs = Programs(training[rank] for rank in devices)
         self._peers = peers
@@ -110,6 +110,7 @@ class Ranks:
             owner=owner,
             first_layers=firsts,
             recomputed=recomputed(recompute, schedule),
+            network=network,
         )
         self._copies = sorted({remote.peer for remote in stages.remote_copies})
         self._runtime: _C.Runtime | None = self._connect()

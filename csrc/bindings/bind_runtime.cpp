@@ -27,7 +27,8 @@ std::unique_ptr<PythonRuntime> make_runtime(
     const py::object& overlap_fn, ExternalChannels* external, double timeout_s,
     int intra_op_threads, int spin_us, bool share_losses, std::optional<std::uint64_t> rng_seed,
     std::int64_t owner, std::map<StageIndex, std::int64_t> first_layers,
-    std::map<StageIndex, std::vector<bool>> recomputed, bool measure_memory) {
+    std::map<StageIndex, std::vector<bool>> recomputed, bool measure_memory,
+    const std::optional<Costs>& network) {
   std::vector<PythonStage> python_stages;
   for (const auto& [stage, callable, is_first, is_last, spread, keywords, is_native, context] :
        stages) {
@@ -47,6 +48,10 @@ std::unique_ptr<PythonRuntime> make_runtime(
   options.first_layers = std::move(first_layers);
   options.recomputed = std::move(recomputed);
   options.measure_memory = measure_memory;
+  if (network.has_value()) {
+    options.network =
+        std::make_shared<EmulatedNetwork>(*network, python_ranks.front().training.num_ranks);
+  }
   return std::make_unique<PythonRuntime>(
       python_stages, std::move(python_ranks), std::move(loss_fn), overlap_fn,
       external != nullptr ? std::move(*external) : ExternalChannels(), std::move(options));
@@ -164,7 +169,7 @@ void bind_runtime(py::module_& module) {
            py::arg("loss_fn"), py::arg("overlap_fn"), py::arg("external"), py::arg("timeout_s"),
            py::arg("intra_op_threads"), py::arg("spin_us"), py::arg("share_losses"),
            py::arg("rng_seed"), py::arg("owner"), py::arg("first_layers"), py::arg("recomputed"),
-           py::arg("measure_memory") = false)
+           py::arg("measure_memory") = false, py::arg("network") = py::none())
       .def(
           "step",
           [](PythonRuntime& self, py::object args, py::object kwargs, py::object target,

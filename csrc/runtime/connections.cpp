@@ -18,7 +18,8 @@ std::map<Edge, SlotKind> edges_of(const Program& program) {
 
 }  // namespace
 
-void connect(std::vector<RankSpec>& ranks, ExternalChannels& external, int spin_us) {
+void connect(std::vector<RankSpec>& ranks, ExternalChannels& external,
+             const LocalChannelOptions& options) {
   std::map<Rank, RankSpec*> here;
   for (RankSpec& spec : ranks) here[spec.training.rank] = &spec;
   const auto external_end = [](auto& ends, const Edge& edge) {
@@ -40,7 +41,9 @@ void connect(std::vector<RankSpec>& ranks, ExternalChannels& external, int spin_
         spec.resources.senders[edge] = external_end(external.senders, edge);
         continue;
       }
-      LocalChannel channel = make_local_channel(peer->second->device, spin_us);
+      LocalChannel channel = make_local_channel(peer->second->device, options.spin_us);
+      if (options.network != nullptr)
+        delay(options.network, edge, channel.sender, channel.receiver);
       spec.resources.senders[edge] = std::move(channel.sender);
       peer->second->resources.receivers[edge] = std::move(channel.receiver);
     }

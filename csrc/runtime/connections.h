@@ -8,6 +8,7 @@
 #include "plan/program.h"
 #include "runtime/copy_exchange.h"
 #include "runtime/decode.h"
+#include "runtime/emulated_network.h"
 #include "transport/agreement.h"
 #include "transport/failure_board.h"
 
@@ -29,9 +30,14 @@ struct ExternalChannels {
   std::unique_ptr<FailureBoard> board;
 };
 
-// Gives each of `ranks` its ends of its edges: local channels between those that are here, which
-// look for a message for `spin_us` before they sleep, and `external` ones, which are taken out.
-// InternalError for an edge without a channel.
-void connect(std::vector<RankSpec>& ranks, ExternalChannels& external, int spin_us);
+struct LocalChannelOptions {
+  int spin_us = 0;  // how long a receiver looks for a message before it sleeps
+  std::shared_ptr<EmulatedNetwork> network;  // null: a message arrives as soon as it can
+};
+
+// Gives each of `ranks` its ends of its edges: local channels between those that are here, and
+// `external` ones, which are taken out. InternalError for an edge without a channel.
+void connect(std::vector<RankSpec>& ranks, ExternalChannels& external,
+             const LocalChannelOptions& options);
 
 }  // namespace pipert

@@ -146,7 +146,7 @@ Rehearsal rehearse(const std::vector<Program>& programs, const Placement& placem
   result.stalled_at.resize(programs.size());
   auto specs = make_specs(programs, placement, result.actions);
   ExternalChannels none;
-  connect(specs, none, options.spin_us);
+  connect(specs, none, {.spin_us = options.spin_us, .network = nullptr});
   if (options.capacity.has_value()) bound_channels(specs, *options.capacity);
   std::optional<PipelineRuntime> runtime;
   try {
