@@ -1,4 +1,4 @@
-"""What Pipeline's arguments mean: their checks, and the defaults that depend on each other."""
+"""What Pipeline's stages, schedule and devices mean, whose defaults depend on each other."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,8 @@ from torch import nn
 from pipert import _C
 
 
-def check_arguments(stages: Any, loss_fn: Any) -> None:
-    """Checks what can be checked of each of these alone."""
+def check_stages(stages: Any) -> None:
+    """Checks what can be checked before any of them is made."""
     if isinstance(stages, nn.Module):
         raise TypeError(
             f"stages must be a sequence of stages, got {type(stages).__name__}: cut it with "
@@ -20,30 +20,6 @@ def check_arguments(stages: Any, loss_fn: Any) -> None:
         )
     if not isinstance(stages, Sequence) or isinstance(stages, str) or len(stages) == 0:
         raise TypeError(f"stages must be a sequence with at least one stage, got {stages!r}")
-    if loss_fn is not None and (not callable(loss_fn) or isinstance(loss_fn, type)):
-        name = loss_fn.__name__ if isinstance(loss_fn, type) else type(loss_fn).__name__
-        raise TypeError(
-            f"loss_fn must be a function or a module (not a class of modules), got {name}"
-        )
-
-
-def stage_kinds(stage_kind: Any, num_stages: int) -> list[str]:
-    """The kind of each stage, from one word or one for each."""
-    if not isinstance(stage_kind, Sequence):
-        raise TypeError(
-            f"stage_kind must be one word or one for each of the {num_stages} stages, got "
-            f"{stage_kind!r}"
-        )
-    kinds = [stage_kind] * num_stages if isinstance(stage_kind, str) else list(stage_kind)
-    if len(kinds) != num_stages:
-        raise ValueError(
-            f"stage_kind must be one word or one for each of the {num_stages} stages, got "
-            f"{len(kinds)}"
-        )
-    for kind in kinds:
-        if kind not in ("module", "native", "auto"):
-            raise ValueError(f"stage_kind must be 'module', 'native' or 'auto', got {kind!r}")
-    return kinds
 
 
 def check_integers(**values: int | None) -> None:
@@ -53,20 +29,6 @@ def check_integers(**values: int | None) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
-
-
-def check_flags(**values: Any) -> None:
-    """Checks that each is True or False."""
-    for name, value in values.items():
-        if not isinstance(value, bool):
-            raise TypeError(f"{name} must be True or False, got {value!r}")
-
-
-def check_timeout(timeout_s: Any) -> float:
-    """A time limit in seconds that C++ can count in; infinity becomes thirty years."""
-    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not timeout_s > 0:
-        raise ValueError(f"timeout_s must be a positive number of seconds, got {timeout_s!r}")
-    return min(float(timeout_s), 1e9)
 
 
 def _check_options(options: Any) -> dict[str, int]:
@@ -100,6 +62,7 @@ def choose_schedule(
     Takes Pipeline's arguments. `group_size` is None in one process; `options` are of a schedule
     given by name.
     """
+    check_integers(num_microbatches=num_microbatches, num_ranks=num_ranks)
     schedule = _load_schedule(schedule)
     if num_ranks is None:
         num_ranks = _default_num_ranks(stages, schedule, devices, group_size)
@@ -187,32 +150,6 @@ def _resolve_schedule(
         if found != expected:
             raise ValueError(f"the schedule is for {name}={found}, the pipeline has {expected}")
     return schedule
-
-
-def check_network(network: Any, schedule: _C.Schedule, peers: Any) -> None:
-    """Checks that messages of the schedule can be given its times."""
-    if network is None:
-        return
-    if not isinstance(network, _C.Costs):
-        raise TypeError(f"network must be pipert.Costs, got {type(network).__name__}")
-    if peers is not None:
-        raise ValueError("network is emulated between ranks of one process, got a group")
-    schedule.simulate(network)  # says what doesn't fit
-
-
-def check_overlap(overlap_fn: Any, schedule: _C.Schedule) -> None:
-    """Checks that there is something for it to overlap."""
-    if overlap_fn is None:
-        return
-    if not callable(overlap_fn):
-        raise TypeError(
-            f"overlap_fn must be a function of two halves, got {type(overlap_fn).__name__}"
-        )
-    if not any(a.kind == "OVERLAP_F_B" for actions in schedule.actions for a in actions):
-        raise ValueError(
-            f"overlap_fn needs a schedule with overlapped pairs, such as dualpipe_v: "
-            f"{schedule.name} has none"
-        )
 
 
 def place_loss(loss_fn: Any, schedule: _C.Schedule, devices: Mapping[int, torch.device]) -> None:

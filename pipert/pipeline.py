@@ -8,26 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from pipert import _C
-from pipert.arguments import (
-    check_arguments,
-    check_flags,
-    check_integers,
-    check_network,
-    check_overlap,
-    check_timeout,
-    choose_schedule,
-    place_loss,
-    resolve_devices,
-    stage_kinds,
-)
+from pipert.arguments import check_stages, choose_schedule, place_loss, resolve_devices
 from pipert.batch import Batch, BatchChecks
-from pipert.copies import check_remote_copies
 from pipert.distributed import Peers, telling
 from pipert.gradients import clip_gradients, gradient_norms, own_gradient
 from pipert.group import as_group
-from pipert.keyed_random import check_seed
 from pipert.local_stages import LocalStages
 from pipert.main_gradients import MainGradients, main_gradient
+from pipert.options import Options, stage_kinds, time_limit
 from pipert.ranks import Ranks
 from pipert.recompute import Recompute
 from pipert.report import Report, Trace, UnsplitNode, make_report, summarize, summarize_stages
@@ -119,25 +107,21 @@ class Pipeline:
         network: "_C.Costs | None" = None,
     ) -> None:
         self._peers = None if group is None else Peers(as_group(group))
-        self._has_loss = loss_fn is not None
         with telling(self._peers):
-            timeout_s = check_timeout(timeout_s)
-            if self._peers is not None:
-                self._peers.timeout_s = timeout_s
-            check_arguments(stages, loss_fn)
-            kinds = stage_kinds(stage_kind, len(stages))
-            if rng_seed is not None:
-                check_seed(rng_seed)
-            check_integers(
-                num_microbatches=num_microbatches,
-                num_ranks=num_ranks,
+            check_stages(stages)
+            options = Options(
+                loss_fn=loss_fn,
+                stage_kinds=stage_kinds(stage_kind, len(stages)),
+                overlap_fn=overlap_fn,
+                broadcast_loss=broadcast_loss,
+                timeout_s=time_limit(timeout_s),
                 receive_slots=receive_slots,
                 intra_op_threads=intra_op_threads,
-            )
-            check_flags(
-                broadcast_loss=broadcast_loss,
                 main_grads=main_grads,
                 measure_memory=measure_memory,
+                rng_seed=rng_seed,
+                recompute=recompute,
+                network=network,
             )
             self.schedule = choose_schedule(
                 schedule,
@@ -149,72 +133,25 @@ class Pipeline:
                 placement=placement,
                 options=schedule_options,
             )
-            check_overlap(overlap_fn, self.schedule)
-            check_network(network, self.schedule, self._peers)
-            training = _C.Lowering(
-                self.schedule,
-                receive_slots=receive_slots,
-                joint_pairs=overlap_fn is not None,
-            )
-            evaluation = _C.Lowering(
-                self.schedule.forward_only(),
-                receive_slots=receive_slots,
-                send_slots=receive_slots + 2,  # nothing comes back that would show what was read
-            )
+            options.check_fit(self.schedule, is_one_process=self._peers is None)
             ranks: Sequence[int] = range(self.schedule.num_ranks)
             if self._peers is not None:
                 ranks = [self._peers.rank]
-                self._peers.agree(
-                    self.schedule,
-                    receive_slots=receive_slots,
-                    joint_pairs=overlap_fn is not None,
-                    broadcast_loss=broadcast_loss,
-                    main_grads=main_grads,
-                    measure_memory=measure_memory,
-                    rng_seed=rng_seed,
-                )
+                self._peers.timeout_s = options.timeout_s
+                self._peers.agree(self.schedule, **options.common())
                 check_tied(stages, self.schedule.placement)
             on = resolve_devices(devices, ranks, self.schedule.num_ranks)
             self._stages = LocalStages(stages, self.schedule, on)
             place_loss(loss_fn, self.schedule, on)
-            copies = self.schedule.placement.num_copies
-            if main_grads and copies > 1:
-                raise ValueError(
-                    f"main_grads needs a schedule that runs one copy of the model, "
-                    f"{self.schedule.name} has {copies}: their gradients meet in .grad"
-                )
             self._main_gradients = MainGradients(self._stages) if main_grads else None
             self._checks = BatchChecks(self.schedule, self._stages, loss_fn, self._peers)
-            self._ranks = Ranks(
-                on,
-                training,
-                evaluation,
-                self._stages,
-                self._peers,
-                loss_fn=loss_fn,
-                stage_kinds=kinds,
-                timeout_s=timeout_s,
-                intra_op_threads=intra_op_threads,
-                share_losses=broadcast_loss,
-                measure_memory=measure_memory,
-                overlap_fn=overlap_fn,
-                schedule=self.schedule,
-                rng_seed=rng_seed,
-                recompute=recompute,
-                network=network,
-            )
-            if self._peers is not None and self.schedule.placement.num_copies > 1:
-                self._share_weights(self._peers)
+            self._ranks = Ranks(on, self.schedule, self._stages, self._peers, options)
+            if self.schedule.placement.num_copies > 1:
+                self._ranks.share_weights(self._stages)
+        self._has_loss = loss_fn is not None
         self._step_index = 0
         self.program = self._ranks.programs
         self.stages = self._stages.modules
-
-    def _share_weights(self, peers: Peers) -> None:
-        """Second copies of the model start as the first. A collective call."""
-        own = {str(remote.piece): remote.describe() for remote in self._stages.remote_copies}
-        check_remote_copies(peers.exchange("compare the copies of the model", own))
-        with self._ranks.one_pass() as runtime:
-            runtime.share_weights(shared=self._stages.shared())
 
     # --- running -----------------------------------------------------------------------------
 

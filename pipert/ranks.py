@@ -4,19 +4,20 @@ import atexit
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pipert import _C
+from pipert.copies import check_remote_copies
 from pipert.distributed import Peers, telling
 from pipert.errors import PipelineError, describe_for_peers
 from pipert.layers import LayerHooks, first_layers, next_owner
 from pipert.local_stages import LocalStages
+from pipert.options import Options
 from pipert.recompute import recomputed
 from pipert.signatures import context_keywords
 from pipert.thread_generator import follow_thread_generator
@@ -38,14 +39,10 @@ class Ranks:
 
     Args:
         devices: by rank, for the ranks of this process.
-        training: makes the ranks' programs, for steps.
-        evaluation: likewise, for passes without backward.
+        schedule: the pipeline's.
         stages: of this process.
         peers: the ranks of the group; None: one process.
-        schedule: the pipeline's.
-        stage_kinds: by stage of one copy of the model.
-        loss_fn, timeout_s, intra_op_threads, share_losses, measure_memory, overlap_fn, rng_seed,
-        recompute, network: see Pipeline.
+        options: the pipeline's.
 
     Attributes:
         programs: of this process, for steps.
@@ -54,23 +51,12 @@ class Ranks:
     def __init__(
         self,
         devices: Mapping[int, torch.device],
-        training: _C.Lowering,
-        evaluation: _C.Lowering,
+        schedule: _C.Schedule,
         stages: LocalStages,
         peers: Peers | None,
-        *,
-        schedule: _C.Schedule,
-        loss_fn: Callable[..., Tensor] | None,
-        stage_kinds: Sequence[str],
-        timeout_s: float,
-        intra_op_threads: int | None,
-        share_losses: bool,
-        measure_memory: bool,
-        overlap_fn: Callable[[_C.OverlapHalf, _C.OverlapHalf], Any] | None,
-        rng_seed: int | None,
-        recompute: Any,
-        network: _C.Costs | None,
+        options: Options,
     ) -> None:
+        training, evaluation = options.lowerings(schedule)
         self.programs = Programs(training[rank] for rank in devices)
         self._peers = peers
         self._process = os.getpid()
@@ -80,16 +66,14 @@ class Ranks:
         self._hooks = LayerHooks()
         owner = next_owner()
         firsts: dict[int, int] = {}
-        if rng_seed is not None:
-            placement = schedule.placement
-            per_copy = placement.num_stages // placement.num_copies
-            firsts = first_layers(stages, per_copy, peers)
+        if options.rng_seed is not None:
+            firsts = first_layers(stages, schedule.placement.stages_per_copy, peers)
         self._make_runtime = partial(
             _C.Runtime,
             stages=[
                 (
                     *(s.index, s.call, s.is_first, s.is_last, s.spread, s.keywords),
-                    stage_kinds[s.index % len(stage_kinds)] == "native",
+                    options.stage_kinds[s.index % len(options.stage_kinds)] == "native",
                     context_keywords(s.call),
                 )
                 for s in stages
@@ -98,26 +82,28 @@ class Ranks:
                 (program, evaluation[rank], str(on))
                 for program, (rank, on) in zip(self.programs, devices.items(), strict=True)
             ],
-            loss_fn=loss_fn,
-            overlap_fn=overlap_fn,
-            timeout_s=timeout_s,
-            intra_op_threads=intra_op_threads or max(1, torch.get_num_threads() // len(devices)),
+            loss_fn=options.loss_fn,
+            overlap_fn=options.overlap_fn,
+            timeout_s=options.timeout_s,
+            intra_op_threads=options.intra_op_threads
+            or max(1, torch.get_num_threads() // len(devices)),
             # A waiting rank may only keep a core busy if no other rank needs it.
             spin_us=200 if len(devices) <= (os.cpu_count() or 1) else 0,
-            share_losses=share_losses,
-            measure_memory=measure_memory,
-            rng_seed=rng_seed,
+            share_losses=options.broadcast_loss,
+            measure_memory=options.measure_memory,
+            rng_seed=options.rng_seed,
             owner=owner,
             first_layers=firsts,
-            recomputed=recomputed(recompute, schedule),
-            network=network,
+            recomputed=recomputed(options.recompute, schedule),
+            network=options.network,
         )
         self._copies = sorted({remote.peer for remote in stages.remote_copies})
         self._runtime: _C.Runtime | None = self._connect()
-        if len(devices) > 1 or rng_seed is not None or recompute != "none":
+        is_keyed = options.rng_seed is not None
+        if len(devices) > 1 or is_keyed or options.recompute != "none":
             follow_thread_generator()
         self._hooks.give_context(list(stages.modules.values()))
-        if rng_seed is not None:
+        if is_keyed:
             self._hooks.key(owner, firsts, stages.modules)
         _open.add(self)
 
@@ -127,6 +113,15 @@ class Ranks:
         if self._peers is not None:
             external = self._peers.connect(self.programs[0], self._first_device, self._copies)
         return self._make_runtime(external=external)
+
+    def share_weights(self, stages: LocalStages) -> None:
+        """Second copies of the model start as the first. A collective call; nothing without one."""
+        if self._peers is None:
+            return
+        own = {str(remote.piece): remote.describe() for remote in stages.remote_copies}
+        check_remote_copies(self._peers.exchange("compare the copies of the model", own))
+        with self.one_pass() as runtime:
+            runtime.share_weights(shared=stages.shared())
 
     @contextmanager
     def one_pass(self) -> Iterator[_C.Runtime]:
