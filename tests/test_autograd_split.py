@@ -138,6 +138,12 @@ STAGES = {
     "a weight of a weight": lambda: Stage(
         lambda s, x: x @ (s.a @ s.b).tanh() + x @ s.a, a=weight(8, 8), b=weight(8, 8)
     ),
+    # Its gradients come from products, which are put off, and from scales, which are not.
+    "a weight of a product and of scales": lambda: Stage(
+        lambda s, x: ((x * s.a).tanh() @ (s.a + s.b).diag() * s.a + s.a).exp() * s.b,
+        a=weight(8),
+        b=weight(8),
+    ),
     "in place": lambda: Stage(
         in_place, linear=nn.Linear(8, 8), other=nn.Linear(8, 4), scale=weight(4)
     ),

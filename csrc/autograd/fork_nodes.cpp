@@ -6,6 +6,7 @@
 #include <torch/csrc/autograd/functions/tensor.h>
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "autograd/gradient_sink.h"
@@ -114,6 +115,15 @@ void CaughtGradients::begin_weight_half() {
   state_ = State::kHandsOn;
   caught_.resize(replaced_.size());
   next_edges() = std::move(replaced_);
+}
+
+void CaughtGradients::give(std::vector<Edge>& edges, std::vector<at::Tensor>& gradients) {
+  caught_.resize(replaced_.size());
+  std::move(replaced_.begin(), replaced_.end(), std::back_inserter(edges));
+  std::move(caught_.begin(), caught_.end(), std::back_inserter(gradients));
+  replaced_.clear();
+  caught_.clear();
+  state_ = State::kDone;
 }
 
 void CaughtGradients::end() {

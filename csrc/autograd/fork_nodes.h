@@ -57,8 +57,12 @@ class CaughtGradients final : public torch::autograd::Node {
   // To stand for what `edge` leads to: returns which input of this node does. REQUIRES a valid
   // edge.
   std::uint32_t replace(const torch::autograd::Edge& edge);
+  // What it stands for.
+  const torch::autograd::edge_list& replaced() const { return replaced_; }
   // From here on it hands on what it caught.
   void begin_weight_half();
+  // Instead: appends what it stands for and what it caught, and is done.
+  void give(std::vector<torch::autograd::Edge>& edges, std::vector<at::Tensor>& gradients);
   // From here on it refuses, at any input.
   void end();
 

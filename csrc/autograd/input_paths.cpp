@@ -14,12 +14,17 @@ thread_local std::size_t expected_nodes = 0;
 InputPaths::InputPaths(const std::vector<torch::autograd::Edge>& roots,
                        const torch::autograd::Node* inputs)
     : inputs_(inputs) {
-  positions_.reserve(expected_nodes);
+  seen_.reserve(expected_nodes);
   for (const auto& root : roots) {
-    if (root.is_valid() && positions_.emplace(root.function.get(), kOff).second)
-      walk(root.function.get());
+    if (root.is_valid() && note(root.function.get())) walk(root.function.get());
   }
-  expected_nodes = positions_.size();
+  expected_nodes = seen_.size();
+}
+
+bool InputPaths::note(const torch::autograd::Node* node) {
+  const auto [seen, is_new] = seen_.emplace(node, Seen());
+  seen->second.is_joined = !is_new;
+  return is_new;
 }
 
 // Depth first without recursion: graphs are as deep as models.
@@ -43,11 +48,10 @@ void InputPaths::walk(torch::autograd::Node* root) {
     if (visit.next < edges.size()) {
       const auto& edge = edges[visit.next++];
       if (!edge.is_valid()) continue;
-      const auto [known, is_new] = positions_.emplace(edge.function.get(), kOff);
-      if (is_new) {
+      if (note(edge.function.get())) {
         enter(edge.function.get());
       } else {
-        visit.leads_to_inputs = visit.leads_to_inputs || known->second != kOff;
+        visit.leads_to_inputs = visit.leads_to_inputs || contains(edge.function.get());
       }
       continue;
     }
@@ -56,7 +60,7 @@ void InputPaths::walk(torch::autograd::Node* root) {
     if (!left.leads_to_inputs) continue;
     if (!open.empty()) open.back().leads_to_inputs = true;
     const bool is_inputs = left.node == inputs_;
-    positions_[left.node] = is_inputs ? kInputs : static_cast<Position>(nodes_.size());
+    seen_[left.node].position = is_inputs ? kInputs : static_cast<Position>(nodes_.size());
     if (!is_inputs) nodes_.push_back({left.node, left.kind});
   }
 }

@@ -29,21 +29,32 @@ class InputPaths {
   InputPaths(const std::vector<torch::autograd::Edge>& roots, const torch::autograd::Node* inputs);
 
   Position position(const torch::autograd::Node* node) const {
-    const auto found = positions_.find(node);
-    return found == positions_.end() ? kOff : found->second;
+    const auto found = seen_.find(node);
+    return found == seen_.end() ? kOff : found->second.position;
   }
   bool contains(const torch::autograd::Node* node) const { return position(node) != kOff; }
+  // Whether gradients come to that node from several others (or from one, by several edges).
+  bool is_joined(const torch::autograd::Node* node) const {
+    const auto found = seen_.find(node);
+    return found != seen_.end() && found->second.is_joined;
+  }
   // Those on a path, `inputs` itself left out, each once; a node comes behind all that it leads to.
   const std::vector<PathNode>& nodes() const { return nodes_; }
   // Whether some node, on a path or not, is implemented in Python.
   bool has_python_node() const { return has_python_node_; }
 
  private:
-  // REQUIRES that `root` has its position already, kOff.
+  struct Seen {
+    Position position = kOff;
+    bool is_joined = false;
+  };
+  // REQUIRES that `root` was noted as seen.
   void walk(torch::autograd::Node* root);
+  // An edge leads to it. True for the first one.
+  bool note(const torch::autograd::Node* node);
 
   const torch::autograd::Node* inputs_;
-  ska::flat_hash_map<const torch::autograd::Node*, Position> positions_;  // of all nodes
+  ska::flat_hash_map<const torch::autograd::Node*, Seen> seen_;  // all nodes
   std::vector<PathNode> nodes_;
   bool has_python_node_ = false;
 };

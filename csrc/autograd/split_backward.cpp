@@ -3,6 +3,7 @@
 #include <ATen/SequenceNumber.h>
 #include <torch/csrc/autograd/function.h>
 
+#include <algorithm>
 #include <cstddef>
 
 #include "autograd/backward.h"
@@ -77,16 +78,23 @@ class Splitter {
     }
   }
 
-  // After the run: what is left to run, appended to `edges`.
-  void begin_weight_half(bool keep_graph, std::vector<Edge>& edges) {
+  // After the run: what is left to run, appended to `edges`, and its gradients; undefined where the
+  // edge's node has its own.
+  void begin_weight_half(bool keep_graph, std::vector<Edge>& edges,
+                         std::vector<at::Tensor>& gradients) {
+    for (auto& caught : caught_) {
+      if (!hands_on_in_turn(*caught.node)) caught.node->give(edges, gradients);
+    }
+    for (auto& caught : caught_) {
+      if (caught.node->replaced().empty()) continue;
+      caught.node->begin_weight_half();
+      edges.emplace_back(std::move(caught.owner), 0);
+    }
     for (auto& split : splits_) {
       split.node->begin_weight_half(keep_graph);
       edges.emplace_back(std::move(split.owner), 0);
     }
-    for (auto& caught : caught_) {
-      caught.node->begin_weight_half();
-      edges.emplace_back(std::move(caught.owner), 0);
-    }
+    gradients.resize(edges.size());
   }
 
  private:
@@ -105,6 +113,13 @@ class Splitter {
         redirect_edge(node, i, {split->owner, edges[i].input_nr});
     }
     return is_fork;
+  }
+
+  // Where gradients of several nodes are added up, each must come at its node's turn.
+  bool hands_on_in_turn(const CaughtGradients& caught) const {
+    const auto& edges = caught.replaced();
+    return std::any_of(edges.begin(), edges.end(),
+                       [this](const Edge& edge) { return paths_.is_joined(edge.function.get()); });
   }
 
   // REQUIRES that `off_path_` is about the node.
@@ -177,8 +192,7 @@ WeightBackward run_input_backward(const std::vector<Edge>& roots,
     throw;
   }
   if (!options.keep_graph) splitter.close_path();
-  splitter.begin_weight_half(options.keep_graph, left);
-  left_gradients.resize(left.size());
+  splitter.begin_weight_half(options.keep_graph, left, left_gradients);
   if (options.keep_graph) {
     for (const Edge& root : roots) retired.push_back(root.function);
     for (const Edge& root : path_roots) retired.push_back(root.function);
