@@ -112,7 +112,7 @@ bool PipelineRuntime::run_exchange(Lane& lane, Rank rank) {
     failure_.set({.kind = FailureKind::kTransfer,
                   .rank = rank,
                   .action = {},
-                  .message = concat("while it waited for ", copies_->awaited()),
+                  .message = concat("while it ", copies_->doing()),
                   .cause = std::current_exception()});
     return false;
   }
