@@ -186,6 +186,8 @@ def _check_placement(placement: Any, schedule: _C.Schedule) -> None:
             f"placement must be a Placement or the rank of each stage, got {placement!r}"
         )
     ranks = placement.ranks if isinstance(placement, _C.Placement) else list(placement)
+    if any(isinstance(rank, bool) for rank in ranks):
+        raise TypeError(f"placement must list ranks by number, got {ranks}")
     if ranks != schedule.placement.ranks:
         raise ValueError(
             f"placement: the schedule {schedule.name} puts its stages on ranks "

@@ -329,7 +329,8 @@ class Pipeline:
         with telling(self._peers):
             traces = self._ranks.traces()
             parts = [summarize(*each) for each in zip(traces, self._ranks.memory(), strict=True)]
-            stages = [summarize_stages(self._ranks.unsplit_nodes(), self._ranks.stage_kinds()[0])]
+            kinds, _ = self._ranks.stage_kinds()
+            stages = [summarize_stages(self._ranks.unsplit_nodes(), kinds, self._ranks.recomputed)]
             if self._peers is not None:
                 told = self._peers.exchange("make a report", [parts, stages])
                 parts = [part for rank in told for part in rank[0]]

@@ -46,6 +46,7 @@ class Ranks:
 
     Attributes:
         programs: of this process, for steps.
+        recomputed: stages of this process some of whose forwards run twice.
     """
 
     def __init__(
@@ -68,6 +69,8 @@ class Ranks:
         firsts: dict[int, int] = {}
         if options.rng_seed is not None:
             firsts = first_layers(stages, schedule.placement.stages_per_copy, peers)
+        chosen = recomputed(options.recompute, schedule)
+        self.recomputed = sorted({s.index for s in stages} & chosen.keys())
         self._make_runtime = partial(
             _C.Runtime,
             stages=[
@@ -94,7 +97,7 @@ class Ranks:
             rng_seed=options.rng_seed,
             owner=owner,
             first_layers=firsts,
-            recomputed=recomputed(options.recompute, schedule),
+            recomputed=chosen,
             network=options.network,
         )
         self._copies = sorted({remote.peer for remote in stages.remote_copies})

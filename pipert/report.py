@@ -116,6 +116,8 @@ class Report:
         memory: by rank, what it held; empty if the last pass didn't train.
         unsplit: by stage, what kept its backward from being split; see Pipeline.unsplit_nodes.
         stage_kinds: by stage, how it ran; see Pipeline.stage_kinds.
+        recomputed: stages some of whose forwards run twice because of Pipeline's `recompute`: what
+            `memory` predicts is the schedule's promise, which knows nothing of it.
     """
 
     ranks: list[RankReport]
@@ -127,6 +129,7 @@ class Report:
     memory: list[RankMemory]
     unsplit: dict[int, list[UnsplitNode]]
     stage_kinds: dict[int, str]
+    recomputed: list[int]
 
     def __str__(self) -> str:
         head = "rank  compute ms  wait ms  transfer ms  host ms  bubble measured  predicted"
@@ -150,6 +153,11 @@ class Report:
         for stage, nodes in self.unsplit.items():
             for node in nodes:
                 yield f"stage {stage} does not split the backward of {node.name}: {node.reason}"
+        if self.recomputed and self.memory:
+            yield (
+                f"recompute of stages {', '.join(map(str, self.recomputed))}: activations are "
+                "predicted as if nothing were recomputed"
+            )
 
 
 def summarize(raw: RawTrace, memory: RawMemory) -> dict[str, Any]:
@@ -174,12 +182,15 @@ def summarize(raw: RawTrace, memory: RawMemory) -> dict[str, Any]:
 
 
 def summarize_stages(
-    unsplit: Mapping[int, Sequence[tuple[str, str]]], kinds: Mapping[int, str]
+    unsplit: Mapping[int, Sequence[tuple[str, str]]],
+    kinds: Mapping[int, str],
+    recomputed: Sequence[int],
 ) -> dict[str, Any]:
     """A process's part of a report about its stages, as JSON values."""
     return {
         "unsplit": [[stage, *node] for stage, nodes in unsplit.items() for node in nodes],
         "kinds": [[stage, kind] for stage, kind in kinds.items()],
+        "recomputed": list(recomputed),
     }
 
 
@@ -222,4 +233,5 @@ def make_report(
         ),
         unsplit=unsplit,
         stage_kinds=dict(sorted(kind for part in stages_of for kind in part["kinds"])),
+        recomputed=sorted(stage for part in stages_of for stage in part["recomputed"]),
     )

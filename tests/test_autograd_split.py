@@ -352,6 +352,28 @@ def test_a_stage_with_checkpointed_blocks_says_that_it_is_not_split(use_reentran
         assert "computed again in backward" in unsplit[1][0].reason
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="nodes run on a thread of the engine")
+def test_a_stage_with_checkpointed_blocks_says_so_on_an_accelerator():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+
+        def forward(self, x):
+            return checkpoint(self.inner, x, use_reentrant=False)
+
+    x, target = (tensor.cuda() for tensor in batch(9))
+    with pipert.Pipeline(
+        [Block(), Block()],
+        schedule="zb_h1",
+        num_microbatches=MICROBATCHES,
+        loss_fn=nn.functional.mse_loss,
+        devices=["cuda", "cuda"],
+    ) as pipe:
+        pipe.step(x, target=target)
+        assert "computed again in backward" in pipe.unsplit_nodes()[1][0].reason
+
+
 class Positions(nn.Module):
     """Adds weights of the full shape, through views: their gradients are the one that came in."""
 

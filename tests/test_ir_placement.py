@@ -63,3 +63,9 @@ def test_bidirectional_holds_two_copies_that_run_towards_each_other():
 def test_copies_must_divide_the_stages():
     with pytest.raises(ValueError, match="num_copies must divide the number of stages, 3, got 2"):
         Placement(3, [0, 1, 2], num_copies=2)
+
+
+@pytest.mark.parametrize("arguments", [(2, [False, True]), (True, [0]), (1, [0], True)])
+def test_a_bool_is_neither_a_rank_nor_a_count(arguments):
+    with pytest.raises(TypeError, match=r"num_ranks: int, ranks: .*\[int\], num_copies: int"):
+        Placement(*arguments)

@@ -1,8 +1,10 @@
 """Gradients add up in place: in .grad, or with main_grads=True in a float32 sum."""
 
 import copy
+import gc
 import re
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -337,3 +339,29 @@ def test_main_grad_that_is_given_to_the_optimizer_as_grad_counts_once():
         for name, p in pipe.named_parameters():
             assert p.grad is p.main_grad
             assert same_bits(found[name], expected[name])
+
+
+class Memory(bytearray):
+    """Memory of a tensor that can be watched: it lives as long as any tensor that uses it."""
+
+
+def failed_step(pipe):
+    """A weak reference to the batch of a step that fails before any rank runs, and the message."""
+    memory = Memory(4 * 8 * 8)
+    x = torch.frombuffer(memory, dtype=torch.float32).view(8, 8)
+    try:
+        pipe.step(x, target=torch.zeros(8, 8))
+    except RuntimeError as error:
+        return weakref.ref(memory), str(error)
+    return weakref.ref(memory), ""
+
+
+def test_a_step_that_cannot_begin_lets_go_of_its_batch():
+    stage = nn.Linear(8, 8)
+    with pipeline([stage]) as pipe:
+        stage.weight.main_grad = torch.zeros(1).expand(8, 8)  # can't be added to
+        stage.weight.grad = torch.ones(8, 8)
+        memory, message = failed_step(pipe)
+        assert "single memory location" in message
+        gc.collect()
+        assert memory() is None

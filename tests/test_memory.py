@@ -229,3 +229,16 @@ def test_an_evaluation_has_no_memory_to_report():
     with pipeline(schedule) as pipe:
         pipe.evaluate(x, target=y)
         assert pipe.report().memory == []
+
+
+def test_a_report_says_that_its_prediction_knows_nothing_of_recompute():
+    x, y = batch(12)
+    schedule = Schedule.build("gpipe", num_ranks=2, num_microbatches=6)
+    with pipeline(schedule, pipert.split(mlp(2), 2), recompute=[1]) as pipe:
+        pipe.step(x, target=y)
+        report = pipe.report()
+    assert report.recomputed == [1]
+    assert [rank.predicted_activations for rank in report.memory] == [6, 6]
+    assert report.memory[1].peak_activations < 6
+    note = "recompute of stages 1: activations are predicted as if nothing were recomputed"
+    assert str(report).splitlines()[-1] == note

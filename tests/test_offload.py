@@ -371,3 +371,10 @@ def test_moves_are_in_the_trace():
         assert all(event.end >= event.ready >= event.start for event in events)
         assert pipe.report().ranks[0].transfer_s > 0
         assert "0RELOAD0" in str(pipe.program)
+
+
+@pytest.mark.parametrize("options", [{"stages": [True]}, {"stages": [0, False]}, {"ahead": True}])
+def test_a_bool_is_neither_a_stage_nor_a_count(options):
+    schedule = Schedule.build("gpipe", num_ranks=2, num_microbatches=4)
+    with pytest.raises(TypeError, match=r"stages: .*int.*ahead: int"):
+        schedule.with_offload(**options)

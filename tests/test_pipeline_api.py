@@ -394,3 +394,11 @@ def test_a_stage_may_run_a_pipeline_of_its_own():
         with pipert.Pipeline([lambda h: inner(h)], num_microbatches=2) as outer:
             expected = torch.cat([inner_model(piece) for piece in x.chunk(2)])
             assert same_bits(outer(x), expected.detach())
+
+
+def test_a_placement_of_bools_is_refused():
+    stages = [nn.Linear(2, 2), nn.Linear(2, 2)]
+    with pytest.raises(
+        TypeError, match=r"placement must list ranks by number, got \[False, True\]"
+    ):
+        pipert.Pipeline(stages, num_microbatches=2, placement=[False, True])

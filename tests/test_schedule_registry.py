@@ -68,6 +68,14 @@ def test_an_unknown_option_tells_the_near_ones():
 def test_an_option_of_another_type_is_a_type_error():
     with pytest.raises(TypeError, match="option 'group_size' must be an int, got str"):
         Schedule.build("interleaved_1f1b", **SIZES, group_size="2")
+    with pytest.raises(TypeError, match="option 'group_size' must be an int, got bool"):
+        Schedule.build("interleaved_1f1b", **SIZES, group_size=True)
+
+
+@pytest.mark.parametrize("name", ["num_ranks", "num_microbatches", "num_stages"])
+def test_a_bool_is_no_size(name):
+    with pytest.raises(TypeError, match="num_ranks: int, num_microbatches: int, num_stages: int"):
+        Schedule.build("1f1b", **{**SIZES, name: True})
 
 
 def test_an_option_that_is_none_is_not_given():

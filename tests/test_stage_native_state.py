@@ -34,9 +34,11 @@ class Reads(nn.Module):
         self.table = {"scale": 1.0, "nested": {"list": [1, 2]}}
         self.shifts = [0.0, 1.0]
         self.offset = torch.zeros(8)
+        self.config = types.SimpleNamespace(scale=1.0, inner=types.SimpleNamespace(powers=[1.0]))
 
     def forward(self, x):
         h = self.dropout(self.norm(self.linear(x))) * self.k * self.table["scale"]
+        h = h * self.config.scale * self.config.inner.powers[0]
         for shift in self.shifts:
             h = h + shift * self.table["nested"]["list"][-1]
         return (h + self.twin(x) if self.text == "add" else h - self.twin(x)) + self.offset
@@ -70,6 +72,8 @@ EDITS = {
     "a dict's value": lambda stage, _: stage.table.update(scale=4.0),
     "a list's element": lambda stage, _: stage.shifts.append(2.0),
     "a nested list": lambda stage, _: stage.table["nested"]["list"].append(7),
+    "an object's field": lambda stage, _: setattr(stage.config, "scale", 3.0),
+    "a field of a field": lambda stage, _: setattr(stage.config.inner, "powers", [2.0]),
     "a tensor": put(of_stage, "offset", torch.ones(8)),
     "a replaced forward": lambda stage, _: setattr(
         stage, "forward", types.MethodType(other_forward, stage)
@@ -155,6 +159,33 @@ def test_attributes_of_a_callable_that_is_no_module_count_too():
                 for _ in range(2):
                     assert same_bits(pipe(x), x * factor)
                 assert pipe.stage_kinds == {0: "native"}
+
+
+def test_a_variable_of_a_closure_that_changes_is_read_again():
+    factor, config, seen = 2, types.SimpleNamespace(shift=0), []
+
+    def stage(x):
+        seen.append(len(x))  # a log: happens in the first pass and in exports
+        return x * factor + config.shift
+
+    x, _ = batch(4)
+    with pipert.Pipeline([stage], num_microbatches=1, stage_kind="native") as pipe:
+        for factor, config.shift in ((2, 0), (3, 0), (3, 1)):
+            for _ in range(2):
+                assert same_bits(pipe(x), x * factor + config.shift)
+            assert pipe.stage_kinds == {0: "native"}
+    assert seen
+
+
+def test_an_object_that_knows_the_world_is_looked_at_and_no_further():
+    stage = Reads()
+    world = types.SimpleNamespace(stage=stage, module=types, many=[[0] * 1000] * 1000)
+    world.itself = stage.world = world
+    before = attributes(stage)
+    assert attributes(stage) == before
+    world.more = 1
+    assert attributes(stage) != before
+    assert attributes(stage).difference(before) == "world"
 
 
 def test_an_attribute_that_changes_in_each_pass_is_named():

@@ -1,5 +1,6 @@
 #include "autograd/fork_nodes.h"
 
+#include <ATen/SequenceNumber.h>
 #include <ATen/ops/clone.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
@@ -54,11 +55,12 @@ void SplitFork::begin_input_half() {
   state_ = State::kInputHalf;
 }
 
-void SplitFork::begin_weight_half(bool keep_graph) {
+void SplitFork::begin_weight_half(bool keep_graph, std::shared_ptr<std::atomic<bool>> ran_again) {
   keep_graph_ = keep_graph;
   TORCH_INTERNAL_ASSERT(state_ == State::kKept, name(), " was left out of the input half");
   next_edges() = others_;
   fork_->next_edges() = std::move(others_);
+  ran_again_ = std::move(ran_again);
   state_ = State::kWeightHalf;
 }
 
@@ -70,7 +72,9 @@ variable_list SplitFork::apply(variable_list&& gradients) {
   }
   if (state_ != State::kWeightHalf) refuse_second_run(name());
   state_ = State::kDone;
+  const std::uint64_t num_nodes = at::sequence_number::peek();  // made on this thread so far
   variable_list result = (*fork_)(variable_list(kept_));
+  if (at::sequence_number::peek() != num_nodes) ran_again_->store(true);
   // A bias may be handed the very gradient, which others have too.
   for (at::Tensor& gradient : result) {
     if (shares_memory(gradient, kept_)) gradient = gradient.clone();

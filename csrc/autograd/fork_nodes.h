@@ -8,7 +8,9 @@
 #include <torch/csrc/autograd/edge.h>
 #include <torch/csrc/autograd/function.h>
 
+#include <atomic>
 #include <cstddef>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -29,8 +31,9 @@ class SplitFork final : public torch::autograd::Node {
   // through members die by recursion, and a graph is deep.
   void abandon();
   // From here on it runs the other edges, with the gradients that came in before. `keep_graph`: the
-  // fork outlives the run, and must refuse another.
-  void begin_weight_half(bool keep_graph);
+  // fork outlives the run, and must refuse another. `ran_again`: set if forward code runs within
+  // (checkpointed blocks), on whatever thread the engine runs the fork.
+  void begin_weight_half(bool keep_graph, std::shared_ptr<std::atomic<bool>> ran_again);
 
   torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override;
   void release_variables() override;  // of the fork, once the weight half has run
@@ -46,6 +49,7 @@ class SplitFork final : public torch::autograd::Node {
   std::vector<bool> off_path_;
   torch::autograd::edge_list others_;  // by edge of the fork; invalid on the path
   torch::autograd::variable_list kept_;
+  std::shared_ptr<std::atomic<bool>> ran_again_;  // shared: an engine's thread may outlast its run
 };
 
 // Takes the place of what an unsplit fork leads to off the path; hands it on in the weight half. Or

@@ -79,9 +79,10 @@ class Splitter {
   }
 
   // After the run: what is left to run, appended to `edges`, and its gradients; undefined where the
-  // edge's node has its own.
-  void begin_weight_half(bool keep_graph, std::vector<Edge>& edges,
-                         std::vector<at::Tensor>& gradients) {
+  // edge's node has its own. Returns what the forks will tell.
+  std::shared_ptr<const std::atomic<bool>> begin_weight_half(bool keep_graph,
+                                                             std::vector<Edge>& edges,
+                                                             std::vector<at::Tensor>& gradients) {
     for (auto& caught : caught_) {
       if (!hands_on_in_turn(*caught.node)) caught.node->give(edges, gradients);
     }
@@ -90,11 +91,13 @@ class Splitter {
       caught.node->begin_weight_half();
       edges.emplace_back(std::move(caught.owner), 0);
     }
+    const auto ran_again = splits_.empty() ? nullptr : std::make_shared<std::atomic<bool>>(false);
     for (auto& split : splits_) {
-      split.node->begin_weight_half(keep_graph);
+      split.node->begin_weight_half(keep_graph, ran_again);
       edges.emplace_back(std::move(split.owner), 0);
     }
     gradients.resize(edges.size());
+    return ran_again;
   }
 
  private:
@@ -192,12 +195,12 @@ WeightBackward run_input_backward(const std::vector<Edge>& roots,
     throw;
   }
   if (!options.keep_graph) splitter.close_path();
-  splitter.begin_weight_half(options.keep_graph, left, left_gradients);
+  auto ran_again = splitter.begin_weight_half(options.keep_graph, left, left_gradients);
   if (options.keep_graph) {
     for (const Edge& root : roots) retired.push_back(root.function);
     for (const Edge& root : path_roots) retired.push_back(root.function);
   }
-  return {std::move(left), std::move(left_gradients)};
+  return {std::move(left), std::move(left_gradients), std::move(ran_again)};
 }
 
 bool WeightBackward::run(bool keep_graph, std::vector<NodePtr>& retired) && {
@@ -206,7 +209,9 @@ bool WeightBackward::run(bool keep_graph, std::vector<NodePtr>& retired) && {
   const std::uint64_t num_nodes = at::sequence_number::peek();  // made on this thread so far
   run_backward({Edge(root.owner, 0)}, {WeightRoot::seed()}, keep_graph);
   if (keep_graph) retired.push_back(root.owner);
-  return at::sequence_number::peek() != num_nodes;
+  // Nodes of an accelerator run on a thread of the engine, which has a count of its own: what runs
+  // behind a fork there is seen by the fork.
+  return at::sequence_number::peek() != num_nodes || (ran_again_ != nullptr && *ran_again_);
 }
 
 }  // namespace pipert

@@ -27,7 +27,9 @@
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/autograd/edge.h>
 
+#include <atomic>
 #include <compare>
+#include <memory>
 #include <set>
 #include <string>
 #include <utility>
@@ -49,8 +51,12 @@ class WeightBackward {
  public:
   WeightBackward() = default;  // nothing to do
   // `gradients`: by edge; undefined where the edge's node has its own.
-  WeightBackward(std::vector<torch::autograd::Edge> edges, std::vector<at::Tensor> gradients)
-      : edges_(std::move(edges)), gradients_(std::move(gradients)) {}
+  // `ran_again`: what the forks among them tell (see SplitFork); null where there is none.
+  WeightBackward(std::vector<torch::autograd::Edge> edges, std::vector<at::Tensor> gradients,
+                 std::shared_ptr<const std::atomic<bool>> ran_again = nullptr)
+      : edges_(std::move(edges)),
+        gradients_(std::move(gradients)),
+        ran_again_(std::move(ran_again)) {}
 
   // Accumulates into the .grad of every leaf that is left and runs their hooks; frees everything as
   // it goes, unless `keep_graph`: then the nodes are appended to `retired`. CPU nodes run on this
@@ -62,6 +68,7 @@ class WeightBackward {
  private:
   std::vector<torch::autograd::Edge> edges_;
   std::vector<at::Tensor> gradients_;
+  std::shared_ptr<const std::atomic<bool>> ran_again_;
 };
 
 struct InputHalfOptions {

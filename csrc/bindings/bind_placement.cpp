@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "bindings/bind_ir.h"
+#include "bindings/whole_number.h"
 #include "ir/placement.h"
 
 namespace py = pybind11;
@@ -26,8 +27,11 @@ bool is_last(const Placement& placement, StageIndex stage) {
 
 void bind_placement(py::module_& module) {
   py::class_<Placement>(module, "Placement", "Which rank owns which stage. Immutable.")
-      .def(py::init<int, std::vector<Rank>, int>(), py::arg("num_ranks"), py::arg("ranks"),
-           py::arg("num_copies") = 1, R"(
+      .def(py::init([](const WholeNumber& num_ranks, const std::vector<WholeNumber>& ranks,
+                       const WholeNumber& num_copies) {
+             return Placement(num_ranks.value, to_ints(ranks), num_copies.value);
+           }),
+           py::arg("num_ranks"), py::arg("ranks"), py::arg("num_copies") = WholeNumber{1}, R"(
 Args:
     num_ranks: At least 1.
     ranks: ranks[stage] is the owner of that stage; every rank must own one.

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "bindings/bind.h"
+#include "bindings/whole_number.h"
 #include "schedule/offload.h"
 #include "schedule/registry.h"
 
@@ -17,7 +18,7 @@ std::map<std::string, std::int64_t> to_options(const py::kwargs& kwargs) {
   for (const auto& [key, value] : kwargs) {
     if (value.is_none()) continue;
     const std::string name = py::str(key);
-    if (!py::isinstance<py::int_>(value)) {
+    if (!py::isinstance<py::int_>(value) || PyBool_Check(value.ptr()) != 0) {
       const std::string type = py::str(py::type::of(value).attr("__name__"));
       throw TypeError(concat("option '", name, "' must be an int, got ", type));
     }
@@ -26,15 +27,16 @@ std::map<std::string, std::int64_t> to_options(const py::kwargs& kwargs) {
   return options;
 }
 
-Schedule build(const std::string& name, int num_ranks, int num_microbatches,
-               std::optional<int> num_stages, bool forwards_alone, const py::kwargs& options) {
+Schedule build(const std::string& name, const WholeNumber& num_ranks,
+               const WholeNumber& num_microbatches, const std::optional<WholeNumber>& num_stages,
+               bool forwards_alone, const py::kwargs& options) {
   // 0 stands for "not given" on the floor below, so a 0 that was given is told apart here.
-  if (num_stages && *num_stages < 1) {
-    throw ValueError(concat("num_stages must be at least 1, got ", *num_stages));
+  if (num_stages && num_stages->value < 1) {
+    throw ValueError(concat("num_stages must be at least 1, got ", num_stages->value));
   }
-  const ScheduleRequest request{.num_ranks = num_ranks,
-                                .num_microbatches = num_microbatches,
-                                .num_stages = num_stages.value_or(0),
+  const ScheduleRequest request{.num_ranks = num_ranks.value,
+                                .num_microbatches = num_microbatches.value,
+                                .num_stages = num_stages.value_or(WholeNumber()).value,
                                 .options = to_options(options)};
   const py::gil_scoped_release released;
   const Schedule schedule = build_schedule(name, request);
@@ -67,10 +69,13 @@ Raises:
     TypeError: An option that is not an int.)");
   schedule.def(
       "with_offload",
-      [](const Schedule& self, std::optional<std::vector<StageIndex>> stages, int ahead) {
-        return with_offload(self, {.stages = std::move(stages), .ahead = ahead});
+      [](const Schedule& self, const std::optional<std::vector<WholeNumber>>& stages,
+         const WholeNumber& ahead) {
+        OffloadOptions options{.stages = {}, .ahead = ahead.value};
+        if (stages.has_value()) options.stages = to_ints(*stages);
+        return with_offload(self, options);
       },
-      py::kw_only(), py::arg("stages") = py::none(), py::arg("ahead") = 1,
+      py::kw_only(), py::arg("stages") = py::none(), py::arg("ahead") = WholeNumber{1},
       py::call_guard<py::gil_scoped_release>(),
       R"(The same schedule, with activations on the host until they are needed.
 
@@ -83,6 +88,7 @@ Args:
 
 Raises:
     IndexError: A stage that the schedule doesn't have.
+    TypeError: A stage, or `ahead`, is no int, or is a bool.
     ValueError: `ahead` is negative.)");
   module.def("schedules", &names, "The names of the schedules that Schedule.build knows.");
   module.def(

@@ -4,6 +4,7 @@
 
 #include <ATen/ops/full.h>
 #include <ATen/ops/stack.h>
+#include <c10/util/ScopeExit.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
@@ -195,12 +196,8 @@ void PythonRuntime::step(StepArguments arguments) {
   if (running_)
     throw ValueError("the pipeline is running a step: it runs one at a time, for one thread");
   const Running running(running_);  // an export lets others have the GIL, who might close it
-  try {
-    set_batches(arguments);
-  } catch (...) {
-    clear_batches();
-    throw;
-  }
+  const auto clearing = c10::make_scope_exit([this] { clear_batches(); });
+  set_batches(arguments);
   const Pass pass{.epoch = epoch_++, .training = arguments.training, .step = arguments.step};
   MainGradients main_gradients(std::move(arguments.main_gradients));
   std::vector<SharedStage> shared = std::move(arguments.shared);
@@ -249,7 +246,6 @@ void PythonRuntime::run(const std::function<void()>& start) {
     failure = runtime_->finish();
   }
   if (signal.has_value()) threads_.clear();
-  clear_batches();
   if (!failure.has_value()) return;
   outputs();  // nobody will ask for them
   try {

@@ -17,9 +17,10 @@ namespace pipert {
 struct Message {
   MessageKey key;
   std::int64_t epoch =
-      0;                 // counts the passes of a pipeline: messages of an earlier one are refused
-  bool training = true;  // of the pass: a rank that evaluates refuses those of one that trains
-  double weight = 0.0;   // of this microbatch in the mean loss; activations alone
+      0;                  // counts the passes of a pipeline: messages of an earlier one are refused
+  bool training = true;   // of the pass: a rank that evaluates refuses those of one that trains
+  std::int64_t step = 0;  // of the pass, as the sender's user counts them
+  double weight = 0.0;    // of this microbatch in the mean loss; activations alone
   std::int64_t batch_size = 0;  // rows of the whole batch; 0 when it came in pieces; likewise
 
   // Any shape, dtype and device. A gradient that nobody needs is an undefined tensor.

@@ -302,6 +302,30 @@ std::string CopyExchange::awaited() const {
   return concat("rank ", stage.peer, ", which has the other copy of stage ", stage.stage);
 }
 
+std::string CopyExchange::doing() const {
+  const std::size_t at = at_.load(std::memory_order_relaxed);
+  if (at >= steps_.size()) return "ended the exchange of its copies";
+  const SharedStage& stage = stages_[steps_[at].stage];
+  return concat("exchanged the ", name_of(steps_[at].content), " of stage ", stage.stage,
+                " with rank ", stage.peer);
+}
+
+std::string_view CopyExchange::name_of(Content content) {
+  switch (content) {
+    case Content::kLosses:
+      return "losses";
+    case Content::kDrift:
+      return "changes of buffers";
+    case Content::kBuffers:
+      return "buffers";
+    case Content::kGradients:
+      return "gradients";
+    case Content::kWeights:
+      return "weights";
+  }
+  throw InternalError("unknown content of an exchange");
+}
+
 void CopyExchange::abort() noexcept {
   for (auto& [rank, peer] : peers_) {
     peer.sender->abort();

@@ -24,6 +24,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "runtime/losses.h"
@@ -73,8 +74,10 @@ class CopyExchange {
   // The losses that other processes have told, of the last pass.
   const Losses& received() const { return received_; }
   const Progress& progress() const { return progress_; }
-  // "rank 3, for the gradients of stage 1": what it waits for when it waits.
+  // "rank 3, which has the other copy of stage 1": what it waits for when it waits.
   std::string awaited() const;
+  // "exchanged the gradients of stage 1 with rank 3": the step at hand.
+  std::string doing() const;
 
   void abort() noexcept;
   bool reset() noexcept;
@@ -96,6 +99,7 @@ class CopyExchange {
     std::int64_t version = 0;
   };
 
+  static std::string_view name_of(Content content);
   void plan(ExchangeKind kind, std::size_t stage);
   void plan_parts(Step step, const std::vector<at::Tensor>& tensors);
   bool send(const Step& step, Lane& lane);

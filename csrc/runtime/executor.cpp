@@ -266,6 +266,7 @@ void Executor::send(const Op& op, const Pass& pass) {
   message.key = op.key;
   message.epoch = pass.epoch;
   message.training = pass.training;
+  message.step = pass.step;
   if (meter_.has_value()) meter_->give(message.tensors);
   op.sender->send(op.sequence, op.slot, std::move(message), compute_lane_);
 }
@@ -281,6 +282,7 @@ bool Executor::fetch(const Input& input, const Pass& pass, Message& message) {
   if (!arrived.has_value()) return false;
   message = std::move(*arrived);
   check_arrival(message, input.key, pass.epoch, pass.training);
+  if (pass.is_keyed && message.step != pass.step) refuse_step(input, pass.step, message.step);
   if (meter_.has_value()) meter_->take(message.tensors);
   if (input.lane->is_asynchronous()) {
     const auto mark = input.lane->make_mark();
@@ -289,6 +291,17 @@ bool Executor::fetch(const Input& input, const Pass& pass, Message& message) {
     for (const at::Tensor& tensor : message.tensors) compute_lane_.adopt(tensor);
   }
   return true;
+}
+
+void Executor::refuse_step(const Input& input, std::int64_t own, std::int64_t other) const {
+  for (const auto& [edge, receiver] : resources_.receivers) {
+    if (receiver.get() != input.receiver) continue;
+    throw ValueError(
+        concat("the ranks would draw other random numbers: with rng_seed, step_index "
+               "must be the same on all ranks, got ",
+               own, " on rank ", edge.destination, " and ", other, " on rank ", edge.source));
+  }
+  throw InternalError("a message came from no edge");
 }
 
 bool Executor::release(const Op& op) {

@@ -76,6 +76,8 @@ class Executor {
   Message run_action(const Op& op, const Pass& pass, Message input);
   static Message run_on_stage(const Op& op, const RunContext& context, Message input);
   bool fetch(const Input& input, const Pass& pass, Message& message);
+  // Throws ValueError: the sender of `input` is at step `other`, and this rank at step `own`.
+  [[noreturn]] void refuse_step(const Input& input, std::int64_t own, std::int64_t other) const;
   bool move(const Op& op, const Pass& pass);
   void send(const Op& op, const Pass& pass);
   bool release(const Op& op);

@@ -58,7 +58,8 @@ PipelineRuntime::PipelineRuntime(std::vector<RankSpec> ranks, ExternalChannels e
 
 PipelineRuntime::~PipelineRuntime() { abort_all(); }
 
-void PipelineRuntime::start(const Pass& pass, std::vector<SharedStage> shared) {
+void PipelineRuntime::start(Pass pass, std::vector<SharedStage> shared) {
+  pass.is_keyed = options_.random.seed.has_value();
   begin_exchange(pass.training ? ExchangeKind::kTraining : ExchangeKind::kEvaluation, pass.epoch,
                  std::move(shared));
   for (auto& executor : executors_) executor->prepare(pass);
@@ -112,7 +113,7 @@ bool PipelineRuntime::run_exchange(Lane& lane, Rank rank) {
     failure_.set({.kind = FailureKind::kTransfer,
                   .rank = rank,
                   .action = {},
-                  .message = concat("while it waited for ", copies_->awaited()),
+                  .message = concat("while it ", copies_->doing()),
                   .cause = std::current_exception()});
     return false;
   }

@@ -42,7 +42,7 @@ class PipelineRuntime {
   ~PipelineRuntime();
 
   // `shared`: the stages of this process whose other copy is in another one.
-  void start(const Pass& pass, std::vector<SharedStage> shared = {});
+  void start(Pass pass, std::vector<SharedStage> shared = {});
   // Instead of a pass: second copies take over the weights and buffers of the first.
   void start_sharing(std::int64_t epoch, std::vector<SharedStage> shared);
   // Waits for at most `limit`; true when no rank runs any more.

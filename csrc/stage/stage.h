@@ -21,6 +21,7 @@ struct Pass {
   std::int64_t epoch = 0;  // counts the passes of this pipeline, training or not
   bool training = true;    // false: forward only, nothing is kept for a backward
   std::int64_t step = 0;   // training passes before this one, as the user counts them
+  bool is_keyed = false;   // random numbers depend on `step`: all ranks must be at the same
 };
 
 // Where one microbatch stands on one stage. Follows from the rank's Program.

@@ -33,6 +33,7 @@ struct Header {
   std::uint8_t training = 0;
   std::uint8_t reserved = 0;
   std::uint32_t description_bytes = 0;
+  std::int64_t step = 0;
 };
 
 enum TensorFlags : std::uint8_t { kDefined = 1, kRequiresGrad = 2, kBeside = 4 };
@@ -157,6 +158,7 @@ void FrameWriter::write(char* destination) const {
   header.num_tensors = static_cast<std::uint32_t>(message_.tensors.size());
   header.num_bytes = num_bytes_;
   header.epoch = message_.epoch;
+  header.step = message_.step;
   header.weight = message_.weight;
   header.batch_size = message_.batch_size;
   header.stage = message_.key.stage;
@@ -193,6 +195,7 @@ Message read_frame(const at::Tensor& frame, const c10::Device& device,
   Message message;
   message.key = {static_cast<MessageKind>(header.kind), header.stage, header.microbatch};
   message.epoch = header.epoch;
+  message.step = header.step;
   message.training = header.training != 0;
   message.weight = header.weight;
   message.batch_size = header.batch_size;

@@ -1,7 +1,7 @@
 """Attributes: what a graph takes for granted of its modules' attributes."""
 
 from collections.abc import Iterator, Sequence
-from types import FunctionType, MethodType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,13 +15,16 @@ _RNN_INHERITED = INHERITED | RNN_CACHES
 _BY_VALUE = frozenset((bool, int, str, bytes, complex, type(None)))
 _CONTAINERS = (list, tuple, dict, set, frozenset)
 _MAX_DEPTH = 3
-_MAX_LENGTH = 1000  # of a container that is looked into in each pass
+_MAX_LENGTH = 1000  # of a container, or an object, that is looked into in each pass
+_OF_FIELDS = 1  # depth within an object's fields: it may know everything that there is
+_OPAQUE = (nn.Module, ModuleType, FunctionType, MethodType, type)
 
 
 class Attributes:
     """Of modules, at one moment. Two are equal if a forward reads the same from both.
 
-    Numbers, strings and containers of them count by their values, everything else by what it is.
+    Numbers, strings and containers of them count by their values, and so do an object's fields;
+    everything else by what it is. Of a function, the variables of its closure count.
     Tensors don't count: those that a graph reads are looked up before each pass.
 
     Args:
@@ -68,10 +71,25 @@ class Attributes:
         )
 
     def _of_owner(self, owner: Any) -> tuple[Any, ...]:
-        if isinstance(owner, (type, FunctionType)) or not hasattr(owner, "__dict__"):
+        if isinstance(owner, FunctionType):
+            return (tuple(self._of_closure(owner)),)
+        if isinstance(owner, type) or not hasattr(owner, "__dict__"):
             return ((),)
         values = owner.__dict__.items()
         return (tuple((name, self._value(value, _MAX_DEPTH)) for name, value in values),)
+
+    def _of_closure(self, function: FunctionType) -> Iterator[tuple[str, Any]]:
+        cells = function.__closure__ or ()
+        for name, cell in zip(function.__code__.co_freevars, cells, strict=True):
+            try:
+                value = cell.cell_contents
+            except ValueError:  # it isn't set yet
+                continue
+            if isinstance(value, _CONTAINERS):  # where functions log what they have seen
+                self._alive.append(value)
+                yield name, id(value)
+            else:
+                yield name, self._value(value, _OF_FIELDS)
 
     def _value(self, value: Any, depth: int) -> Any:
         kind = type(value)
@@ -87,7 +105,12 @@ class Attributes:
             self._alive.append(value)
             return id(value), len(value)
         self._alive.append(value)
-        return id(value)
+        fields = getattr(value, "__dict__", None)
+        if type(fields) is not dict or isinstance(value, _OPAQUE):
+            return id(value)
+        if not depth or len(fields) > _MAX_LENGTH:
+            return id(value)
+        return id(value), self._elements(fields, min(depth - 1, _OF_FIELDS))
 
     def _elements(self, values: Any, depth: int) -> Any:
         if isinstance(values, dict):

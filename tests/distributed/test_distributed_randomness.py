@@ -146,3 +146,39 @@ def test_batch_norm_and_dropout_without_a_seed_are_recomputed_with_the_same_bits
             )
     for one, other in zip(*found, strict=True):
         same(one, other)
+
+
+@pytest.mark.processes(3)
+@pytest.mark.parametrize("odd", [0, 1, 2])
+@pytest.mark.parametrize("call", ["step", "evaluate"])
+def test_ranks_at_different_steps_are_an_error_everywhere(odd: int, call: str) -> None:
+    group = pipert.init()
+    x, y = data(6)
+    with pipert.Pipeline(
+        pipert.split(_layers(3), num_stages=3),
+        num_microbatches=3,
+        loss_fn=_loss,
+        rng_seed=SEED,
+        group=group,
+        timeout_s=20,
+    ) as pipe:
+        pipe.step_index = 7 if group.rank() == odd else 3
+        both = rf"got (7 on rank {odd} and 3 on rank \d|3 on rank \d and 7 on rank {odd})"
+        message = f"step_index must be the same on all ranks, {both}"
+        with pytest.raises(pipert.PipelineError, match=message):
+            getattr(pipe, call)(x, target=y)
+        pipe.step_index = 3
+        pipe.step(x, target=y)
+        assert pipe.step_index == 4
+
+
+@pytest.mark.processes(2)
+def test_without_a_seed_no_step_index_is_compared() -> None:
+    group = pipert.init()
+    x, y = data(4)
+    with pipert.Pipeline(
+        pipert.split(_layers(2), num_stages=2), num_microbatches=2, loss_fn=_loss, group=group
+    ) as pipe:
+        pipe.step_index = group.rank()
+        pipe.step(x, target=y)
+        assert pipe.step_index == group.rank() + 1

@@ -329,3 +329,17 @@ def test_a_rank_that_never_comes_to_the_exchange_is_a_timeout() -> None:
     )
     assert caught.value.kind == ("timeout" if pipert.init().rank() == 0 else "remote")
     pipe.close()
+
+
+@pytest.mark.processes(2)
+def test_copies_that_differ_are_an_error_that_says_what_was_exchanged() -> None:
+    group = pipert.init()
+    model, (x, y) = layers(2), data(8)
+    with _make(model, "chimera", 4) as pipe:
+        pipe.step(x, target=y)
+        if group.rank() == 1:
+            stage = next(iter(pipe.stages.values()))
+            stage.register_parameter("extra", nn.Parameter(torch.zeros(1)))
+        message = r"while it exchanged the gradients of stage \d with rank \d"
+        with pytest.raises(pipert.PipelineError, match=message):
+            pipe.step(x, target=y)
