@@ -4,18 +4,12 @@
 #include <atomic>
 #include <chrono>
 #include <memory>
-#include <stdexcept>
 
+#include "shm/connection_lost.h"
 #include "shm/ring_layout.h"
 #include "shm/segment.h"
 
 namespace pipert {
-
-// The other end has closed, or its process is gone.
-class ConnectionLost : public std::runtime_error {
- public:
-  using std::runtime_error::runtime_error;
-};
 
 // Used by one thread, save abort() and the waits, which any thread may call.
 class RingEnd {

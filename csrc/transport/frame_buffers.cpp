@@ -8,7 +8,6 @@
 #include <map>
 #include <mutex>
 #include <utility>
-#include <vector>
 
 namespace pipert {
 namespace {
@@ -54,14 +53,13 @@ class FrameBuffers::Shelf : public std::enable_shared_from_this<Shelf> {
   }
 
   void begin_pass() {
-    std::vector<c10::DataPtr> idle;  // dies without the lock
+    std::multimap<std::int64_t, Kept> idle;  // dies without the lock
     const std::lock_guard lock(mutex_);
     ++pass_;
-    std::erase_if(kept_, [&](auto& entry) {
-      if (entry.second.last_pass + kKeptPasses >= pass_) return false;
-      idle.push_back(std::move(entry.second.memory));
-      return true;
-    });
+    for (auto at = kept_.begin(); at != kept_.end();) {
+      const auto entry = at++;
+      if (entry->second.last_pass + kKeptPasses < pass_) idle.insert(kept_.extract(entry));
+    }
   }
 
   void close() {
