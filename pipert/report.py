@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from pipert._C import Action, Costs, Schedule, Timeline
 from pipert.memory import RankMemory, RawMemory, put_together, summarize_memory, table
+from pipert.transports import EdgeTransport
 
 # (rank, start, end, [(kind, action, start, ready, end), ...]) in nanoseconds, as _C gives it.
 RawTrace = tuple[int, int, int, list[tuple[str, Action | None, int, int, int]]]
@@ -116,6 +117,7 @@ class Report:
         memory: by rank, what it held; empty if the last pass didn't train.
         unsplit: by stage, what kept its backward from being split; see Pipeline.unsplit_nodes.
         stage_kinds: by stage, how it ran; see Pipeline.stage_kinds.
+        transports: what carries each edge, and why.
     """
 
     ranks: list[RankReport]
@@ -127,6 +129,7 @@ class Report:
     memory: list[RankMemory]
     unsplit: dict[int, list[UnsplitNode]]
     stage_kinds: dict[int, str]
+    transports: list[EdgeTransport]
 
     def __str__(self) -> str:
         head = "rank  compute ms  wait ms  transfer ms  host ms  bubble measured  predicted"
@@ -140,7 +143,17 @@ class Report:
         ]
         foot = f"step {self.step_s * 1e3:.3f} ms, {self.predicted_step_s * 1e3:.3f} ms predicted"
         held = table(self.memory) if self.memory else []
-        return "\n".join([head, *rows, foot, *held, *self._notes()])
+        return "\n".join([head, *rows, foot, *held, *self._edges(), *self._notes()])
+
+    def _edges(self) -> Iterator[str]:
+        """What carries them, those of a kind and reason in one line."""
+        alike: dict[tuple[str, str], list[str]] = {}
+        for edge in self.transports:
+            names = alike.setdefault((edge.transport, edge.reason), [])
+            names.append(f"{edge.source}->{edge.destination}")
+        for (transport, reason), names in alike.items():
+            some = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+            yield f"{transport} carries {some}: {reason}"
 
     def _notes(self) -> Iterator[str]:
         """Where a stage didn't run as its user may think."""
@@ -174,10 +187,13 @@ def summarize(raw: RawTrace, memory: RawMemory) -> dict[str, Any]:
 
 
 def summarize_stages(
-    unsplit: Mapping[int, Sequence[tuple[str, str]]], kinds: Mapping[int, str]
+    unsplit: Mapping[int, Sequence[tuple[str, str]]],
+    kinds: Mapping[int, str],
+    transports: Sequence[EdgeTransport],
 ) -> dict[str, Any]:
-    """A process's part of a report about its stages, as JSON values."""
+    """A process's part of a report about its stages and edges, as JSON values."""
     return {
+        "transports": [asdict(edge) for edge in transports],
         "unsplit": [[stage, *node] for stage, nodes in unsplit.items() for node in nodes],
         "kinds": [[stage, kind] for stage, kind in kinds.items()],
     }
@@ -222,4 +238,8 @@ def make_report(
         ),
         unsplit=unsplit,
         stage_kinds=dict(sorted(kind for part in stages_of for kind in part["kinds"])),
+        transports=sorted(
+            {EdgeTransport(**edge) for part in stages_of for edge in part["transports"]},
+            key=lambda edge: (edge.source, edge.destination),
+        ),
     )

@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "base/error.h"
 #include "bindings/bind.h"
 #include "bindings/python_runtime.h"
 #include "shm/ring_reader.h"
@@ -32,20 +33,27 @@ using EdgeTuple = std::tuple<Rank, Rank, Carrier>;
 // it).
 using CopyTuple = std::tuple<Rank, Carrier, Carrier>;
 
+// Python's None would be a segment that isn't there.
+SegmentPtr require(SegmentPtr segment) {
+  if (segment == nullptr)
+    throw TypeError("an edge's carrier must be a segment or backends, got None");
+  return segment;
+}
+
 struct Ends {
   c10::Device device;
   std::chrono::microseconds spin;
 
   std::unique_ptr<Sender> sender(const Carrier& carrier) const {
     if (const auto* segment = std::get_if<SegmentPtr>(&carrier))
-      return make_shm_sender(*segment, spin);
+      return make_shm_sender(require(*segment), spin);
     const auto& [cpu, accelerator] = std::get<BackendPair>(carrier);
     return make_process_group_sender(cpu, accelerator.value_or(BackendPtr()));
   }
 
   std::unique_ptr<Receiver> receiver(const Carrier& carrier) const {
     if (const auto* segment = std::get_if<SegmentPtr>(&carrier))
-      return make_shm_receiver(*segment, spin);
+      return make_shm_receiver(require(*segment), spin);
     const auto& [cpu, accelerator] = std::get<BackendPair>(carrier);
     return make_process_group_receiver(cpu, accelerator.value_or(BackendPtr()), device);
   }
@@ -64,7 +72,7 @@ std::unique_ptr<CopyExchange> make_copy_exchange(const std::vector<CopyTuple>& c
 
 std::unique_ptr<ExternalChannels> connect_processes(
     Rank rank, int num_ranks, const std::string& device, const std::vector<EdgeTuple>& edges,
-    const std::vector<CopyTuple>& copies, const std::variant<SegmentPtr, BackendPtr>& all,
+    const std::vector<CopyTuple>& copies, const std::variant<SegmentPtr, BackendPtr>& everybody,
     const StorePtr& store, int max_values, int spin_us) {
   const std::chrono::microseconds spin(spin_us);
   const Ends ends{c10::Device(device), spin};
@@ -77,11 +85,11 @@ std::unique_ptr<ExternalChannels> connect_processes(
     }
   }
   external->copies = make_copy_exchange(copies, ends);
-  if (const auto* segment = std::get_if<SegmentPtr>(&all)) {
+  if (const auto* segment = std::get_if<SegmentPtr>(&everybody)) {
     external->agreement =
         make_shm_agreement(std::make_unique<Meeting>(*segment, rank, num_ranks, max_values, spin));
   } else {
-    external->agreement = make_process_group_agreement(std::get<BackendPtr>(all), max_values);
+    external->agreement = make_process_group_agreement(std::get<BackendPtr>(everybody), max_values);
   }
   external->board = make_process_group_board(store);
   return external;
@@ -123,10 +131,10 @@ void bind_transport(py::module_& module) {
 
   module.def("connect_processes", &connect_processes, py::kw_only(), py::arg("rank"),
              py::arg("num_ranks"), py::arg("device"), py::arg("edges"), py::arg("copies"),
-             py::arg("all"), py::arg("store"), py::arg("max_values"), py::arg("spin_us"),
-             py::call_guard<py::gil_scoped_release>(),
+             py::arg("everybody").none(false), py::arg("store"), py::arg("max_values"),
+             py::arg("spin_us"), py::call_guard<py::gil_scoped_release>(),
              "Makes the channels of one rank out of shared memory and torch.distributed's "
-             "backends. `all` joins all ranks, for the end of a step.");
+             "backends. `everybody` joins all ranks, for the end of a step.");
 }
 
 }  // namespace pipert
