@@ -601,6 +601,14 @@ def connect_processes(
 
 # --- runtime ----------------------------------------------------------------------------------
 
+def time_echoes(
+    channels: ExternalChannels, *, rank: int, num_bytes: int, num_messages: int, epoch: int
+) -> list[float]: ...
+def time_stream(
+    channels: ExternalChannels, *, rank: int, num_bytes: int, num_messages: int, epoch: int
+) -> float: ...
+def time_copies(*, num_bytes: int, count: int) -> list[float]: ...
+
 class Rehearsal:
     @property
     def ending(self) -> Literal["completed", "stalled", "failed", "refused"]: ...

@@ -164,7 +164,7 @@ class Connection:
     def _drop_what_others_lack(self, opened: Sequence[Any], refused: dict[str, str]) -> None:
         if self._transport == "shm":
             failed = [
-                f"{'the end of a step' if key == _ALL else key.replace('/', ' ')}: {reason}"
+                f"{'the end of a step' if key == _ALL else key.replace('/', ' ').replace('-', '->')}: {reason}"
                 for _, reasons in opened
                 for key, reason in sorted(reasons.items())
             ]
