@@ -161,10 +161,14 @@ class Connection:
             self._segments[key] = segment
             names[key] = segment.name
 
+    @staticmethod
+    def _describe(key: str) -> str:
+        return "the end of a step" if key == _ALL else key.replace("/", " ").replace("-", "->")
+
     def _drop_what_others_lack(self, opened: Sequence[Any], refused: dict[str, str]) -> None:
         if self._transport == "shm":
             failed = [
-                f"{'the end of a step' if key == _ALL else key.replace('/', ' ').replace('-', '->')}: {reason}"
+                f"{self._describe(key)}: {reason}"
                 for _, reasons in opened
                 for key, reason in sorted(reasons.items())
             ]
