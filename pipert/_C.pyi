@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
 from torch import Generator, Tensor
 from torch._C._distributed_c10d import Backend, Store
@@ -571,18 +571,43 @@ def thread_generator() -> Generator | None: ...
 
 class ExternalChannels: ...
 
+class ShmSegment:
+    @staticmethod
+    def make_channel() -> ShmSegment: ...
+    @staticmethod
+    def open_channel(name: str) -> ShmSegment: ...
+    @staticmethod
+    def make_meeting(num_ranks: int, max_values: int) -> ShmSegment: ...
+    @staticmethod
+    def open_meeting(name: str) -> ShmSegment: ...
+    @property
+    def name(self) -> str: ...
+    def remove_name(self) -> None: ...
+
+_Carrier: TypeAlias = ShmSegment | tuple[Backend, Backend | None]
+
 def connect_processes(
     *,
     rank: int,
+    num_ranks: int,
     device: str,
-    edges: Sequence[tuple[int, int, Backend, Backend | None]],
-    copies: Sequence[tuple[int, tuple[Backend, Backend | None], tuple[Backend, Backend | None]]],
-    group: Backend,
+    edges: Sequence[tuple[int, int, _Carrier]],
+    copies: Sequence[tuple[int, _Carrier, _Carrier]],
+    everybody: ShmSegment | Backend,
     store: Store,
-    num_microbatches: int,
+    max_values: int,
+    spin_us: int,
 ) -> ExternalChannels: ...
 
 # --- runtime ----------------------------------------------------------------------------------
+
+def time_echoes(
+    channels: ExternalChannels, *, rank: int, num_bytes: int, num_messages: int, epoch: int
+) -> list[float]: ...
+def time_stream(
+    channels: ExternalChannels, *, rank: int, num_bytes: int, num_messages: int, epoch: int
+) -> float: ...
+def time_copies(*, num_bytes: int, count: int) -> list[float]: ...
 
 class Rehearsal:
     @property

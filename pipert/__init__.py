@@ -41,6 +41,7 @@ from pipert.report import RankReport, Report, Trace, TraceEvent, UnsplitNode  # 
 from pipert.results import StepResult  # noqa: E402
 from pipert.split import split  # noqa: E402
 from pipert.stages import Stages  # noqa: E402
+from pipert.transports import EdgeTransport  # noqa: E402
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ __all__ = [
     "Bounds",
     "Costs",
     "CurrentMicrobatch",
+    "EdgeTransport",
     "Gap",
     "KeyedRandom",
     "Lowering",

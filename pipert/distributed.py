@@ -1,17 +1,15 @@
-"""The ranks of one pipeline in several processes: what they tell each other, how they connect."""
+"""The ranks of one pipeline in several processes: what they tell each other."""
 
 import hashlib
 import itertools
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
@@ -24,11 +22,6 @@ from pipert.errors import (
     make_pipeline_error,
 )
 
-if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Backend  # dist.Backend is a name, not a backend
-
-# A backend closes a group when a timed wait runs out; pipert has time limits of its own.
-_NEVER = timedelta(days=365)
 _LONGEST_PAUSE_S = 0.02  # between two questions to the store
 _STORE_PATIENCE_S = 3.0  # beyond a time limit, or to tell of a failure
 
@@ -75,7 +68,7 @@ class Peers:
                 rank=self.rank,
             )
         number = next(self._exchanges)
-        with self._losing_peers(f"while it waited for the others to {call} too"):
+        with self.losing_peers(f"while it waited for the others to {call} too"):
             told = self._exchange(number, call, value)
         for part in told:
             if "error" in part:
@@ -103,7 +96,7 @@ class Peers:
             raise
 
     @contextmanager
-    def _losing_peers(self, doing: str) -> Iterator[None]:
+    def losing_peers(self, doing: str) -> Iterator[None]:
         """What the store or a backend raises inside becomes a PipelineError."""
         begin = time.monotonic()
         try:
@@ -186,80 +179,13 @@ class Peers:
         actions = [[str(action) for action in rank] for rank in schedule.actions]
         _check_same(self.exchange("make the pipeline", {"schedule.actions": actions}))
 
-    def connect(
-        self, program: _C.Program, device: torch.device, copies: Sequence[int]
-    ) -> _C.ExternalChannels:
-        """Opens a channel for each edge of this rank. A collective call.
+    def begin_connection(self) -> c10d.Store:
+        """The part of the store that is for the next connection of these ranks.
 
-        Args:
-            program: this rank's training program.
-            device: this rank's.
-            copies: the ranks that have other copies of this rank's stages.
+        All call this as often.
         """
-        self.exchange("connect")
-        self.exchange("connect")  # who came late learns here that the others have given up
         self._num_connections += 1
-        store = c10d.PrefixStore(f"connection/{self._num_connections}", self._store)
-        edges = sorted(
-            {
-                (slot["source"], slot["destination"])
-                for slot in program.slots
-                if slot["kind"] != "local"
-            }
-        )
-        # In the same order on all ranks: the least edge that anybody waits for can always be made.
-        channels = [(*edge, *self._edge(store, "edge", *edge, device)) for edge in edges]
-        both_ways = sorted(
-            edge for other in copies for edge in ((self.rank, other), (other, self.rank))
-        )
-        for_copies = {edge: self._edge(store, "copies", *edge, device) for edge in both_ways}
-        with self._losing_peers("while it connected to all ranks"):
-            group = self._gloo(c10d.PrefixStore("all", store), self.rank, self.size)
-        self.exchange("end connecting")  # or a rank would wait in a step for one that failed here
-        return _C.connect_processes(
-            rank=self.rank,
-            device=str(device),
-            edges=channels,
-            copies=[
-                (other, for_copies[self.rank, other], for_copies[other, self.rank])
-                for other in copies
-            ],
-            group=group,
-            store=c10d.PrefixStore("board", store),
-            num_microbatches=program.num_microbatches,
-        )
-
-    def _edge(
-        self, store: c10d.Store, purpose: str, source: int, destination: int, device: torch.device
-    ) -> "tuple[Backend, Backend | None]":
-        peer = destination if source == self.rank else source
-        with self._losing_peers(f"while it connected to rank {peer}"):
-            return self._open_edge(store, purpose, source, destination, device)
-
-    def _open_edge(
-        self, store: c10d.Store, purpose: str, source: int, destination: int, device: torch.device
-    ) -> "tuple[Backend, Backend | None]":
-        rank = 0 if self.rank == source else 1
-        edge = f"{purpose}/{source}-{destination}"
-        cpu = self._gloo(c10d.PrefixStore(f"cpu/{edge}", store), rank, 2)
-        if device.type == "cpu":
-            return cpu, None
-        if device.type != "cuda" or not dist.is_nccl_available():
-            raise ValueError(
-                f"group: stages on {device} need a backend of torch.distributed for it, this torch "
-                "has none"
-            )
-        options = dist.ProcessGroupNCCL.Options()
-        options._timeout = _NEVER
-        accelerator = dist.ProcessGroupNCCL(
-            c10d.PrefixStore(f"cuda/{edge}", store), rank, 2, options
-        )
-        accelerator.eager_connect_single_device(device)
-        return cpu, accelerator
-
-    def _gloo(self, store: c10d.Store, rank: int, size: int) -> "Backend":
-        """The time limit is for connecting; C++ waits for messages with none."""
-        return dist.ProcessGroupGloo(store, rank, size, timeout=timedelta(seconds=self.timeout_s))
+        return c10d.PrefixStore(f"connection/{self._num_connections}", self._store)
 
 
 def telling(peers: Peers | None) -> AbstractContextManager[None]:

@@ -10,6 +10,7 @@ from pipert import _C
 from pipert.arguments import check_integers
 from pipert.keyed_random import check_seed
 from pipert.recompute import Recompute
+from pipert.transports import check_transport
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Options:
     rng_seed: int | None
     recompute: Recompute
     network: _C.Costs | None
+    transport: str
 
     def __post_init__(self) -> None:
         _check_loss(self.loss_fn)
@@ -57,6 +59,7 @@ class Options:
             ValueError, TypeError: it can't; the message says why.
         """
         _check_overlap(self.overlap_fn, schedule)
+        check_transport(self.transport, is_one_process)
         if self.network is not None:
             if not is_one_process:
                 raise ValueError("network is emulated between ranks of one process, got a group")
@@ -77,6 +80,7 @@ class Options:
             "main_grads": self.main_grads,
             "measure_memory": self.measure_memory,
             "rng_seed": self.rng_seed,
+            "transport": self.transport,
         }
 
     def lowerings(self, schedule: _C.Schedule) -> tuple[_C.Lowering, _C.Lowering]:

@@ -21,6 +21,7 @@ from pipert.recompute import Recompute
 from pipert.report import Report, Trace, UnsplitNode, make_report, summarize, summarize_stages
 from pipert.results import StepResult, result_of
 from pipert.stages import check_tied
+from pipert.transports import EdgeTransport
 
 
 class Pipeline:
@@ -69,6 +70,9 @@ class Pipeline:
         network: to measure what a schedule makes of slow links: messages between ranks of this
             process take the `latency` (seconds), `bandwidth` (bytes a second) and `links` of these
             Costs, as `simulate` has them. None: as fast as they can.
+        transport: what carries the messages between ranks. "auto" picks for each edge: "local"
+            between threads of one process, "shm" (shared memory) between CPU ranks of one host,
+            "process_group" (torch.distributed) else. One of these words: that one, on all edges.
 
     Attributes:
         schedule: the Schedule.
@@ -105,6 +109,7 @@ class Pipeline:
         rng_seed: int | None = None,
         recompute: Recompute = "none",
         network: "_C.Costs | None" = None,
+        transport: str = "auto",
     ) -> None:
         self._peers = None if group is None else Peers(as_group(group))
         with telling(self._peers):
@@ -122,6 +127,7 @@ class Pipeline:
                 rng_seed=rng_seed,
                 recompute=recompute,
                 network=network,
+                transport=transport,
             )
             self.schedule = choose_schedule(
                 schedule,
@@ -330,7 +336,14 @@ class Pipeline:
             traces = self._ranks.traces()
             parts = [summarize(*each) for each in zip(traces, self._ranks.memory(), strict=True)]
             kinds, _ = self._ranks.stage_kinds()
-            stages = [summarize_stages(self._ranks.unsplit_nodes(), kinds, self._ranks.recomputed)]
+            stages = [
+                summarize_stages(
+                    self._ranks.unsplit_nodes(),
+                    kinds,
+                    self._ranks.recomputed,
+                    self._ranks.transports,
+                )
+            ]
             if self._peers is not None:
                 told = self._peers.exchange("make a report", [parts, stages])
                 parts = [part for rank in told for part in rank[0]]
@@ -348,6 +361,11 @@ class Pipeline:
             stage: [UnsplitNode(name, reason) for name, reason in nodes]
             for stage, nodes in self._ranks.unsplit_nodes().items()
         }
+
+    @property
+    def transports(self) -> list[EdgeTransport]:
+        """What carries the edges of this process's ranks, and why; `report` has all edges."""
+        return list(self._ranks.transports)
 
     @property
     def stage_kinds(self) -> dict[int, str]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from pipert import _C
+from pipert.connection import Connection
 from pipert.copies import check_remote_copies
 from pipert.distributed import Peers, telling
 from pipert.errors import PipelineError, describe_for_peers
@@ -21,6 +22,7 @@ from pipert.options import Options
 from pipert.recompute import recomputed
 from pipert.signatures import context_keywords
 from pipert.thread_generator import follow_thread_generator
+from pipert.transports import EdgeTransport
 
 _open: "weakref.WeakSet[Ranks]" = weakref.WeakSet()
 
@@ -47,6 +49,7 @@ class Ranks:
     Attributes:
         programs: of this process, for steps.
         recomputed: stages of this process some of whose forwards run twice.
+        transports: of the edges of this process's ranks.
     """
 
     def __init__(
@@ -59,6 +62,8 @@ class Ranks:
     ) -> None:
         training, evaluation = options.lowerings(schedule)
         self.programs = Programs(training[rank] for rank in devices)
+        self.transports = _between_threads(self.programs)
+        self._transport = options.transport
         self._peers = peers
         self._process = os.getpid()
         self._last_failed = False
@@ -112,10 +117,13 @@ class Ranks:
 
     def _connect(self) -> _C.Runtime:
         """Makes a runtime; in a group, with new connections. A collective call there."""
-        external = None
-        if self._peers is not None:
-            external = self._peers.connect(self.programs[0], self._first_device, self._copies)
-        return self._make_runtime(external=external)
+        if self._peers is None:
+            return self._make_runtime(external=None)
+        connection = Connection(
+            self._peers, self.programs[0], self._first_device, self._copies, self._transport
+        )
+        self.transports = connection.transports
+        return self._make_runtime(external=connection.channels)
 
     def share_weights(self, stages: LocalStages) -> None:
         """Second copies of the model start as the first. A collective call; nothing without one."""
@@ -237,6 +245,19 @@ class Ranks:
         """Closes what can be closed: a forked process has no threads to end."""
         if self._process == os.getpid() and not (self._runtime and self._runtime.running()):
             self.close()
+
+
+def _between_threads(programs: Programs) -> list[EdgeTransport]:
+    """Of the edges where all ranks are in this process."""
+    edges = sorted(
+        {
+            (slot["source"], slot["destination"])
+            for program in programs
+            for slot in program.slots
+            if slot["kind"] != "local"
+        }
+    )
+    return [EdgeTransport(*edge, "local", "threads of one process") for edge in edges]
 
 
 @atexit.register

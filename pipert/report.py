@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from pipert._C import Action, Costs, Schedule, Timeline
 from pipert.memory import RankMemory, RawMemory, put_together, summarize_memory, table
+from pipert.transports import EdgeTransport
 
 # (rank, start, end, [(kind, action, start, ready, end), ...]) in nanoseconds, as _C gives it.
 RawTrace = tuple[int, int, int, list[tuple[str, Action | None, int, int, int]]]
@@ -118,6 +119,7 @@ class Report:
         stage_kinds: by stage, how it ran; see Pipeline.stage_kinds.
         recomputed: stages some of whose forwards run twice because of Pipeline's `recompute`: what
             `memory` predicts is the schedule's promise, which knows nothing of it.
+        transports: what carries each edge, and why.
     """
 
     ranks: list[RankReport]
@@ -130,6 +132,7 @@ class Report:
     unsplit: dict[int, list[UnsplitNode]]
     stage_kinds: dict[int, str]
     recomputed: list[int]
+    transports: list[EdgeTransport]
 
     def __str__(self) -> str:
         head = "rank  compute ms  wait ms  transfer ms  host ms  bubble measured  predicted"
@@ -143,7 +146,17 @@ class Report:
         ]
         foot = f"step {self.step_s * 1e3:.3f} ms, {self.predicted_step_s * 1e3:.3f} ms predicted"
         held = table(self.memory) if self.memory else []
-        return "\n".join([head, *rows, foot, *held, *self._notes()])
+        return "\n".join([head, *rows, foot, *held, *self._edges(), *self._notes()])
+
+    def _edges(self) -> Iterator[str]:
+        """What carries them, those of a kind and reason in one line."""
+        alike: dict[tuple[str, str], list[str]] = {}
+        for edge in self.transports:
+            names = alike.setdefault((edge.transport, edge.reason), [])
+            names.append(f"{edge.source}->{edge.destination}")
+        for (transport, reason), names in alike.items():
+            some = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+            yield f"{transport} carries {some}: {reason}"
 
     def _notes(self) -> Iterator[str]:
         """Where a stage didn't run as its user may think."""
@@ -185,9 +198,11 @@ def summarize_stages(
     unsplit: Mapping[int, Sequence[tuple[str, str]]],
     kinds: Mapping[int, str],
     recomputed: Sequence[int],
+    transports: Sequence[EdgeTransport],
 ) -> dict[str, Any]:
-    """A process's part of a report about its stages, as JSON values."""
+    """A process's part of a report about its stages and edges, as JSON values."""
     return {
+        "transports": [asdict(edge) for edge in transports],
         "unsplit": [[stage, *node] for stage, nodes in unsplit.items() for node in nodes],
         "kinds": [[stage, kind] for stage, kind in kinds.items()],
         "recomputed": list(recomputed),
@@ -234,4 +249,8 @@ def make_report(
         unsplit=unsplit,
         stage_kinds=dict(sorted(kind for part in stages_of for kind in part["kinds"])),
         recomputed=sorted(stage for part in stages_of for stage in part["recomputed"]),
+        transports=sorted(
+            {EdgeTransport(**edge) for part in stages_of for edge in part["transports"]},
+            key=lambda edge: (edge.source, edge.destination),
+        ),
     )

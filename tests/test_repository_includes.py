@@ -14,17 +14,18 @@ BELOW["schedule"] = {"ir", "base"}
 BELOW["analysis"] = {"ir", "base"}
 BELOW["plan"] = {"ir", "analysis", "base"}
 BELOW["search"] = {"schedule", "analysis", "ir", "base"}
+BELOW["shm"] = {"base"}
 BELOW["device"] = {"base"}
 BELOW["autograd"] = {"device", "base"}
 BELOW["random"] = {"base"}
 BELOW["stage"] = {"autograd", "random", "device", "base"}
-BELOW["transport"] = {"device", "base"}
+BELOW["transport"] = {"device", "shm", "base"}
 BELOW["runtime"] = {"plan", "stage", "transport"}.union(
     *(BELOW[floor] for floor in ("plan", "stage", "transport"))
 )
 BELOW["bindings"] = set(BELOW)
 
-TORCH_FREE = {"base", "ir", "schedule", "analysis", "plan", "search"}
+TORCH_FREE = {"base", "ir", "schedule", "analysis", "plan", "search", "shm"}
 TORCH = re.compile(r"(torch|ATen|c10|caffe2|pybind11)/|Python\.h$|nccl\.h$")
 PYBIND = re.compile(r"pybind11/|torch/csrc/utils/pybind\.h$|Python\.h$|torch/python\.h$")
 C10D = re.compile(r"torch/csrc/distributed/c10d/")

@@ -23,18 +23,20 @@ def store() -> dist.Store:
 def _connect(group: object, store: object, edges: list[object]) -> _C.ExternalChannels:
     return _C.connect_processes(
         rank=0,
+        num_ranks=1,
         device="cpu",
         edges=edges,
         copies=[],
-        group=group,
+        everybody=group,
         store=store,
-        num_microbatches=2,
+        max_values=5,
+        spin_us=0,
     )
 
 
 def test_process_group_and_store_cross(store: dist.Store) -> None:
     group = dist.ProcessGroupGloo(dist.PrefixStore("all", store), 0, 1, timeout=LIMIT)
-    channels = _connect(group, dist.PrefixStore("board", store), [(0, 1, group, None)])
+    channels = _connect(group, dist.PrefixStore("board", store), [(0, 1, (group, None))])
     assert isinstance(channels, _C.ExternalChannels)
 
 

@@ -2,12 +2,17 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "base/error.h"
 #include "bindings/bind.h"
 #include "bindings/python_runtime.h"
+#include "shm/ring_reader.h"
+#include "shm/ring_writer.h"
 #include "transport/process_group_agreement.h"
 #include "transport/process_group_board.h"
 #include "transport/process_group_channel.h"
 #include "transport/process_group_types.h"
+#include "transport/shm_agreement.h"
+#include "transport/shm_channel.h"
 
 namespace py = pybind11;
 
@@ -16,50 +21,104 @@ namespace {
 
 using BackendPtr = c10::intrusive_ptr<c10d::Backend>;
 using StorePtr = c10::intrusive_ptr<c10d::Store>;
+using SegmentPtr = std::shared_ptr<Segment>;
 
-// One directed edge of this rank: (source, destination, backend for CPU tensors, backend of the
-// device or None).
-using EdgeTuple = std::tuple<Rank, Rank, BackendPtr, std::optional<BackendPtr>>;
-
-// The channels to and from a rank that has other copies of this rank's stages: (rank, to it, from
-// it), each as in EdgeTuple.
+// What carries one directed edge: shared memory, or (backend for CPU tensors, backend of the device
+// or None).
 using BackendPair = std::tuple<BackendPtr, std::optional<BackendPtr>>;
-using CopyTuple = std::tuple<Rank, BackendPair, BackendPair>;
+using Carrier = std::variant<SegmentPtr, BackendPair>;
+// One directed edge of this rank: (source, destination, its carrier).
+using EdgeTuple = std::tuple<Rank, Rank, Carrier>;
+// The channels to and from a rank that has other copies of this rank's stages: (rank, to it, from
+// it).
+using CopyTuple = std::tuple<Rank, Carrier, Carrier>;
+
+// Python's None would be a segment that isn't there.
+SegmentPtr require(SegmentPtr segment) {
+  if (segment == nullptr)
+    throw TypeError("an edge's carrier must be a segment or backends, got None");
+  return segment;
+}
+
+struct Ends {
+  c10::Device device;
+  std::chrono::microseconds spin;
+
+  std::unique_ptr<Sender> sender(const Carrier& carrier) const {
+    if (const auto* segment = std::get_if<SegmentPtr>(&carrier))
+      return make_shm_sender(require(*segment), spin);
+    const auto& [cpu, accelerator] = std::get<BackendPair>(carrier);
+    return make_process_group_sender(cpu, accelerator.value_or(BackendPtr()));
+  }
+
+  std::unique_ptr<Receiver> receiver(const Carrier& carrier) const {
+    if (const auto* segment = std::get_if<SegmentPtr>(&carrier))
+      return make_shm_receiver(require(*segment), spin);
+    const auto& [cpu, accelerator] = std::get<BackendPair>(carrier);
+    return make_process_group_receiver(cpu, accelerator.value_or(BackendPtr()), device);
+  }
+};
 
 std::unique_ptr<CopyExchange> make_copy_exchange(const std::vector<CopyTuple>& copies,
-                                                 const c10::Device& device) {
+                                                 const Ends& ends) {
   if (copies.empty()) return nullptr;
   std::map<Rank, CopyExchange::Peer> peers;
   for (const auto& [rank, to, from] : copies) {
-    CopyExchange::Peer& peer = peers[rank];
-    const auto& [to_cpu, to_accelerator] = to;
-    const auto& [from_cpu, from_accelerator] = from;
-    peer.sender = make_process_group_sender(to_cpu, to_accelerator.value_or(BackendPtr()));
-    peer.receiver =
-        make_process_group_receiver(from_cpu, from_accelerator.value_or(BackendPtr()), device);
+    peers[rank].sender = ends.sender(to);
+    peers[rank].receiver = ends.receiver(from);
   }
   return std::make_unique<CopyExchange>(std::move(peers));
 }
 
-std::unique_ptr<ExternalChannels> connect_processes(Rank rank, const std::string& device,
-                                                    const std::vector<EdgeTuple>& edges,
-                                                    const std::vector<CopyTuple>& copies,
-                                                    const BackendPtr& group, const StorePtr& store,
-                                                    int num_microbatches) {
+std::unique_ptr<ExternalChannels> connect_processes(
+    Rank rank, int num_ranks, const std::string& device, const std::vector<EdgeTuple>& edges,
+    const std::vector<CopyTuple>& copies, const std::variant<SegmentPtr, BackendPtr>& everybody,
+    const StorePtr& store, int max_values, int spin_us) {
+  const std::chrono::microseconds spin(spin_us);
+  const Ends ends{c10::Device(device), spin};
   auto external = std::make_unique<ExternalChannels>();
-  for (const auto& [source, destination, cpu, accelerator] : edges) {
-    const BackendPtr beside = accelerator.value_or(BackendPtr());
+  for (const auto& [source, destination, carrier] : edges) {
     if (source == rank) {
-      external->senders[{source, destination}] = make_process_group_sender(cpu, beside);
+      external->senders[{source, destination}] = ends.sender(carrier);
     } else {
-      external->receivers[{source, destination}] =
-          make_process_group_receiver(cpu, beside, c10::Device(device));
+      external->receivers[{source, destination}] = ends.receiver(carrier);
     }
   }
-  external->copies = make_copy_exchange(copies, c10::Device(device));
-  external->agreement = make_process_group_agreement(group, 2 * num_microbatches + 1);
+  external->copies = make_copy_exchange(copies, ends);
+  if (const auto* segment = std::get_if<SegmentPtr>(&everybody)) {
+    external->agreement =
+        make_shm_agreement(std::make_unique<Meeting>(*segment, rank, num_ranks, max_values, spin));
+  } else {
+    external->agreement = make_process_group_agreement(std::get<BackendPtr>(everybody), max_values);
+  }
   external->board = make_process_group_board(store);
   return external;
+}
+
+void bind_segment(py::module_& module) {
+  py::class_<Segment, SegmentPtr>(module, "ShmSegment",
+                                  "Memory that processes of one host share. Owned by the channel "
+                                  "that it is given to, removed with it.")
+      .def_static(
+          "make_channel", [] { return SegmentPtr(make_ring_segment()); },
+          "For an edge, by its source. Raises RuntimeError: it can't be had.")
+      .def_static(
+          "open_channel",
+          [](const std::string& name) { return SegmentPtr(open_ring_segment(name)); },
+          py::arg("name"), "By its destination; the name is gone then. Raises RuntimeError.")
+      .def_static(
+          "make_meeting",
+          [](int num_ranks, int max_values) {
+            return SegmentPtr(make_meeting_segment(num_ranks, max_values));
+          },
+          py::arg("num_ranks"), py::arg("max_values"),
+          "For the end of a step, by one rank. Raises RuntimeError: it can't be had.")
+      .def_static(
+          "open_meeting",
+          [](const std::string& name) { return SegmentPtr(open_meeting_segment(name)); },
+          py::arg("name"), "By the others. Raises RuntimeError.")
+      .def_property_readonly("name", &Segment::name, "By which another process opens it.")
+      .def("remove_name", &Segment::remove_name, "All who need it have it.");
 }
 
 }  // namespace
@@ -68,12 +127,14 @@ void bind_transport(py::module_& module) {
   py::class_<ExternalChannels>(
       module, "ExternalChannels",
       "The ends of the channels that leave this process. Consumed by Runtime.");
+  bind_segment(module);
 
   module.def("connect_processes", &connect_processes, py::kw_only(), py::arg("rank"),
-             py::arg("device"), py::arg("edges"), py::arg("copies"), py::arg("group"),
-             py::arg("store"), py::arg("num_microbatches"),
-             py::call_guard<py::gil_scoped_release>(),
-             "Makes the channels of one rank out of torch.distributed's backends.");
+             py::arg("num_ranks"), py::arg("device"), py::arg("edges"), py::arg("copies"),
+             py::arg("everybody").none(false), py::arg("store"), py::arg("max_values"),
+             py::arg("spin_us"), py::call_guard<py::gil_scoped_release>(),
+             "Makes the channels of one rank out of shared memory and torch.distributed's "
+             "backends. `everybody` joins all ranks, for the end of a step.");
 }
 
 }  // namespace pipert

@@ -4,6 +4,7 @@
 #include <ATen/ops/from_blob.h>
 #include <c10/core/CPUAllocator.h>
 
+#include <algorithm>
 #include <cstring>
 #include <string_view>
 #include <utility>
@@ -16,7 +17,8 @@ namespace {
 
 constexpr std::uint32_t kMagic = 0x70697031;  // "pip1"
 constexpr std::int64_t kAlignment = 64;
-constexpr std::uint16_t kMaxDimensions = 64;  // torch's own limit
+constexpr std::uint16_t kMaxDimensions = 64;                // torch's own limit
+constexpr std::size_t kPartBytes = std::size_t{256} << 10;  // that are written between two reports
 constexpr std::int64_t kMaxElements = std::int64_t{1} << 48;
 
 struct Header {
@@ -153,7 +155,8 @@ FrameWriter::FrameWriter(Message message)
   }
 }
 
-void FrameWriter::write(char* destination) const {
+void FrameWriter::write(char* destination,
+                        const std::function<void(std::size_t)>& on_progress) const {
   Header header;
   header.num_tensors = static_cast<std::uint32_t>(message_.tensors.size());
   header.num_bytes = num_bytes_;
@@ -174,7 +177,14 @@ void FrameWriter::write(char* destination) const {
     const at::Tensor& tensor = message_.tensors[i];
     const auto size =
         static_cast<std::size_t>(extent(tensor.sizes(), tensor.strides())) * tensor.element_size();
-    if (size > 0) std::memcpy(destination + offsets_[i], tensor.const_data_ptr(), size);
+    const auto* source = static_cast<const char*>(tensor.const_data_ptr());
+    const auto offset = static_cast<std::size_t>(offsets_[i]);
+    for (std::size_t done = 0; done < size;) {
+      const std::size_t part = on_progress ? std::min(size - done, kPartBytes) : size;
+      std::memcpy(destination + offset + done, source + done, part);
+      done += part;
+      if (on_progress && part == kPartBytes) on_progress(offset + done);
+    }
   }
 }
 

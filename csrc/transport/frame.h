@@ -10,6 +10,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "device/message.h"
@@ -23,8 +24,9 @@ class FrameWriter {
 
   // Of the whole frame.
   std::int64_t num_bytes() const { return num_bytes_; }
-  // REQUIRES room for num_bytes().
-  void write(char* destination) const;
+  // REQUIRES room for num_bytes(). `on_progress` is told now and then how many bytes, from the
+  // start, are written.
+  void write(char* destination, const std::function<void(std::size_t)>& on_progress = {}) const;
   // The tensors that travel beside the frame, in order.
   const std::vector<at::Tensor>& beside() const { return beside_; }
 

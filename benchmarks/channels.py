@@ -1,0 +1,171 @@
+"""How fast is a message between two processes, through shared memory and through gloo?
+
+    torchrun --nproc-per-node 2 benchmarks/channels.py
+
+Two processes, each on a core of its own. `latency`: half of a round trip of 4 KB. `bandwidth`: a
+stream of messages of one size, two of them on their way. Both with everything that a message of the
+pipeline has: its frame is written, checked and taken apart, and its tensor owns its memory. The
+channels take turns in every round; `memcpy` is one core's copy of as many bytes between two buffers
+that it has used before, in the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import statistics
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from environment import RESULTS, write_json
+from pairs import Summary, table
+
+import pipert
+from pipert import _C
+from pipert.connection import Connection
+from pipert.distributed import Peers
+
+QUESTION = "How fast is a message between two processes, through shared memory and through gloo?"
+CHANNELS = ("shm", "process_group")
+LATENCY_BYTES = 4096
+SIZES = [4 << 10, 64 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20]
+STREAM_BYTES = 256 << 20  # of one timed stream, at most; and at most 2000 messages
+
+
+def connect(group: dist.ProcessGroup) -> dict[str, _C.ExternalChannels]:
+    """The edges between the two processes, over each channel."""
+    schedule = pipert.Schedule.build("1f1b", num_ranks=2, num_microbatches=2)
+    program = pipert.lower(schedule)[dist.get_rank()]
+    peers = Peers(group)
+    cpu = torch.device("cpu")
+    return {name: Connection(peers, program, cpu, [], name).channels for name in CHANNELS}
+
+
+def own_core(rank: int) -> int | None:
+    """Puts the process on a core that is not the other's; None where there is only one."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        return None
+    os.sched_setaffinity(0, {cores[rank]})
+    return cores[rank]
+
+
+def measure(channels: dict[str, _C.ExternalChannels], rounds: int, echoes: int) -> dict[str, Any]:
+    """Seconds by channel: of each round trip's half, and of each stream by size."""
+    rank = dist.get_rank()
+    latency: dict[str, list[float]] = {name: [] for name in channels}
+    streams: dict[str, dict[int, list[float]]] = {
+        name: {size: [] for size in SIZES} for name in (*channels, "memcpy")
+    }
+    for epoch in range(rounds + 1):  # the first one makes room, and isn't counted
+        names = list(channels) if epoch % 2 else list(reversed(channels))
+        for name in names:
+            dist.barrier()
+            seconds = _C.time_echoes(
+                channels[name],
+                rank=rank,
+                num_bytes=LATENCY_BYTES,
+                num_messages=echoes,
+                epoch=epoch * 100,
+            )
+            if epoch > 0:
+                latency[name] += [second / 2 for second in seconds]
+        for at, size in enumerate(SIZES):
+            count = max(4, min(2000, STREAM_BYTES // size))
+            for name in names:
+                dist.barrier()
+                second = _C.time_stream(
+                    channels[name],
+                    rank=rank,
+                    num_bytes=size,
+                    num_messages=count,
+                    epoch=epoch * 100 + 1 + at,
+                )
+                if epoch > 0:
+                    streams[name][size].append(second / count)
+            dist.barrier()
+            if rank == 0:
+                copies = _C.time_copies(num_bytes=size, count=count)
+                if epoch > 0:
+                    streams["memcpy"][size].append(statistics.median(copies))
+            dist.barrier()
+    return {"latency": latency, "streams": streams}
+
+
+def answer(measured: dict[str, Any]) -> dict[str, Any]:
+    """Medians and spreads, in microseconds and gigabytes a second, and shares of memcpy."""
+    latency = {
+        name: {
+            **vars(Summary.of([1e6 * second for second in seconds], 3)),
+            "p99": round(1e6 * sorted(seconds)[int(0.99 * len(seconds))], 3),
+        }
+        for name, seconds in measured["latency"].items()
+    }
+    bandwidth: dict[str, Any] = {}
+    for size in SIZES:
+        by_name = {name: sizes[size] for name, sizes in measured["streams"].items()}
+        entry: dict[str, Any] = {
+            name: vars(Summary.of([size / second / 1e9 for second in seconds], 3))
+            for name, seconds in by_name.items()
+        }
+        for name in CHANNELS:
+            shares = [
+                copy / own for copy, own in zip(by_name["memcpy"], by_name[name], strict=True)
+            ]
+            entry[f"{name}_of_memcpy"] = vars(Summary.of(shares, 3))
+        bandwidth[str(size)] = entry
+    return {"latency_us": latency, "bandwidth_gb_per_s": bandwidth}
+
+
+def print_tables(content: dict[str, Any]) -> None:
+    """Prints the answer."""
+    print(f"latency of {LATENCY_BYTES} bytes, microseconds")
+    rows = [
+        [name, *(numbers[key] for key in ("median", "p10", "p90", "p99"))]
+        for name, numbers in content["latency_us"].items()
+    ]
+    print(table(["channel", "median", "p10", "p90", "p99"], rows))
+    print("\nbandwidth, GB/s (median), and share of memcpy")
+    names = [*CHANNELS, "memcpy"]
+    rows = [
+        [
+            f"{int(size) / 2**20:g} MB",
+            *(entry[name]["median"] for name in names),
+            *(entry[f"{name}_of_memcpy"]["median"] for name in CHANNELS),
+        ]
+        for size, entry in content["bandwidth_gb_per_s"].items()
+    ]
+    shares = [f"{name} of memcpy" for name in CHANNELS]
+    print(table(["message", *names, *shares], rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=QUESTION)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--echoes", type=int, default=2000, help="round trips in each round")
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "channels.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    group = pipert.init()
+    if group is None or group.size() != 2:
+        raise SystemExit("two processes are needed: torchrun --nproc-per-node 2 " + __file__)
+    channels = connect(group)
+    core = own_core(group.rank())
+    measured = measure(channels, arguments.rounds, arguments.echoes)
+    if group.rank() == 0:
+        content = answer(measured)
+        print_tables(content)
+        write_json(
+            QUESTION,
+            {"pinned": core is not None, "rounds": arguments.rounds, **content},
+            arguments.out,
+        )
+    dist.barrier()
+    channels.clear()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

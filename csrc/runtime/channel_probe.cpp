@@ -1,0 +1,120 @@
+#include "runtime/channel_probe.h"
+
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "base/error.h"
+#include "device/cpu_lane.h"
+#include "runtime/trace.h"
+
+namespace pipert {
+namespace {
+
+double seconds_since(std::int64_t start_ns) {
+  return static_cast<double>(now_ns() - start_ns) * 1e-9;
+}
+
+// This end of both edges, for one call.
+class Probe {
+ public:
+  Probe(ExternalChannels& channels, bool times, const ProbeOptions& options)
+      : sender_(*channels.senders.at(times ? options.there : options.back)),
+        receiver_(*channels.receivers.at(times ? options.back : options.there)),
+        epoch_(options.epoch),
+        tensor_(at::zeros({options.num_bytes / 4})) {
+    const ChannelPass pass{.epoch = epoch_, .training = true, .num_messages = options.num_messages};
+    sender_.begin(pass);
+    receiver_.begin(pass);
+  }
+
+  void send(int sequence) {
+    if (sequence >= kSlots) release(sequence - kSlots);
+    Message message;
+    message.key = {MessageKind::kActivation, 0, sequence};
+    message.epoch = epoch_;
+    message.tensors = {tensor_};
+    message.requires_grad = {false};
+    sender_.send(sequence, sequence % kSlots, std::move(message), lane_);
+    num_sent_ = sequence + 1;
+  }
+  // REQUIRES post() before.
+  void take(int sequence) {
+    const auto message = receiver_.take(sequence, sequence % kSlots, lane_);
+    if (!message.has_value()) throw InternalError("a probe's channel was aborted");
+    check_arrival(*message, {MessageKind::kActivation, 0, sequence}, epoch_, true);
+  }
+  void post(int sequence) { receiver_.post(sequence, sequence % kSlots); }
+  void release_rest() {
+    for (int sequence = std::max(0, num_sent_ - kSlots); sequence < num_sent_; ++sequence)
+      release(sequence);
+  }
+
+ private:
+  static constexpr int kSlots = 2;
+
+  void release(int sequence) {
+    if (!sender_.release(sequence, sequence % kSlots))
+      throw InternalError("a probe's channel was aborted");
+  }
+
+  Sender& sender_;
+  Receiver& receiver_;
+  std::int64_t epoch_;
+  at::Tensor tensor_;
+  CpuLane lane_;
+  int num_sent_ = 0;
+};
+
+}  // namespace
+
+std::vector<double> time_echoes(ExternalChannels& channels, bool times,
+                                const ProbeOptions& options) {
+  Probe probe(channels, times, options);
+  std::vector<double> seconds;
+  for (int i = 0; i < options.num_messages; ++i) {
+    probe.post(i);
+    const std::int64_t start = now_ns();
+    if (times) probe.send(i);
+    probe.take(i);
+    if (!times) probe.send(i);
+    if (times) seconds.push_back(seconds_since(start));
+  }
+  probe.release_rest();
+  return seconds;
+}
+
+double time_stream(ExternalChannels& channels, bool times, const ProbeOptions& options) {
+  Probe probe(channels, times, options);
+  const std::int64_t start = now_ns();
+  if (times) {
+    for (int i = 0; i < options.num_messages; ++i) probe.send(i);
+    probe.release_rest();
+  } else {
+    probe.post(0);
+    for (int i = 0; i < options.num_messages; ++i) {
+      if (i + 1 < options.num_messages) probe.post(i + 1);
+      probe.take(i);
+    }
+  }
+  return seconds_since(start);
+}
+
+std::vector<double> time_copies(std::int64_t num_bytes, int count) {
+  const auto options = at::TensorOptions().dtype(at::kByte);
+  const at::Tensor source = at::zeros({num_bytes}, options);
+  const at::Tensor destination = at::zeros({num_bytes}, options);
+  std::vector<double> seconds;
+  for (int i = 0; i < count; ++i) {
+    const std::int64_t start = now_ns();
+    std::memcpy(destination.mutable_data_ptr(), source.const_data_ptr(),
+                static_cast<std::size_t>(num_bytes));
+    asm volatile("" : : "r"(destination.const_data_ptr()) : "memory");  // or it would be left out
+    seconds.push_back(seconds_since(start));
+  }
+  return seconds;
+}
+
+}  // namespace pipert

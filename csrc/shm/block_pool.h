@@ -1,0 +1,55 @@
+// BlockPool: the ranges of a segment that one writer hands out to its messages and gets back when
+// the reader has taken them. Belongs to the writer; nothing of it is shared.
+//
+// Grows with the longest messages and the number of those that are on their way; sizes are rounded
+// up to one of four for each power of two, so that sizes that change keep finding the same blocks.
+// What isn't used for some passes goes back to the system.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "shm/segment.h"
+
+namespace pipert {
+
+class BlockPool {
+ public:
+  static constexpr std::size_t kFirstBytes = std::size_t{64} << 10;
+  static constexpr std::size_t kNumFirst = 4;
+  static constexpr int kKeptPasses = 8;
+
+  struct Block {
+    std::size_t offset = 0;
+    std::size_t num_bytes = 0;
+    std::uint64_t free_at = 0;  // when the reader has taken so many pieces
+    std::int64_t last_pass = 0;
+    bool is_backed = true;  // by memory of the system
+  };
+
+  // The first blocks lie at `offset`; they are always there. The segment grows behind its end.
+  BlockPool(Segment& segment, std::size_t offset);
+
+  // The smallest free block of at least `num_bytes`, a new one if there is none; null if there is
+  // no room for it. `taken`: how many pieces the reader has. The caller sets `free_at`. The pointer
+  // is good until the next call.
+  Block* take(std::size_t num_bytes, std::uint64_t taken);
+  // The largest free block that has memory; null if none is free.
+  Block* take_largest(std::uint64_t taken);
+  // The number of pieces at which the next block becomes free.
+  std::uint64_t next_free_at() const;
+  void begin_pass(std::uint64_t taken);
+  // Of the system's memory that it has.
+  std::size_t num_bytes() const;
+
+ private:
+  Block* make(std::size_t num_bytes, std::uint64_t taken);
+  void give_back(Block& block);
+
+  Segment& segment_;
+  std::vector<Block> blocks_;
+  std::int64_t pass_ = 0;
+};
+
+}  // namespace pipert

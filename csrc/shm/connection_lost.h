@@ -1,0 +1,13 @@
+// ConnectionLost: the other end has closed, or its process is gone.
+#pragma once
+
+#include <stdexcept>
+
+namespace pipert {
+
+class ConnectionLost : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+}  // namespace pipert

@@ -1,0 +1,216 @@
+"""Connection: what the ranks of one pipeline send their messages through, made together."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
+
+from pipert import _C
+from pipert.distributed import Peers
+from pipert.transports import EdgeTransport, Home, reason_against_shm, spin_us
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Backend  # dist.Backend is a name, not a backend
+
+# A backend closes a group when a timed wait runs out; pipert has time limits of its own.
+_NEVER = timedelta(days=365)
+_ALL = "all"  # the key of what joins all ranks, beside those of edges
+_ON_ONE_HOST = "CPU ranks of one host"
+
+
+class Connection:
+    """This rank's channels. Making it is a collective call.
+
+    Args:
+        peers: the ranks.
+        program: this rank's training program.
+        device: this rank's.
+        copies: the ranks that have other copies of this rank's stages.
+        transport: Pipeline's, the same on all ranks.
+
+    Attributes:
+        channels: for the runtime.
+        transports: of this rank's edges.
+
+    Raises:
+        ValueError: shared memory was asked for, and some edge can't have it; on every rank.
+        PipelineError: some rank failed, or didn't come.
+    """
+
+    def __init__(
+        self,
+        peers: Peers,
+        program: _C.Program,
+        device: torch.device,
+        copies: Sequence[int],
+        transport: str,
+    ) -> None:
+        self._peers = peers
+        self._device = device
+        self._transport = transport
+        self._max_values = 2 * program.num_microbatches + 1  # of the end of a step
+        edges = sorted(
+            {
+                (slot["source"], slot["destination"])
+                for slot in program.slots
+                if slot["kind"] != "local"
+            }
+        )
+        both_ways = sorted(
+            edge for other in copies for edge in ((peers.rank, other), (other, peers.rank))
+        )
+        self._edges = {f"edge/{a}-{b}": (a, b) for a, b in edges}
+        self._edges |= {f"copies/{a}-{b}": (a, b) for a, b in both_ways}
+        self._segments: dict[str, _C.ShmSegment] = {}
+
+        told = peers.exchange("connect", asdict(Home.of(device)))
+        self._homes = [Home(**home) for home in told]
+        refused = self._share_memory()
+        store = peers.begin_connection()
+        # In the same order on all ranks: the least edge that anybody waits for can always be made.
+        carriers = {
+            key: self._segments[key] if key in self._segments else self._backends(store, key)
+            for key in self._edges
+        }
+        everybody: _C.ShmSegment | Backend | None = self._segments.get(_ALL)
+        if everybody is None:
+            with peers.losing_peers("while it connected to all ranks"):
+                everybody = self._gloo(c10d.PrefixStore("all", store), peers.rank, peers.size)
+        peers.exchange("end connecting")  # or a rank would wait in a step for one that failed here
+        self.transports = [
+            EdgeTransport(a, b, "shm", _ON_ONE_HOST)
+            if f"edge/{a}-{b}" in self._segments
+            else EdgeTransport(a, b, "process_group", refused[f"edge/{a}-{b}"])
+            for a, b in edges
+        ]
+        self.channels = _C.connect_processes(
+            rank=peers.rank,
+            num_ranks=peers.size,
+            device=str(device),
+            edges=[(a, b, carriers[f"edge/{a}-{b}"]) for a, b in edges],
+            copies=[
+                (
+                    other,
+                    carriers[f"copies/{peers.rank}-{other}"],
+                    carriers[f"copies/{other}-{peers.rank}"],
+                )
+                for other in copies
+            ],
+            everybody=everybody,
+            store=c10d.PrefixStore("board", store),
+            max_values=self._max_values,
+            spin_us=spin_us(self._homes, peers.rank),
+        )
+        self._segments.clear()  # the channels own them
+
+    # --- shared memory -----------------------------------------------------------------------
+
+    def _share_memory(self) -> dict[str, str]:
+        """Fills `_segments` with those that both ends have; returns why the other edges have none.
+
+        Raises:
+            ValueError: on every rank, where the user asked for shared memory.
+        """
+        refused = {
+            key: reason
+            for key, (a, b) in self._edges.items()
+            if (reason := reason_against_shm(self._transport, self._homes[a], self._homes[b]))
+        }
+        names: dict[str, str] = {}
+        for key, (source, _) in self._edges.items():
+            if source == self._peers.rank and key not in refused:
+                self._try(key, refused, names, _C.ShmSegment.make_channel)
+        if self._peers.rank == 0 and self._may_all_meet():
+            size, count = self._peers.size, self._max_values
+            self._try(_ALL, refused, names, lambda: _C.ShmSegment.make_meeting(size, count))
+        made = self._peers.exchange("connect", [names, refused])
+        for key, (source, _) in self._edges.items():
+            if source != self._peers.rank and key in made[source][0]:
+                name = made[source][0][key]
+                self._try(key, refused, {}, lambda name=name: _C.ShmSegment.open_channel(name))
+        if self._peers.rank > 0 and _ALL in made[0][0]:
+            name = made[0][0][_ALL]
+            self._try(_ALL, refused, {}, lambda: _C.ShmSegment.open_meeting(name))
+        opened = self._peers.exchange("connect", [sorted(self._segments), refused])
+        self._drop_what_others_lack(opened, refused)
+        if self._peers.rank == 0 and _ALL in self._segments:
+            self._segments[_ALL].remove_name()
+        return refused
+
+    def _may_all_meet(self) -> bool:
+        return self._transport != "process_group" and all(
+            home.apart_from(self._homes[0]) is None for home in self._homes
+        )
+
+    def _try(
+        self,
+        key: str,
+        refused: dict[str, str],
+        names: dict[str, str],
+        get: Callable[[], _C.ShmSegment],
+    ) -> None:
+        try:
+            segment = get()
+        except RuntimeError as error:
+            refused[key] = f"rank {self._peers.rank}: {error}"
+        else:
+            self._segments[key] = segment
+            names[key] = segment.name
+
+    @staticmethod
+    def _describe(key: str) -> str:
+        return "the end of a step" if key == _ALL else key.replace("/", " ").replace("-", "->")
+
+    def _drop_what_others_lack(self, opened: Sequence[Any], refused: dict[str, str]) -> None:
+        if self._transport == "shm":
+            failed = [
+                f"{self._describe(key)}: {reason}"
+                for _, reasons in opened
+                for key, reason in sorted(reasons.items())
+            ]
+            if failed:
+                raise ValueError(f"transport 'shm' can't be had, {failed[0]}")
+        for key, ends in {_ALL: range(self._peers.size), **self._edges}.items():
+            lacking = [rank for rank in ends if key not in opened[rank][0]]
+            if not lacking:
+                continue
+            self._segments.pop(key, None)
+            for rank in lacking:
+                if key in opened[rank][1]:
+                    refused.setdefault(key, opened[rank][1][key])
+
+    # --- torch.distributed's backends --------------------------------------------------------
+
+    def _backends(self, store: c10d.Store, key: str) -> "tuple[Backend, Backend | None]":
+        source, destination = self._edges[key]
+        peer = destination if source == self._peers.rank else source
+        with self._peers.losing_peers(f"while it connected to rank {peer}"):
+            return self._open_edge(store, key, 0 if source == self._peers.rank else 1)
+
+    def _open_edge(
+        self, store: c10d.Store, key: str, rank: int
+    ) -> "tuple[Backend, Backend | None]":
+        cpu = self._gloo(c10d.PrefixStore(f"cpu/{key}", store), rank, 2)
+        if self._device.type == "cpu":
+            return cpu, None
+        if self._device.type != "cuda" or not dist.is_nccl_available():
+            raise ValueError(
+                f"group: stages on {self._device} need a backend of torch.distributed for it, this "
+                "torch has none"
+            )
+        options = dist.ProcessGroupNCCL.Options()
+        options._timeout = _NEVER
+        accelerator = dist.ProcessGroupNCCL(
+            c10d.PrefixStore(f"cuda/{key}", store), rank, 2, options
+        )
+        accelerator.eager_connect_single_device(self._device)
+        return cpu, accelerator
+
+    def _gloo(self, store: c10d.Store, rank: int, size: int) -> "Backend":
+        """The time limit is for connecting; C++ waits for messages with none."""
+        limit = timedelta(seconds=self._peers.timeout_s)
+        return dist.ProcessGroupGloo(store, rank, size, timeout=limit)
