@@ -17,18 +17,13 @@ from pipert.distributed import Peers, telling
 from pipert.errors import PipelineError, describe_for_peers
 from pipert.layers import LayerHooks, first_layers, next_owner
 from pipert.local_stages import LocalStages
+from pipert.programs import Programs
 from pipert.recompute import recomputed
 from pipert.signatures import context_keywords
 from pipert.thread_generator import follow_thread_generator
 
 _open: "weakref.WeakSet[Ranks]" = weakref.WeakSet()
 
-
-class Programs(tuple[_C.Program, ...]):
-    """The programs of this process's ranks; prints as their text."""
-
-    def __str__(self) -> str:
-        return "\n".join(map(str, self))
 
 
 class Ranks:
@@ -71,7 +66,8 @@ class Ranks:
         rng_seed: int | None,
         recompute: Any,
     ) -> None:
-        self.programs = Programs(training[rank] for rank in devices)
+        self.programs = Programs.proved(training, devices)
+        evaluating = Programs.proved(evaluation, devices)
         self._peers = peers
         self._process = os.getpid()
         self._last_failed = False
@@ -95,8 +91,10 @@ class Ranks:
                 for s in stages
             ],
             ranks=[
-                (program, evaluation[rank], str(on))
-                for program, (rank, on) in zip(self.programs, devices.items(), strict=True)
+                (program, forwards, str(on))
+                for program, forwards, on in zip(
+                    self.programs, evaluating, devices.values(), strict=True
+                )
             ],
             loss_fn=loss_fn,
             overlap_fn=overlap_fn,

@@ -51,15 +51,8 @@ void prove_all(const Schedule& schedule) {
       continue;
     }
     const Proof proof = prove(programs);
-    if (!proof.ok()) std::fprintf(stderr, "%s: %s\n", schedule.name.c_str(), proof.message.c_str());
     CHECK(proof.ok());
     CHECK(proof.is_whole && proof.num_assumed == 0);
-    for (const Unneeded& mark : proof.unneeded) {
-      const Program& program = programs[as_index(mark.rank)];
-      std::fprintf(stderr, "%s %d: rank %d %s m%d %s\n", schedule.name.c_str(), each.receive_slots, mark.rank,
-                   mark.is_wait ? "wait" : "mark", mark.mark,
-                   to_string(program, program.instructions[mark.instruction]).c_str());
-    }
     for (const Program& program : programs) CHECK(prove({&program, 1}).ok());
     ++num_proved;
   }
