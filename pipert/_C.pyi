@@ -520,6 +520,44 @@ def lower(
     joint_pairs: bool = False,
 ) -> list[Program]: ...
 
+class _InstructionPlace(TypedDict):
+    rank: int
+    instruction: int
+    text: str
+
+class _Unneeded(TypedDict):
+    rank: int
+    instruction: int
+    mark: int
+    kind: Literal["wait", "mark"]
+
+class Proof:
+    @property
+    def ok(self) -> bool: ...
+    @property
+    def flaw(self) -> str | None: ...
+    @property
+    def message(self) -> str: ...
+    @property
+    def places(self) -> list[_InstructionPlace]: ...
+    @property
+    def unneeded(self) -> list[_Unneeded]: ...
+    @property
+    def is_whole(self) -> bool: ...
+    @property
+    def num_assumed(self) -> int: ...
+    def __bool__(self) -> bool: ...
+
+def prove(programs: Sequence[Program]) -> Proof: ...
+def edit_program(
+    program: Program,
+    instruction: int,
+    *,
+    waits: Sequence[int],
+    mark: int | None,
+    slots: Sequence[int],
+) -> Program: ...
+
 # --- random -----------------------------------------------------------------------------------
 
 class LayerHook:

@@ -19,19 +19,13 @@ from pipert.errors import PipelineError, describe_for_peers
 from pipert.layers import LayerHooks, first_layers, next_owner
 from pipert.local_stages import LocalStages
 from pipert.options import Options
+from pipert.programs import Programs
 from pipert.recompute import recomputed
 from pipert.signatures import context_keywords
 from pipert.thread_generator import follow_thread_generator
 from pipert.transports import EdgeTransport
 
 _open: "weakref.WeakSet[Ranks]" = weakref.WeakSet()
-
-
-class Programs(tuple[_C.Program, ...]):
-    """The programs of this process's ranks; prints as their text."""
-
-    def __str__(self) -> str:
-        return "\n".join(map(str, self))
 
 
 class Ranks:
@@ -61,7 +55,8 @@ class Ranks:
         options: Options,
     ) -> None:
         training, evaluation = options.lowerings(schedule)
-        self.programs = Programs(training[rank] for rank in devices)
+        self.programs = Programs.proved(training, devices)
+        evaluating = Programs.proved(evaluation, devices)
         self.transports = _between_threads(self.programs)
         self._transport = options.transport
         self._peers = peers
@@ -87,8 +82,10 @@ class Ranks:
                 for s in stages
             ],
             ranks=[
-                (program, evaluation[rank], str(on))
-                for program, (rank, on) in zip(self.programs, devices.items(), strict=True)
+                (program, forwards, str(on))
+                for program, forwards, on in zip(
+                    self.programs, evaluating, devices.values(), strict=True
+                )
             ],
             loss_fn=options.loss_fn,
             overlap_fn=options.overlap_fn,

@@ -1,0 +1,145 @@
+#include "plan/program_form.h"
+
+#include <set>
+#include <utility>
+
+#include "base/error.h"
+#include "base/index.h"
+
+namespace pipert {
+namespace {
+
+class FormCheck {
+ public:
+  explicit FormCheck(const Program& program) : program_(program) {}
+
+  MaybeFinding operator()() {
+    if (auto finding = check_lanes()) return finding;
+    for (at_ = 0; at_ < program_.instructions.size(); ++at_) {
+      const Instruction& instruction = program_.instructions[at_];
+      if (!in_range(instruction.lane, program_.lanes.size())) return wrong("there is no such lane");
+      if (!has_good_marks(instruction)) return wrong("there is no such mark");
+      auto finding = std::visit([&](const auto& op) { return check(op); }, instruction.op);
+      if (finding) return finding;
+    }
+    return check_pairs();
+  }
+
+ private:
+  static bool in_range(int id, std::size_t size) { return id >= 0 && as_index(id) < size; }
+
+  // to_string() of the instruction needs a good lane.
+  Finding wrong(const char* what) const {
+    Finding finding{.flaw = Flaw::kMalformed,
+                    .message = concat("rank ", program_.rank, ": %", at_, ": ", what),
+                    .places = {}};
+    if (in_range(program_.instructions[at_].lane, program_.lanes.size()))
+      finding.places.push_back(place_of(program_, at_));
+    return finding;
+  }
+
+  MaybeFinding check_lanes() const {
+    std::set<std::pair<LaneKind, Edge>> seen;
+    for (std::size_t i = 0; i < program_.lanes.size(); ++i) {
+      const LaneSpec& lane = program_.lanes[i];
+      const bool is_compute = lane.kind == LaneKind::kCompute;
+      if (seen.insert({lane.kind, lane.edge}).second && is_compute == (i == kComputeLane)) continue;
+      return find(
+          Flaw::kMalformed, program_, {},
+          concat("expected lane 0 to be the compute lane, and no lane twice: see lane ", i));
+    }
+    if (!program_.lanes.empty()) return std::nullopt;
+    return find(Flaw::kMalformed, program_, {}, "expected a compute lane, got no lanes");
+  }
+
+  bool has_good_marks(const Instruction& instruction) const {
+    const auto is_mark = [&](MarkId mark) { return mark >= 0 && mark < program_.num_marks; };
+    for (const MarkId mark : instruction.waits) {
+      if (!is_mark(mark)) return false;
+    }
+    return instruction.mark == kNoMark || is_mark(instruction.mark);
+  }
+
+  const LaneSpec& lane() const { return program_.lanes[as_index(program_.instructions[at_].lane)]; }
+
+  template <typename Transfer>
+  MaybeFinding check_transfer(const Transfer& op, LaneKind lane_kind, SlotKind slot_kind) const {
+    if (!in_range(op.slot, program_.slots.size())) return wrong("there is no such slot");
+    const Slot& slot = program_.slots[as_index(op.slot)];
+    const bool receives = lane_kind == LaneKind::kReceive;
+    const Rank here = receives ? lane().edge.destination : lane().edge.source;
+    if (lane().kind != lane_kind || here != program_.rank)
+      return wrong("a transfer must be on a lane of its direction");
+    if (slot.kind != slot_kind || slot.edge != lane().edge)
+      return wrong("a transfer must use a slot of its lane's edge and direction");
+    return std::nullopt;
+  }
+  MaybeFinding check(const Recv& op) const {
+    return check_transfer(op, LaneKind::kReceive, SlotKind::kReceive);
+  }
+  MaybeFinding check(const Send& op) const {
+    return check_transfer(op, LaneKind::kSend, SlotKind::kSend);
+  }
+  MaybeFinding check(const Release& op) const {
+    return check_transfer(op, LaneKind::kSend, SlotKind::kSend);
+  }
+
+  MaybeFinding check(const Run& op) const {
+    if (lane().kind != LaneKind::kCompute) return wrong("a Run must be on the compute lane");
+    if (!is_compute(op.action.kind) || op.action.kind == ActionKind::kOverlap)
+      return wrong("a Run must run F, B, I, W or R");
+    if (!has_slots(op.reads, SlotKind::kSend)) return wrong("a Run reads receive and local slots");
+    if (!has_slots(op.writes, SlotKind::kReceive))
+      return wrong("a Run writes send and local slots");
+    return check_action(op.action);
+  }
+
+  bool has_slots(const FewIds<2>& slots, SlotKind unwanted) const {
+    for (const SlotId slot : slots) {
+      if (!in_range(slot, program_.slots.size())) return false;
+      if (program_.slots[as_index(slot)].kind == unwanted) return false;
+    }
+    return true;
+  }
+
+  MaybeFinding check(const Move& op) const {
+    const bool leaves = op.action.kind == ActionKind::kOffload;
+    if (!leaves && op.action.kind != ActionKind::kReload)
+      return wrong("a Move is OFFLOAD or RELOAD");
+    if (lane().kind != (leaves ? LaneKind::kOffload : LaneKind::kReload))
+      return wrong("a Move must be on the lane of its direction");
+    return check_action(op.action);
+  }
+
+  MaybeFinding check_action(const Action& action) const {
+    const bool is_good = action.stage >= 0 && action.stage < program_.num_stages &&
+                         action.microbatch >= 0 && action.microbatch < program_.num_microbatches;
+    if (is_good) return std::nullopt;
+    return wrong("stage or microbatch is out of range");
+  }
+
+  MaybeFinding check_pairs() {
+    std::size_t free_from = 0;
+    for (const std::size_t first : program_.joint_pairs) {
+      at_ = std::min(first, program_.instructions.size() - 1);
+      const bool is_good = first >= free_from && first + 1 < program_.instructions.size() &&
+                           is_run(first) && is_run(first + 1);
+      if (!is_good)
+        return wrong("a joint pair must be two Runs behind each other, of no other pair");
+      free_from = first + 2;
+    }
+    return std::nullopt;
+  }
+  bool is_run(std::size_t i) const {
+    return std::holds_alternative<Run>(program_.instructions[i].op);
+  }
+
+  const Program& program_;
+  std::size_t at_ = 0;
+};
+
+}  // namespace
+
+MaybeFinding check_form(const Program& program) { return FormCheck(program)(); }
+
+}  // namespace pipert

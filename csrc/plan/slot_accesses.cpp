@@ -1,0 +1,133 @@
+#include "plan/slot_accesses.h"
+
+#include "base/error.h"
+
+namespace pipert {
+namespace {
+
+bool makes_gradient(const Action& action) {
+  return action.kind == ActionKind::kBackward || action.kind == ActionKind::kInputGrad;
+}
+
+// What F, B or I reads, and what it makes; nothing for other actions.
+std::optional<MessageKey> input_of(const Action& action) {
+  if (action.kind == ActionKind::kForward)
+    return MessageKey{MessageKind::kActivation, action.stage - 1, action.microbatch};
+  if (makes_gradient(action))
+    return MessageKey{MessageKind::kGradient, action.stage + 1, action.microbatch};
+  return std::nullopt;
+}
+
+std::optional<MessageKey> result_of(const Action& action) {
+  if (action.kind == ActionKind::kForward)
+    return MessageKey{MessageKind::kActivation, action.stage, action.microbatch};
+  if (makes_gradient(action))
+    return MessageKey{MessageKind::kGradient, action.stage, action.microbatch};
+  return std::nullopt;
+}
+
+}  // namespace
+
+MaybeFinding SlotAccesses::take(std::size_t instruction) {
+  at_ = instruction;
+  return std::visit([&](const auto& op) { return apply(op); },
+                    program_.instructions[instruction].op);
+}
+
+MaybeFinding SlotAccesses::apply(const Recv& op) { return fill(op.slot, op.message); }
+
+MaybeFinding SlotAccesses::apply(const Run& op) {
+  for (const SlotId slot : op.reads) {
+    const auto message = input_of(op.action);
+    if (!message) return wrong(Flaw::kMessage, slot, "reads no message");
+    if (auto finding = use(slot, Phase::kFull, *message)) return finding;
+    state(slot).phase = Phase::kEmpty;
+    state(slot).last = at_;
+  }
+  for (const SlotId slot : op.writes) {
+    const auto message = result_of(op.action);
+    if (!message) return wrong(Flaw::kMessage, slot, "makes no message");
+    if (auto finding = fill(slot, *message)) return finding;
+  }
+  return std::nullopt;
+}
+
+MaybeFinding SlotAccesses::apply(const Send& op) {
+  if (auto finding = use(op.slot, Phase::kFull, op.message)) return finding;
+  state(op.slot).phase = Phase::kSent;
+  state(op.slot).last = at_;
+  return std::nullopt;
+}
+
+// Leaves the Send as the last access: it is that which the next Run must come after.
+MaybeFinding SlotAccesses::apply(const Release& op) {
+  if (auto finding = use(op.slot, Phase::kSent, op.message)) return finding;
+  const std::size_t sent = *state(op.slot).last;
+  const int sequence = std::get<Send>(program_.instructions[sent].op).sequence;
+  if (op.sequence != sequence)
+    return wrong(Flaw::kMessage, op.slot, concat("is for the Send of #", sequence));
+  state(op.slot).phase = Phase::kEmpty;
+  return std::nullopt;
+}
+
+MaybeFinding SlotAccesses::fill(SlotId slot, const MessageKey& message) {
+  State& state = this->state(slot);
+  if (state.phase != Phase::kEmpty) {
+    return wrong(Flaw::kSlot, slot,
+                 concat("fills a slot that still holds the ", to_string(state.message), " of"));
+  }
+  const bool is_sent =
+      state.last && std::holds_alternative<Send>(program_.instructions[*state.last].op);
+  if (is_sent && !clocks_.is_done(*state.last)) {
+    refills_.push_back({*state.last, at_});
+  } else if (auto finding = check_order(slot)) {
+    return finding;
+  }
+  state = {.phase = Phase::kFull, .message = message, .last = at_};
+  return std::nullopt;
+}
+
+MaybeFinding SlotAccesses::use(SlotId slot, Phase phase, const MessageKey& message) const {
+  const State& state = slots_[as_index(slot)];
+  if (state.phase != phase) {
+    const char* got = state.phase == Phase::kEmpty  ? "is empty after"
+                      : state.phase == Phase::kFull ? "was not sent after"
+                                                    : "was sent by";
+    return wrong(Flaw::kSlot, slot, concat("uses a slot that ", got));
+  }
+  if (state.message != message) {
+    return wrong(Flaw::kMessage, slot,
+                 concat("needs the ", to_string(message), ", but the slot holds the ",
+                        to_string(state.message), " of"));
+  }
+  return check_order(slot);
+}
+
+MaybeFinding SlotAccesses::check_order(SlotId slot) const {
+  const State& state = slots_[as_index(slot)];
+  if (!state.last || clocks_.is_done(*state.last)) return std::nullopt;
+  if (*state.last == at_) return std::nullopt;  // takes its input out before it puts its result in
+  return wrong(Flaw::kRace, slot, "may use the slot before the end of");
+}
+
+MaybeFinding SlotAccesses::finish() const {
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    if (slots_[slot].phase == Phase::kEmpty) continue;
+    const std::size_t last = *slots_[slot].last;
+    return find(Flaw::kSlot, program_, {last},
+                concat("s", slot, " still holds the ", to_string(slots_[slot].message),
+                       " at the end, since ", name_of(program_, last)));
+  }
+  return std::nullopt;
+}
+
+Finding SlotAccesses::wrong(Flaw flaw, SlotId slot, const std::string& text) const {
+  const State& state = slots_[as_index(slot)];
+  std::string words = concat(name_of(program_, at_), ": s", slot, ": ", text);
+  if (!state.last)
+    return find(flaw, program_, {at_}, words + (flaw == Flaw::kSlot ? " nobody" : ""));
+  return find(flaw, program_, {*state.last, at_},
+              concat(words, ' ', name_of(program_, *state.last)));
+}
+
+}  // namespace pipert

@@ -1,0 +1,172 @@
+// Programs with one mark, wait or slot changed: the prover objects, or they are right in every
+// order in which lanes and ranks may go on.
+
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/index.h"
+#include "check.h"
+#include "interleavings.h"
+#include "ir/schedule.h"
+#include "plan/lower.h"
+#include "plan/prove.h"
+#include "schedule/offload.h"
+#include "schedule/registry.h"
+
+namespace pipert {
+namespace {
+
+using Programs = std::vector<Program>;
+using Visit = std::function<void(const Programs&)>;
+
+Fate fate(const Programs& programs) {
+  for (const bool in_order : {false, true}) {
+    const Fate fate = Interleavings(programs, in_order).fate();
+    if (fate != Fate::kRight) return fate;
+  }
+  return Fate::kRight;
+}
+
+struct Tally {
+  int num_accepted = 0;
+  int num_refused = 0;
+  int num_explored = 0;  // of those refused
+  int num_wrong = 0;     // of those explored
+};
+
+// Refusing what is right is allowed, so few of the refused are explored: enough to see that it is
+// not all that the prover does.
+constexpr int kExploreEvery = 32;
+
+void judge(const Programs& programs, Tally& tally) {
+  const Proof proof = prove(programs);
+  if (proof.ok()) {
+    ++tally.num_accepted;
+    const Fate real = fate(programs);
+    if (real != Fate::kRight) {
+      for (const Program& program : programs)
+        std::fprintf(stderr, "%s", to_string(program).c_str());
+    }
+    CHECK(real == Fate::kRight);
+    return;
+  }
+  CHECK(!proof.message.empty());
+  ++tally.num_refused;
+  // A mark that is never set, or waited for before, is no wait at all: nothing to explore.
+  if (proof.flaw == Flaw::kMark || proof.flaw == Flaw::kMalformed) return;
+  if (tally.num_refused % kExploreEvery != 0) return;
+  ++tally.num_explored;
+  tally.num_wrong += fate(programs) == Fate::kRight ? 0 : 1;
+}
+
+void change_waits(Programs programs, std::size_t rank, std::size_t i, const Visit& visit) {
+  FewIds<3>& waits = programs[rank].instructions[i].waits;
+  const FewIds<3> given = waits;
+  const std::vector<MarkId> marks(given.begin(), given.end());
+  for (std::size_t left_out = 0; left_out < marks.size(); ++left_out) {
+    for (MarkId other = kNoMark; other < programs[rank].num_marks; ++other) {
+      if (other == marks[left_out]) continue;
+      waits = {};
+      for (std::size_t k = 0; k < marks.size(); ++k) {
+        const MarkId mark = k == left_out ? other : marks[k];
+        if (mark != kNoMark) waits.push_back(mark);
+      }
+      visit(programs);
+    }
+  }
+}
+
+void change_mark(Programs programs, std::size_t rank, std::size_t i, const Visit& visit) {
+  auto& instructions = programs[rank].instructions;
+  const MarkId mark = std::exchange(instructions[i].mark, kNoMark);
+  if (mark == kNoMark) return;
+  visit(programs);
+  for (std::size_t k = 0; k < instructions.size(); ++k) {
+    if (k == i || instructions[k].mark != kNoMark) continue;
+    instructions[k].mark = mark;
+    visit(programs);
+    instructions[k].mark = kNoMark;
+  }
+}
+
+void change_slot(const Programs& programs, SlotId& slot, std::size_t rank, const Visit& visit) {
+  const SlotId given = slot;
+  for (SlotId other = 0; as_index(other) < programs[rank].slots.size(); ++other) {
+    slot = other;
+    if (other != given) visit(programs);
+  }
+  slot = given;
+}
+
+void change_slots(Programs programs, std::size_t rank, std::size_t i, const Visit& visit) {
+  auto& op = programs[rank].instructions[i].op;
+  if (auto* recv = std::get_if<Recv>(&op)) change_slot(programs, recv->slot, rank, visit);
+  if (auto* send = std::get_if<Send>(&op)) change_slot(programs, send->slot, rank, visit);
+  if (auto* release = std::get_if<Release>(&op)) change_slot(programs, release->slot, rank, visit);
+  auto* run = std::get_if<Run>(&op);
+  if (run == nullptr) return;
+  for (FewIds<2>* ids : {&run->reads, &run->writes}) {
+    if (ids->empty()) continue;
+    SlotId slot = ids->front();
+    *ids = {};
+    visit(programs);
+    ids->push_back(slot);
+    change_slot(programs, slot, rank, [&](const Programs&) {
+      *ids = {slot};
+      visit(programs);
+    });
+  }
+}
+
+Tally judge_mutations(const Programs& programs) {
+  CHECK(prove(programs).ok());
+  CHECK(fate(programs) == Fate::kRight);
+  Tally tally;
+  const Visit visit = [&](const Programs& changed) { judge(changed, tally); };
+  for (std::size_t rank = 0; rank < programs.size(); ++rank) {
+    for (std::size_t i = 0; i < programs[rank].instructions.size(); ++i) {
+      change_waits(programs, rank, i, visit);
+      change_mark(programs, rank, i, visit);
+      change_slots(programs, rank, i, visit);
+    }
+  }
+  return tally;
+}
+
+Schedule build(const char* name, int num_ranks, int num_microbatches, int num_stages = 0) {
+  return build_schedule(name, {.num_ranks = num_ranks,
+                               .num_microbatches = num_microbatches,
+                               .num_stages = num_stages,
+                               .options = {}});
+}
+
+void changes_of(const char* name, const Schedule& schedule, const LowerOptions& options) {
+  const Programs programs = lower(schedule, options);
+  Interleavings all(programs, false);
+  CHECK(all.fate() == Fate::kRight);
+  const Tally tally = judge_mutations(programs);
+  std::printf("%s: %zu states; %d changes accepted, %d refused, of %d explored %d go wrong\n", name,
+              all.num_states(), tally.num_accepted, tally.num_refused, tally.num_explored,
+              tally.num_wrong);
+  std::fflush(stdout);
+  CHECK(tally.num_accepted > 0);
+  CHECK(tally.num_wrong > 0);
+}
+
+}  // namespace
+}  // namespace pipert
+
+int main() {
+  using namespace pipert;
+  changes_of("1f1b", build("1f1b", 2, 3), {});
+  changes_of("1f1b, 1 slot", build("1f1b", 2, 3), {.receive_slots = 1});
+  changes_of("forward only", forward_only(build("gpipe", 2, 5)),
+             {.receive_slots = 2, .send_slots = 1});
+  changes_of("1f1b, 1 message on its way", build("1f1b", 2, 2), {.send_slots = 1});
+  changes_of("interleaved", build("interleaved_1f1b", 2, 1, 4), {.receive_slots = 1});
+  changes_of("zb_h1", build("zb_h1", 2, 2), {});
+  changes_of("offload", with_offload(build("1f1b", 2, 2), {}), {});
+  changes_of("offload on one rank", with_offload(build("gpipe", 1, 3), {}), {});
+}
