@@ -145,12 +145,15 @@ def test_a_race_across_ranks_needs_all_programs_to_be_seen():
 
 def test_ranks_that_wait_for_each_other_are_named_as_a_cycle():
     """Rank 0 reads the gradient before it sends the activation that the gradient needs."""
-    one = pipert.lower(Schedule([["0F0", "0F1", "0B0", "0B1"], ["1F0", "1B0", "1F1", "1B1"]]))
-    other = pipert.lower(Schedule([["0F0", "0B0", "0F1", "0B1"], ["1F0", "1F1", "1B0", "1B1"]]))
-    proof = pipert.prove([other[0], one[1]])
-    assert proof, proof.message
-    proof = pipert.prove([other[0], other[1]])
-    assert proof.flaw is None or proof.flaw == "deadlock"
+    eager, lazy = ["0F0", "0F1", "0B0", "0B1"], ["0F0", "0B0", "0F1", "0B1"]
+    last, turns = ["1F0", "1F1", "1B0", "1B1"], ["1F0", "1B0", "1F1", "1B1"]
+    programs = [pipert.lower(Schedule([lazy, turns]))[0], pipert.lower(Schedule([eager, last]))[1]]
+    proof = pipert.prove(programs)
+    assert proof.flaw == "deadlock"
+    assert {place["rank"] for place in proof.places} == {0, 1}
+    assert any(place["text"].startswith("run 0B0") for place in proof.places)
+    assert any(place["text"].startswith("run 1F1") for place in proof.places)
+    assert ", which waits for rank " in proof.message
 
 
 def test_ends_that_disagree_are_named_on_both_ranks():

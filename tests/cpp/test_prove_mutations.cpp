@@ -165,7 +165,6 @@ int main() {
   changes_of("forward only", forward_only(build("gpipe", 2, 5)),
              {.receive_slots = 2, .send_slots = 1});
   changes_of("1f1b, 1 message on its way", build("1f1b", 2, 2), {.send_slots = 1});
-  changes_of("interleaved", build("interleaved_1f1b", 2, 1, 4), {.receive_slots = 1});
   changes_of("zb_h1", build("zb_h1", 2, 2), {});
   changes_of("offload", with_offload(build("1f1b", 2, 2), {}), {});
   changes_of("offload on one rank", with_offload(build("gpipe", 1, 3), {}), {});
