@@ -2,8 +2,8 @@
 
     python benchmarks/prove.py
 
-`lower` verifies the schedule and makes all ranks' programs. `prove` proves them together; `alone` is
-one rank in the middle by itself. Medians and spreads of alternating rounds on one core.
+`lower` verifies the schedule and makes all ranks' programs. `prove` proves them together; `alone`
+is one rank in the middle by itself. Medians and spreads of alternating rounds on one core.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import pathlib
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pipert
@@ -36,11 +37,11 @@ def measure(name: str, num_ranks: int, num_microbatches: int, rounds: int) -> di
     for _ in range(rounds):
         spent, programs = timed(lambda: pipert.lower(schedule))
         times["lower"].append(spent)
-        spent, proof = timed(lambda: pipert.prove(programs))
+        spent, proof = timed(partial(pipert.prove, programs))
         if not proof:
             raise SystemExit(proof.message)
         times["prove"].append(spent)
-        times["alone"].append(timed(lambda: pipert.prove([programs[num_ranks // 2]]))[0])
+        times["alone"].append(timed(partial(pipert.prove, [programs[num_ranks // 2]]))[0])
     point: dict[str, Any] = {
         phase: [round(pick(each), 4) for pick in (statistics.median, min, max)]
         for phase, each in times.items()

@@ -1,4 +1,4 @@
-"""prove: good programs are proved, and a program with one thing changed is refused or still right."""
+"""prove: good programs are proved; one with one thing changed is refused, or still right."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -7,7 +7,7 @@ from program_interpreter import run_by_lanes
 from schedule_strategies import good_schedules
 
 import pipert
-from pipert import Schedule, _C
+from pipert import _C, Schedule
 
 SEEDS = range(4)
 examples = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -56,7 +56,9 @@ def test_what_lower_makes_is_proved(made):
     _, programs = made
     proof = pipert.prove(programs)
     assert proof, proof.message
-    assert proof.is_whole and proof.num_assumed == 0 and proof.places == []
+    assert proof.is_whole
+    assert proof.num_assumed == 0
+    assert proof.places == []
     assert all(pipert.prove([program]) for program in programs)
 
 
@@ -102,7 +104,8 @@ def test_a_changed_program_is_refused_or_right_in_random_orders(made, data):
         programs[rank] = changed(program, at, mark=None)
     proof = pipert.prove(programs)
     if not proof:
-        assert proof.message and proof.flaw
+        assert proof.message
+        assert proof.flaw
         return
     copies = schedule.placement.num_copies
     for seed in SEEDS:
@@ -136,9 +139,12 @@ def test_a_race_across_ranks_needs_all_programs_to_be_seen():
     )
     programs[0] = changed(programs[0], at, waits=[])
     alone = pipert.prove(programs[:1])
-    assert alone and not alone.is_whole and alone.num_assumed > 0
+    assert alone
+    assert not alone.is_whole
+    assert alone.num_assumed > 0
     together = pipert.prove(programs)
-    assert together.flaw == "race" and together.is_whole
+    assert together.flaw == "race"
+    assert together.is_whole
     assert together.places[1]["instruction"] == at
     assert together.message.endswith("nothing that came back shows that the message has arrived")
 
@@ -170,7 +176,8 @@ def test_marks_that_nobody_needs_are_found():
     mark = programs[0].instructions[2]["mark"]
     programs[0] = changed(programs[0], 5, waits=[4, mark])  # of the Send behind 0F1
     proof = pipert.prove(programs)
-    assert proof.ok and send["waits"] == [mark]
+    assert proof.ok
+    assert send["waits"] == [mark]
     assert proof.unneeded == [{"rank": 0, "instruction": 5, "mark": mark, "kind": "wait"}]
     programs[0] = changed(programs[0], 11, mark=programs[0].instructions[3]["mark"])
     assert pipert.prove(programs).flaw == "mark"  # set twice
