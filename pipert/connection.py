@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -126,15 +127,15 @@ class Connection:
                 self._try(key, refused, names, _C.ShmSegment.make_channel)
         if self._peers.rank == 0 and self._may_all_meet():
             size, count = self._peers.size, self._max_values
-            self._try(_ALL, refused, names, lambda: _C.ShmSegment.make_meeting(size, count))
+            self._try(_ALL, refused, names, partial(_C.ShmSegment.make_meeting, size, count))
         made = self._peers.exchange("connect", [names, refused])
         for key, (source, _) in self._edges.items():
             if source != self._peers.rank and key in made[source][0]:
                 name = made[source][0][key]
-                self._try(key, refused, {}, lambda name=name: _C.ShmSegment.open_channel(name))
+                self._try(key, refused, {}, partial(_C.ShmSegment.open_channel, name))
         if self._peers.rank > 0 and _ALL in made[0][0]:
             name = made[0][0][_ALL]
-            self._try(_ALL, refused, {}, lambda: _C.ShmSegment.open_meeting(name))
+            self._try(_ALL, refused, {}, partial(_C.ShmSegment.open_meeting, name))
         opened = self._peers.exchange("connect", [sorted(self._segments), refused])
         self._drop_what_others_lack(opened, refused)
         if self._peers.rank == 0 and _ALL in self._segments:

@@ -1,6 +1,6 @@
 #include "runtime/channel_probe.h"
 
-#include <ATen/ops/zeros.h>
+#include <ATen/ops/ones.h>
 
 #include <algorithm>
 #include <cstring>
@@ -24,7 +24,7 @@ class Probe {
       : sender_(*channels.senders.at(times ? options.there : options.back)),
         receiver_(*channels.receivers.at(times ? options.back : options.there)),
         epoch_(options.epoch),
-        tensor_(at::zeros({options.num_bytes / 4})) {
+        tensor_(at::ones({options.num_bytes / 4})) {
     const ChannelPass pass{.epoch = epoch_, .training = true, .num_messages = options.num_messages};
     sender_.begin(pass);
     receiver_.begin(pass);
@@ -104,8 +104,9 @@ double time_stream(ExternalChannels& channels, bool times, const ProbeOptions& o
 
 std::vector<double> time_copies(std::int64_t num_bytes, int count) {
   const auto options = at::TensorOptions().dtype(at::kByte);
-  const at::Tensor source = at::zeros({num_bytes}, options);
-  const at::Tensor destination = at::zeros({num_bytes}, options);
+  // Not zeros, whose pages would all be the same one.
+  const at::Tensor source = at::ones({num_bytes}, options);
+  const at::Tensor destination = at::ones({num_bytes}, options);
   std::vector<double> seconds;
   for (int i = 0; i < count; ++i) {
     const std::int64_t start = now_ns();

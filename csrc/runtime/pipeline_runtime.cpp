@@ -9,6 +9,7 @@
 #include "runtime/autocast_cache.h"
 #include "runtime/intra_op.h"
 #include "runtime/thread_state.h"
+#include "shm/connection_lost.h"
 
 namespace pipert {
 namespace {
@@ -20,11 +21,14 @@ constexpr std::int64_t kPollEveryNs = 200'000'000;
 constexpr std::chrono::milliseconds kReasonPatience{400};
 constexpr std::chrono::milliseconds kGlance{10};  // the caller has more to watch than the store
 
-// Whether this rank found itself that a message was wrong: then it has nobody's reason to wait for.
+// Whether this rank found itself that a message was wrong, or that a process is gone: then it has
+// nobody's reason to wait for.
 bool is_own_finding(const Failure& failure) {
   try {
     if (failure.cause != nullptr) std::rethrow_exception(failure.cause);
   } catch (const ValueError&) {
+    return true;
+  } catch (const ProcessGone&) {
     return true;
   } catch (...) {
   }

@@ -10,4 +10,10 @@ class ConnectionLost : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// Its process is gone: there is nobody who could say why.
+class ProcessGone : public ConnectionLost {
+ public:
+  using ConnectionLost::ConnectionLost;
+};
+
 }  // namespace pipert

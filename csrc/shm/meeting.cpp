@@ -118,7 +118,7 @@ void Meeting::look_around(std::uint64_t number) {
     if (!is_gone && other.is_closed.load() == 0) continue;
     awaited_rank_.store(rank, std::memory_order_relaxed);
     if (is_gone) {
-      throw ConnectionLost(
+      throw ProcessGone(
           concat("connection closed: process ", other.process.pid, " of rank ", rank, " is gone"));
     }
     if (other.num_met.load() < number)

@@ -39,7 +39,7 @@ void RingEnd::abort() noexcept {
 
 void RingEnd::check_other_process() const {
   if (other().is_open.load() == 0 || is_running(other().process)) return;
-  throw ConnectionLost(
+  throw ProcessGone(
       concat("connection closed: process ", other().process.pid, " of the other end is gone"));
 }
 

@@ -495,11 +495,11 @@ def test_rank_that_fails_while_the_others_connect_to_it_is_a_pipeline_error() ->
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.distributed, "ProcessGroupGloo", _mistake)
             with pytest.raises(Mistake):
-                Setup(timeout_s=1.0)
+                Setup(timeout_s=1.0, transport="process_group")
     else:
         message = "rank 0, while it connected to rank 1: "
         with within(3.0), pytest.raises(pipert.PipelineError, match=message) as late:
-            Setup(timeout_s=1.0)
+            Setup(timeout_s=1.0, transport="process_group")
         _is_timeout_of(0, late.value)
     Setup().works()
 
