@@ -1,5 +1,7 @@
 #include "base/structure.h"
 
+#include <bit>
+
 #include "base/wire.h"
 
 namespace pipert {
@@ -50,6 +52,12 @@ Structure decode(std::string_view& in, int depth) {
 }
 
 }  // namespace
+
+bool operator==(const Structure& left, const Structure& right) {
+  return left.kind == right.kind && left.integer == right.integer &&
+         std::bit_cast<std::uint64_t>(left.real) == std::bit_cast<std::uint64_t>(right.real) &&
+         left.text == right.text && left.children == right.children;
+}
 
 std::size_t num_tensors(const Structure& structure) {
   if (structure.kind == Structure::Kind::kTensor) return 1;

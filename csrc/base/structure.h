@@ -31,7 +31,8 @@ struct Structure {
   std::string text;                 // kString
   std::vector<Structure> children;  // kTuple, kList; kDict: key, value, key, value, ...
 
-  friend bool operator==(const Structure&, const Structure&) = default;
+  // Floats by their bits: 0.0 is not -0.0, and nan is nan.
+  friend bool operator==(const Structure& left, const Structure& right);
 };
 
 // How many tensors stand in it.

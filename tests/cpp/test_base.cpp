@@ -2,11 +2,13 @@
 
 #include <array>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <string_view>
 
 #include "base/error.h"
 #include "base/quote.h"
+#include "base/structure.h"
 #include "base/suggest.h"
 #include "base/utf8.h"
 #include "check.h"
@@ -63,6 +65,22 @@ void every_code_point_is_appended_as_utf8() {
   }
 }
 
+Structure real(double value) {
+  return {.kind = Structure::Kind::kFloat, .real = value, .text = {}, .children = {}};
+}
+
+void structures_compare_floats_by_their_bits() {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  CHECK(real(0.0) == real(0.0));
+  CHECK(!(real(0.0) == real(-0.0)));
+  CHECK(real(nan) == real(nan));
+  const auto list = [](double value) {
+    return Structure{.kind = Structure::Kind::kList, .text = {}, .children = {real(value)}};
+  };
+  CHECK(list(nan) == list(nan));
+  CHECK(!(list(0.0) == list(-0.0)));
+}
+
 void concat_streams_its_arguments() { CHECK(concat("rank ", 3, ", ", 0.5) == "rank 3, 0.5"); }
 
 }  // namespace
@@ -74,5 +92,6 @@ int main() {
   pipert::unknown_name_tells_near_and_known_ones();
   pipert::utf8_is_what_unicode_allows();
   pipert::every_code_point_is_appended_as_utf8();
+  pipert::structures_compare_floats_by_their_bits();
   pipert::concat_streams_its_arguments();
 }
