@@ -121,6 +121,8 @@ def _is_fresh(node: torch.fx.Node) -> bool:
 
 
 def _owner(traced: Traced, path: str, missing_ok: bool = False) -> Any:
+    if path in traced.places:
+        return traced.places[path]
     *parents, name = path.split(".")
     module: Any = traced
     for parent in parents:

@@ -6,10 +6,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 from torch.fx.node import has_side_effect
 
 from pipert import _C
+from pipert.native.modules import modules_of
 from pipert.native.state import layer_hooks
 
 # Stands in a graph for a hook. Nobody runs it: C++ has an instruction of its own.
@@ -36,8 +36,7 @@ class LayerMarks:
     def in_place_of_hooks(self, call: Any) -> Iterator[None]:
         """While it lasts, a call makes a mark where its hooks were called."""
         self.hooks.clear()
-        modules = list(call.modules()) if isinstance(call, nn.Module) else []
-        hooked = [module._forward_pre_hooks for module in modules if layer_hooks(module)]
+        hooked = [m._forward_pre_hooks for m in modules_of(call) if layer_hooks(m)]
         before = [dict(hooks) for hooks in hooked]
         try:
             for hooks in hooked:

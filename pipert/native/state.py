@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from pipert import _C
 from pipert.native.attributes import Attributes
+from pipert.native.modules import modules_of
 from pipert.signatures import parameter_names
 
 _GLOBAL_HOOKS = (
@@ -24,6 +25,7 @@ _GLOBAL_HOOKS = (
 )
 _CONTEXT = {"is_first_microbatch", "is_last_microbatch", "microbatch_index"}
 _known_contexts: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
+_ScriptModule = torch.jit.ScriptModule
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
 
 
@@ -42,7 +44,7 @@ def state_of(call: Callable[..., Any]) -> Hashable:
             return f"the function mode {type(mode).__name__} is active"
     if names := _context_names(call):
         return f"its forward takes {names}"
-    modules = _all_modules(call)
+    modules = modules_of(call)
     for module in modules:
         if reason := _reason_against(module):
             return reason
@@ -78,33 +80,18 @@ def _context_names(call: Any) -> str:
     return names
 
 
-def _all_modules(call: Any) -> tuple[nn.Module, ...]:
-    """As nn.Module.modules, which takes several times as long."""
-    found: dict[nn.Module, None] = {}
-    pending: list[nn.Module | None] = [call] if isinstance(call, nn.Module) else []
-    while pending:
-        module = pending.pop()
-        if module is not None and module not in found:
-            found[module] = None
-            pending += module._modules.values()
-    return tuple(found)
-
-
 def _reason_against(module: nn.Module) -> str | None:
     kind = type(module).__name__
-    if isinstance(module, torch.jit.ScriptModule):
+    if isinstance(module, _ScriptModule):
         return f"{kind} is TorchScript"
     if kind in _WRAPPERS or module._compiled_call_impl is not None:
         return f"{kind} does more around its forward than a graph can hold"
-    hooks = module._forward_pre_hooks.values()
-    if any(isinstance(hook, _C.ContextHook) for hook in hooks):
-        return f"{kind}'s forward takes {_context_names(module)}"
-    if (
-        module._forward_hooks
-        or len(hooks) != len(layer_hooks(module))
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    ):
+    if hooks := module._forward_pre_hooks:
+        if any(isinstance(hook, _C.ContextHook) for hook in hooks.values()):
+            return f"{kind}'s forward takes {_context_names(module)}"
+        if len(hooks) != len(layer_hooks(module)):
+            return f"{kind} has hooks"
+    if module._forward_hooks or module._backward_hooks or module._backward_pre_hooks:
         return f"{kind} has hooks"
     return None
 

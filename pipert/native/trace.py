@@ -15,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 from pipert import _C
 from pipert.native.error import NativeError
 from pipert.native.layer_marks import LayerMarks
+from pipert.native.stand_ins import StandIns
 from pipert.native.state import autocast_state
 from pipert.native.unchanged import attributes_unchanged, random_state_unchanged
 from pipert.native.watch import watching
@@ -42,9 +43,16 @@ class Traced(nn.Module):
         if isinstance(call, nn.Module):
             self.call = call  # its parameters are named "call.<name>"
         self._call = [call]  # in a list: a module would be registered twice
+        self._stand_ins = StandIns(call)
+        self._stand_ins.register(self)
         self._arguments = (args, kwargs)
         self._result = _Result()
         self._marks = LayerMarks()
+
+    @property
+    def places(self) -> dict[str, tuple[dict[str, Any], str]]:
+        """By the name of a buffer: the attribute that it stands for."""
+        return self._stand_ins.places
 
     @property
     def output(self) -> Any:
@@ -60,7 +68,12 @@ class Traced(nn.Module):
         """The call, of which torch.export sees tensors alone."""
         given = iter(tensors)
         args, kwargs = replace_tensors(self._arguments, lambda _: next(given))
-        with _as_if_not_exporting(), attributes_unchanged(self._call[0]), watching() as watch:
+        with (
+            _as_if_not_exporting(),
+            self._stand_ins.put(self),
+            attributes_unchanged(self._call[0]),
+            watching(self._stand_ins.own) as watch,
+        ):
             modes = torch.is_grad_enabled(), autocast_state()
             with self._marks.in_place_of_hooks(self._call[0]):
                 output = self._call[0](*args, **kwargs)
@@ -156,11 +169,17 @@ def _as_if_not_exporting() -> Iterator[None]:
 def _no_questions() -> Iterator[None]:
     """Refuses a call that asks for its microbatch: an export is for none."""
     before = _C.num_microbatch_questions()
-    try:
-        yield
-    finally:
+
+    def check() -> None:
         if _C.num_microbatch_questions() != before:
             raise NativeError("it asks which microbatch it is")
+
+    try:
+        yield
+    except Exception:  # the answer may be why; Ctrl-C is no answer
+        check()
+        raise
+    check()
 
 
 @contextlib.contextmanager

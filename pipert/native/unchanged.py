@@ -3,25 +3,23 @@
 import contextlib
 import random
 import sys
-from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from pipert.native.attributes import INHERITED, RNN_CACHES
+from pipert.native.attributes import CONTAINERS, INHERITED, MAX_DEPTH, RNN_CACHES, TABLES
 from pipert.native.error import NativeError
+from pipert.native.modules import roots_of
 
-_TABLES = ("_parameters", "_buffers", "_modules")
-_CONTAINERS = (list, dict, set, deque)
-_MAX_DEPTH = 3
+_IMMUTABLE = (tuple, frozenset)
 
 
 @contextlib.contextmanager
 def attributes_unchanged(call: Any) -> Iterator[None]:
     """Refuses a call that sets attributes of its modules, or what is in them, and takes it back."""
-    modules = list(call.named_modules()) if isinstance(call, nn.Module) else []
+    modules = [named for root in roots_of(call) for named in root.named_modules()]
     before = [(_attributes(module), list(_containers(module))) for _, module in modules]
     try:
         yield
@@ -38,8 +36,8 @@ def attributes_unchanged(call: Any) -> Iterator[None]:
 
 def _attributes(module: nn.Module) -> dict[str, dict[str, Any]]:
     return {
-        "__dict__": {k: v for k, v in module.__dict__.items() if k not in _TABLES},
-        **{table: dict(module.__dict__[table]) for table in _TABLES},
+        "__dict__": {k: v for k, v in module.__dict__.items() if k not in TABLES},
+        **{table: dict(module.__dict__[table]) for table in TABLES},
     }
 
 
@@ -48,7 +46,7 @@ def _restore(module: nn.Module, before: dict[str, dict[str, Any]]) -> list[str]:
     changed = []
     for table, old in before.items():
         now = module.__dict__ if table == "__dict__" else module.__dict__[table]
-        for name in [name for name in now if name not in old and name not in _TABLES]:
+        for name in [name for name in now if name not in old and name not in TABLES]:
             changed.append(name)
             del now[name]
         for name, value in old.items():
@@ -62,18 +60,17 @@ def _containers(module: nn.Module) -> Iterator[tuple[str, Any, list[Any]]]:
     """(attribute, container in it, elements)."""
     for name, value in module.__dict__.items():
         if name not in INHERITED:
-            yield from _nested(name, value, _MAX_DEPTH)
+            yield from _nested(name, value, MAX_DEPTH)
 
 
 def _nested(name: str, value: Any, depth: int) -> Iterator[tuple[str, Any, list[Any]]]:
-    if not isinstance(value, (*_CONTAINERS, tuple)):
+    if not depth or not isinstance(value, CONTAINERS):
         return
     elements = _elements(value)
-    if isinstance(value, _CONTAINERS):
+    if not isinstance(value, _IMMUTABLE):
         yield name, value, elements
-    if depth:
-        for element in elements:
-            yield from _nested(name, element, depth - 1)
+    for element in elements:
+        yield from _nested(name, element, depth - 1)
 
 
 def _elements(container: Any) -> list[Any]:

@@ -2,22 +2,30 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from pipert.native.error import NativeError
 
 _TENSOR: Any = Tensor  # whose properties' accessors are what a function mode sees
 
 
+_FOREIGN = "uses a tensor that is neither its input nor its module's"
+
+
 class Watch(TorchFunctionMode):
     """Notes calls that leave no trace in a graph. It doesn't stop them: they may have to be undone.
+
+    Args:
+        own: ids of the modules' parameters and buffers.
 
     Attributes:
         lost: what the callable does that a graph can't; empty: nothing.
@@ -35,11 +43,57 @@ class Watch(TorchFunctionMode):
         Tensor.backward: "runs a backward of its own",
         torch.autograd.grad: "runs a backward of its own",
         torch.autograd.backward: "runs a backward of its own",
+        **dict.fromkeys(
+            (
+                Tensor.storage_offset,  # a microbatch is a part of its batch
+                Tensor.data_ptr,
+                Tensor.untyped_storage,
+                Tensor.storage,
+                Tensor.is_set_to,
+                Tensor.is_shared,
+                Tensor.is_pinned,
+            ),
+            "reads where a tensor lies in memory",
+        ),
+        **dict.fromkeys(
+            (
+                _TENSOR.is_leaf.__get__,
+                _TENSOR.grad_fn.__get__,
+                _TENSOR._base.__get__,
+                _TENSOR._version.__get__,
+                Tensor._is_view,
+                Tensor.is_inference,
+                torch.is_inference,
+            ),
+            "reads how a tensor was made",
+        ),
     }
 
-    def __init__(self) -> None:
+    # What makes Python values of a tensor's. Of those that are traced, torch.export knows them.
+    _VALUES: ClassVar[set[Any]] = {
+        Tensor.item,
+        Tensor.tolist,
+        Tensor.numpy,
+        Tensor.equal,
+        Tensor.allclose,
+        Tensor.is_nonzero,
+        Tensor.__bool__,
+        Tensor.__int__,
+        Tensor.__index__,
+        Tensor.__float__,
+        Tensor.__complex__,
+        Tensor.__contains__,
+        Tensor.__array__,
+        Tensor.__dlpack__,
+        torch.equal,
+        torch.allclose,
+        torch.is_nonzero,
+    }
+
+    def __init__(self, own: Container[int]) -> None:
         super().__init__()
         self.lost: list[str] = []
+        self._own = own
         self._switches: set[str] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -47,7 +101,15 @@ class Watch(TorchFunctionMode):
             self.lost.append(reason)
         if func is torch._C._set_grad_enabled:
             self.note_switch("grad")
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        real = [leaf for leaf in tree_leaves((args, kwargs)) if _is_real(leaf)]
+        if func in self._VALUES and real:
+            self.lost.append(_FOREIGN)
+        if any(id(leaf) not in self._own for leaf in real) and any(
+            isinstance(leaf, Tensor) for leaf in tree_leaves(result)
+        ):
+            self.lost.append(_FOREIGN)
+        return result
 
     def note_switch(self, switch: str) -> None:
         """Of a mode of the thread."""
@@ -86,15 +148,19 @@ def _lost_backwards(outputs: Sequence[Tensor]) -> Iterator[str]:
                 pending.append(after)
 
 
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Tensor) and not isinstance(value, FakeTensor)
+
+
 def _append(to: list[str], reason: str, _: Any) -> None:
     to.append(reason)
 
 
 @contextlib.contextmanager
-def watching() -> Iterator[Watch]:
+def watching(own: Container[int]) -> Iterator[Watch]:
     """Also looks, on this thread, for what torch.export looks through."""
     thread = threading.get_ident()
-    watch = Watch()
+    watch = Watch(own)
 
     def look_at(owner: Any, name: str, note: Callable[[Any], None]) -> None:
         original = owner.__dict__.get(name)
