@@ -99,7 +99,7 @@ def test_draws_behind_a_layer_instruction_are_the_layers():
         scope.enter()
         try:
             for hook in hooks:
-                hook.enter()
+                hook(None)
             return program.run([torch.zeros(4)])[0].tolist()
         finally:
             scope.exit()

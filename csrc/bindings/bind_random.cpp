@@ -29,8 +29,6 @@ class LayerHook {
   void operator()(const py::object& /*module*/, const py::args& /*args*/) const {
     pipert::enter_layer(places_);
   }
-  // For code that runs the layer without its module.
-  void enter() const { pipert::enter_layer(places_); }
   std::int64_t owner() const { return places_.owner; }
   const std::vector<std::int64_t>& layers() const { return places_.layers; }
 
@@ -153,7 +151,6 @@ void bind_random(py::module_& module) {
                         "Forward pre-hook of a layer whose draws are its own. Not for users.")
       .def(py::init<std::int64_t, std::vector<std::int64_t>>(), py::arg("owner"), py::arg("layers"))
       .def("__call__", &LayerHook::operator())
-      .def("enter", &LayerHook::enter)
       .def_property_readonly("owner", &LayerHook::owner)
       .def_property_readonly("layers", &LayerHook::layers)
       // A copy of the module is nobody's layer.

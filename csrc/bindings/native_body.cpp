@@ -43,10 +43,12 @@ bool append(NativeInput& input, std::size_t part, const std::vector<BatchPiece>&
 NativeBody::NativeBody(StagePosition position, const PythonStage& stage, py::object loss_fn)
     : position_(position),
       python_(position, stage, loss_fn),
-      stage_(NativeFunction::Role::kStage, stage.callable, stage.spread || position.is_first) {
-  if (!loss_fn.is_none())
-    loss_ =
-        std::make_unique<NativeFunction>(NativeFunction::Role::kLoss, std::move(loss_fn), false);
+      stage_({.role = PythonFunction::Role::kStage,
+              .callable = stage.callable,
+              .spread = stage.spread || position.is_first}) {
+  if (loss_fn.is_none()) return;
+  loss_ = std::make_unique<NativeFunction>(PythonFunction{
+      .role = PythonFunction::Role::kLoss, .callable = std::move(loss_fn), .spread = false});
 }
 
 void NativeBody::prepare(bool may_export) {
@@ -61,7 +63,7 @@ std::string NativeBody::loss_kind() const { return loss_ == nullptr ? "module" :
 BodyResult NativeBody::forward(const RunContext& context, BodyInput input) {
   if (input.run != BodyRun::kOnly && has_buffers()) {
     stage_.refuse("it is recomputed and has buffers, which are put back by Python");
-    return python_.forward(context, std::move(input));
+    return run_module(context, std::move(input));
   }
   auto arguments = stage_input(context, input);
   if (!arguments.has_value()) stage_.refuse(kNotFlat);
@@ -104,8 +106,14 @@ std::uint64_t NativeBody::sum_of_versions(Microbatch microbatch) {
   const BodyBatch& batch = python_.batch();
   std::uint64_t sum = 0;
   for (const auto* pieces : {&batch.args, &batch.kwargs, &batch.targets}) {
-    if (pieces->empty() || !(*pieces)[as_index(microbatch)].flat.has_value()) continue;
-    for (const at::Tensor& tensor : (*pieces)[as_index(microbatch)].flat->tensors)
+    if (pieces->empty()) continue;
+    const BatchPiece& piece = (*pieces)[as_index(microbatch)];
+    if (!piece.flat.has_value()) {
+      const py::gil_scoped_acquire gil;
+      sum += pipert::sum_of_versions(piece.object);
+      continue;
+    }
+    for (const at::Tensor& tensor : piece.flat->tensors)
       sum += tensor.is_inference() ? 0 : static_cast<std::uint64_t>(tensor._version());
   }
   return sum;
@@ -165,13 +173,20 @@ void NativeBody::finish_natively(const RunContext& context, FlatValue output, Bo
   result.hold = PythonBody::hold();
   // Once wrapped, the tensors shall die under the hold.
   const FlatValue seen = std::move(output);
-  result.loss = python_.compute_loss(unflatten(seen.tensors, seen.structure.get()),
-                                     python_.take_target(context));
+  const bool runs_again = run == BodyRun::kFirst;
+  py::object target = python_.take_target(context, runs_again);
+  // The second run shall not see what the first one takes from a list, say.
+  if (target && runs_again) target = copy_containers(target, /*clones=*/false);
+  result.loss =
+      python_.compute_loss(unflatten(seen.tensors, seen.structure.get()), std::move(target));
 }
 
 BodyResult NativeBody::run_module(const RunContext& context, BodyInput input) {
-  if (!position_.is_last || !python_.batch().compute_loss || input.run != BodyRun::kOnly)
+  const bool has_loss = position_.is_last && python_.batch().compute_loss;
+  if (!has_loss || input.run != BodyRun::kOnly) {
+    if (has_loss) loss_->refuse("its stage is recomputed, and runs its module");
     return python_.forward(context, std::move(input));
+  }
   BodyResult result;
   result.hold = PythonBody::hold();
   const PythonBody::Call call = python_.take_call(context, std::move(input));

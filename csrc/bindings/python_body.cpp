@@ -160,8 +160,8 @@ py::object PythonBody::call_stage(const Call& given) {
   return call(callable_, given.args, given.kwargs);
 }
 
-py::object PythonBody::take_target(const RunContext& context) {
-  return entry_of(batch_.targets, context.microbatch, /*is_kept=*/false);
+py::object PythonBody::take_target(const RunContext& context, bool is_kept) {
+  return entry_of(batch_.targets, context.microbatch, is_kept);
 }
 
 bool PythonBody::has_buffers() const {

@@ -59,7 +59,8 @@ class PythonBody final : public BatchBody {
   Call take_call(const RunContext& context, BodyInput input);
   pybind11::object call_stage(const Call& call);
   void keep_output(const RunContext& context, const pybind11::object& output);
-  pybind11::object take_target(const RunContext& context);
+  // Taken out, unless it `is_kept`.
+  pybind11::object take_target(const RunContext& context, bool is_kept);
   at::Tensor compute_loss(const pybind11::object& output, const pybind11::object& target);
   // The positional arguments that a value from the stage before stands for.
   static pybind11::tuple positional(pybind11::object value, bool spread);

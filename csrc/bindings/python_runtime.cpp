@@ -42,7 +42,11 @@ std::shared_mutex& passes() {
   return mutex;
 }
 
-// Says that a pass is running while it lives. Guarded by the GIL.
+// Whether this thread looks at modules, or exports them, before a pass: their code may not run a
+// pass of another pipeline, which would wait for that.
+thread_local bool is_preparing = false;
+
+// Says that something is running while it lives. A pass: guarded by the GIL.
 class Running {
  public:
   explicit Running(bool& flag) : flag_(flag) { flag_ = true; }
@@ -53,6 +57,10 @@ class Running {
  private:
   bool& flag_;
 };
+
+void refuse_in_export() {
+  if (is_preparing) throw ValueError("it runs another pipeline");
+}
 
 }  // namespace
 
@@ -157,6 +165,7 @@ void PythonRuntime::set_batches(const StepArguments& arguments) {
   // An export changes what all of torch does in this process: it waits for another time if a pass
   // of another pipeline runs.
   const std::unique_lock exporting(passes(), std::try_to_lock);
+  const Running preparing(is_preparing);
   for (auto& [stage, body] : bodies_) body->prepare(exporting.owns_lock());
 }
 
@@ -195,6 +204,7 @@ void PythonRuntime::step(StepArguments arguments) {
   runtime();
   if (running_)
     throw ValueError("the pipeline is running a step: it runs one at a time, for one thread");
+  refuse_in_export();
   const Running running(running_);  // an export lets others have the GIL, who might close it
   const auto clearing = c10::make_scope_exit([this] { clear_batches(); });
   set_batches(arguments);
@@ -216,6 +226,7 @@ void PythonRuntime::share_weights(std::vector<SharedStage> shared) {
 }
 
 void PythonRuntime::run(const std::function<void()>& start) {
+  refuse_in_export();
   std::shared_lock not_exporting(passes(), std::defer_lock);
   {
     const py::gil_scoped_release no_gil;  // the first thing that a worker wants is the GIL

@@ -14,11 +14,24 @@ bool same_part(const InputPart& left, const InputPart& right) {
          *left.structure == *right.structure;
 }
 
+bool same_structure(const std::array<InputPart, 3>& left, const std::array<InputPart, 3>& right) {
+  for (std::size_t i = 0; i < left.size(); ++i) {
+    if (!same_part(left[i], right[i])) return false;
+  }
+  return true;
+}
+
 bool alike(const at::Tensor& tensor, const TensorSignature& signature) {
   return tensor.defined() && tensor.layout() == at::kStrided &&
          tensor.scalar_type() == signature.dtype && tensor.device() == signature.device &&
          tensor.requires_grad() == signature.requires_grad &&
          static_cast<std::size_t>(tensor.dim()) == signature.sizes.size();
+}
+
+std::size_t first_position(const std::vector<at::Tensor>& tensors, std::size_t of) {
+  std::size_t first = 0;
+  while (!tensors[first].is_same(tensors[of])) ++first;
+  return first;
 }
 
 std::int64_t value_of(const SizeStep& step, const std::vector<at::Tensor>& tensors,
@@ -43,19 +56,40 @@ std::size_t num_tensors(const InputPart& part) {
   return part.structure == nullptr ? 1 : num_tensors(*part.structure);
 }
 
-bool same_structure(const NativeInput& left, const NativeInput& right) {
-  for (std::size_t i = 0; i < left.parts.size(); ++i) {
-    if (!same_part(left.parts[i], right.parts[i])) return false;
-  }
-  return true;
-}
-
 TensorSignature::TensorSignature(const at::Tensor& tensor)
     : dtype(tensor.scalar_type()),
       device(tensor.device()),
       requires_grad(tensor.requires_grad()),
       sizes(tensor.sizes().vec()),
       strides(tensor.strides().vec()) {}
+
+bool TensorSignature::describes(const at::Tensor& tensor) const {
+  return alike(tensor, *this) && tensor.sizes() == sizes && tensor.strides() == strides;
+}
+
+InputSignature::InputSignature(const NativeInput& input) : parts(input.parts) {
+  for (std::size_t i = 0; i < input.tensors.size(); ++i) {
+    tensors.emplace_back(input.tensors[i]);
+    first_positions.push_back(first_position(input.tensors, i));
+  }
+}
+
+bool InputSignature::describes(const NativeInput& input) const {
+  if (!describes_kind(input)) return false;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    if (!tensors[i].describes(input.tensors[i])) return false;
+  }
+  return true;
+}
+
+bool InputSignature::describes_kind(const NativeInput& input) const {
+  if (input.tensors.size() != tensors.size() || !same_structure(input.parts, parts)) return false;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    if (!alike(input.tensors[i], tensors[i])) return false;
+    if (first_position(input.tensors, i) != first_positions[i]) return false;
+  }
+  return true;
+}
 
 InputCheck::InputCheck(std::vector<SizeStep> steps, std::vector<std::uint32_t> conditions)
     : steps_(std::move(steps)), conditions_(std::move(conditions)), values_(steps_.size()) {
@@ -71,23 +105,18 @@ InputCheck::InputCheck(std::vector<SizeStep> steps, std::vector<std::uint32_t> c
   }
 }
 
-void InputCheck::set_example(const NativeInput& example) {
-  structure_.parts = example.parts;
-  tensors_.clear();
-  for (const at::Tensor& tensor : example.tensors) tensors_.emplace_back(tensor);
+void InputCheck::set_example(InputSignature example) {
+  example_ = std::move(example);
+  const auto& tensors = example_.tensors;
   for (const SizeStep& step : steps_) {
     if (step.kind != SizeStep::Kind::kSize && step.kind != SizeStep::Kind::kStride) continue;
-    if (step.left >= tensors_.size() || step.right >= tensors_[step.left].sizes.size())
+    if (step.left >= tensors.size() || step.right >= tensors[step.left].sizes.size())
       throw ValueError(concat("no dimension ", step.right, " of tensor ", step.left));
   }
 }
 
 bool InputCheck::accepts(const NativeInput& input) {
-  if (input.tensors.size() != tensors_.size() || !same_structure(input, structure_)) return false;
-  for (std::size_t i = 0; i < tensors_.size(); ++i) {
-    if (!alike(input.tensors[i], tensors_[i])) return false;
-  }
-  return accepts_sizes(input.tensors);
+  return example_.describes_kind(input) && accepts_sizes(input.tensors);
 }
 
 bool InputCheck::accepts_sizes(const std::vector<at::Tensor>& tensors) {

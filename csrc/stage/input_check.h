@@ -32,7 +32,6 @@ struct NativeInput {
 
 // How many of the input's tensors belong to the part.
 std::size_t num_tensors(const InputPart& part);
-bool same_structure(const NativeInput& left, const NativeInput& right);
 
 // What a graph's export may depend on, of one tensor.
 struct TensorSignature {
@@ -42,8 +41,25 @@ struct TensorSignature {
   std::vector<std::int64_t> sizes;
   std::vector<std::int64_t> strides;
 
+  // REQUIRES a tensor with strides.
   explicit TensorSignature(const at::Tensor& tensor);
-  friend bool operator==(const TensorSignature&, const TensorSignature&) = default;
+  // Whether it is the tensor's.
+  bool describes(const at::Tensor& tensor) const;
+};
+
+// An input without its tensors, and what an export may depend on of them.
+struct InputSignature {
+  std::array<InputPart, 3> parts;
+  std::vector<TensorSignature> tensors;
+  // For each tensor, the position of the first that is the same object: Python tells it (`a is b`).
+  std::vector<std::size_t> first_positions;
+
+  InputSignature() = default;
+  explicit InputSignature(const NativeInput& input);
+  // Whether it is the input's.
+  bool describes(const NativeInput& input) const;
+  // Whether it is so but for sizes and strides.
+  bool describes_kind(const NativeInput& input) const;
 };
 
 // A step of a computation with sizes; its operands are earlier steps.
@@ -62,11 +78,10 @@ class InputCheck {
   // `steps` in order; `conditions`: the steps that must not be 0.
   InputCheck(std::vector<SizeStep> steps, std::vector<std::uint32_t> conditions);
 
-  // The example that it was exported with: dtypes, devices, ranks and requires_grad must be the
-  // same.
-  void set_example(const NativeInput& example);
+  // The example that it was exported with: dtypes, devices, ranks, requires_grad, and which tensors
+  // are one must be the same.
+  void set_example(InputSignature example);
 
-  // REQUIRES the same number of tensors as in the example's, if their structure is the same.
   bool accepts(const NativeInput& input);
 
  private:
@@ -75,8 +90,7 @@ class InputCheck {
   std::vector<SizeStep> steps_;
   std::vector<std::uint32_t> conditions_;
   std::vector<std::int64_t> values_;  // by step
-  NativeInput structure_;             // without tensors
-  std::vector<TensorSignature> tensors_;
+  InputSignature example_;
 };
 
 }  // namespace pipert
