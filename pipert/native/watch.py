@@ -7,8 +7,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -149,7 +148,8 @@ def _lost_backwards(outputs: Sequence[Tensor]) -> Iterator[str]:
 
 
 def _is_real(value: Any) -> bool:
-    return isinstance(value, Tensor) and not isinstance(value, FakeTensor)
+    """Whether it is a tensor that isn't traced."""
+    return type(value) in (Tensor, nn.Parameter)
 
 
 def _append(to: list[str], reason: str, _: Any) -> None:
