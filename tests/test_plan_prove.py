@@ -183,6 +183,18 @@ def test_marks_that_nobody_needs_are_found():
     assert pipert.prove(programs).flaw == "mark"  # set twice
 
 
+def test_a_pair_may_fill_the_slot_that_its_other_half_has_emptied():
+    before, after = "0F0 0F1 1F0 2F0", "2F1 1B0 0B0 2B1 1B1 0B1"
+    schedule = Schedule([[*before.split(), "(1F1;2B0)OVERLAP_F_B", *after.split()]])
+    [program] = pipert.lower(schedule, joint_pairs=True)
+    [first] = [at for at, i in enumerate(program.instructions) if str(i.get("action")) == "1F1"]
+    assert set(slots_of(program.instructions[first])) & set(
+        slots_of(program.instructions[first + 1])
+    )
+    proof = pipert.prove([program])
+    assert proof, proof.message
+
+
 @pytest.mark.parametrize(
     ("programs", "message"),
     [

@@ -1,5 +1,7 @@
 #include "plan/slot_accesses.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 
 namespace pipert {
@@ -107,7 +109,14 @@ MaybeFinding SlotAccesses::check_order(SlotId slot) const {
   const State& state = slots_[as_index(slot)];
   if (!state.last || clocks_.is_done(*state.last)) return std::nullopt;
   if (*state.last == at_) return std::nullopt;  // takes its input out before it puts its result in
+  // So does a pair: both inputs, before either half runs.
+  if (state.phase == Phase::kEmpty && is_first_half(*state.last, at_)) return std::nullopt;
   return wrong(Flaw::kRace, slot, "may use the slot before the end of");
+}
+
+bool SlotAccesses::is_first_half(std::size_t first, std::size_t second) const {
+  const auto& pairs = program_.joint_pairs;
+  return first + 1 == second && std::binary_search(pairs.begin(), pairs.end(), first);
 }
 
 MaybeFinding SlotAccesses::finish() const {

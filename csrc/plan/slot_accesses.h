@@ -53,6 +53,8 @@ class SlotAccesses {
   // Whether the slot is in `phase` and holds `message`, and the access before is done.
   MaybeFinding use(SlotId slot, Phase phase, const MessageKey& message) const;
   MaybeFinding check_order(SlotId slot) const;
+  // Of one joint pair.
+  bool is_first_half(std::size_t first, std::size_t second) const;
   Finding wrong(Flaw flaw, SlotId slot, const std::string& text) const;
 
   const Program& program_;
