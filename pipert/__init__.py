@@ -39,10 +39,11 @@ from pipert.keyed_random import KeyedRandom  # noqa: E402
 from pipert.memory import RankMemory  # noqa: E402
 from pipert.periodic import periodic_schedule  # noqa: E402
 from pipert.pipeline import Pipeline  # noqa: E402
-from pipert.report import RankReport, Report, Trace, TraceEvent, UnsplitNode  # noqa: E402
+from pipert.report import RankReport, Report, UnsplitNode  # noqa: E402
 from pipert.results import StepResult  # noqa: E402
 from pipert.split import split  # noqa: E402
 from pipert.stages import Stages  # noqa: E402
+from pipert.trace import Message, RankPass, Trace, TraceEvent  # noqa: E402
 from pipert.transports import EdgeTransport  # noqa: E402
 
 __version__ = "0.1.0"
@@ -56,6 +57,7 @@ __all__ = [
     "Gap",
     "KeyedRandom",
     "Lowering",
+    "Message",
     "MessageSpan",
     "OverlapHalf",
     "PartitionResult",
@@ -65,6 +67,7 @@ __all__ = [
     "Program",
     "Proof",
     "RankMemory",
+    "RankPass",
     "RankReport",
     "RemoteTraceback",
     "Report",

@@ -81,6 +81,27 @@ class Peers:
                 )
         return [part["value"] for part in told]
 
+    def in_store(self, doing: str, run: Callable[[c10d.Store], _Answer]) -> _Answer:
+        """What `run` makes of the store, on a thread of its own: it may wait for other ranks there.
+
+        Args:
+            doing: what for, for the error message: "while it ...".
+            run: between two exchanges; its keys must not have been used before.
+
+        Raises:
+            PipelineError: the store, or another rank, didn't answer in time or is gone.
+        """
+        with self.losing_peers(doing):
+            try:
+                return _ask(lambda: run(self._store), self.timeout_s + _STORE_PATIENCE_S)
+            except TimeoutError:
+                self._is_lost = True
+                raise PipelineTimeoutError(
+                    f"rank {self.rank} waited {self.timeout_s:g} s {doing}",
+                    kind="timeout",
+                    rank=self.rank,
+                ) from None
+
     @contextmanager
     def telling(self) -> Iterator[None]:
         """If what is inside fails here, the others hear of it in their next exchange."""
@@ -156,10 +177,15 @@ class Peers:
     def _missing(self, number: int) -> list[int]:
         return [r for r in range(self.size) if not self._store.check([self._key(number, r)])]
 
-    def agree(self, schedule: _C.Schedule, **options: Any) -> None:
+    def agree(self, schedule: _C.Schedule, call: str = "make the pipeline", **options: Any) -> None:
         """Checks that all ranks have the same schedule, whatever its name, and the same options.
 
         A collective call.
+
+        Args:
+            schedule: this rank's.
+            call: what the ranks are doing, the same words on all.
+            **options: this rank's, JSON values.
 
         Raises:
             ValueError: on every rank, with the first difference.
@@ -171,13 +197,13 @@ class Peers:
             "schedule.placement.num_copies": schedule.placement.num_copies,
             **options,
         }
-        _check_same(self.exchange("make the pipeline", arguments))
+        _check_same(self.exchange(call, arguments))
         # All actions to all ranks would be gigabytes for a large schedule.
         digest = hashlib.sha256(schedule.to_csv().encode()).hexdigest()
-        if len(set(self.exchange("make the pipeline", digest))) == 1:
+        if len(set(self.exchange(call, digest))) == 1:
             return
         actions = [[str(action) for action in rank] for rank in schedule.actions]
-        _check_same(self.exchange("make the pipeline", {"schedule.actions": actions}))
+        _check_same(self.exchange(call, {"schedule.actions": actions}))
 
     def begin_connection(self) -> c10d.Store:
         """The part of the store that is for the next connection of these ranks.

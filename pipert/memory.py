@@ -6,11 +6,11 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from pipert._C import Action, Costs, Schedule
+from pipert._C import Costs, Schedule
+from pipert.trace import TraceEvent
 
 # (rank, activations, peak in bytes or None, bytes at the start of each instruction and at the end)
 RawMemory = tuple[int, int, int | None, list[int]]
-Events = Sequence[tuple[str, Action | None, int, int, int]]
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ class RankMemory:
     predicted_bytes: int | None = None
 
 
-def summarize_memory(raw: RawMemory, events: Events) -> dict[str, Any]:
+def summarize_memory(raw: RawMemory, events: Sequence[TraceEvent]) -> dict[str, Any]:
     """One rank's part of a report, as JSON values."""
     rank, activations, peak, levels = raw
     part: dict[str, Any] = {"rank": rank, "activations": activations}
     if peak is None:
         return part
-    starts = [i for i, (kind, *_) in enumerate(events) if kind in ("run", "move")]
+    starts = [i for i, event in enumerate(events) if event.action is not None]
     starts.append(len(events))
     grown: dict[str, list[int]] = {}  # "F0" -> bytes that each microbatch left behind
     for at, following in pairwise(starts):
-        action = events[at][1]
+        action = events[at].action
         if action is not None:
             grown.setdefault(f"{action.kind}{action.stage}", []).append(
                 levels[following] - levels[at]

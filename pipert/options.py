@@ -20,6 +20,7 @@ class Options:
     Attributes:
         stage_kinds: by stage of one copy of the model; see `stage_kinds`.
         timeout_s: see `time_limit`.
+        traced_passes: see `traced_passes`.
 
     Raises:
         ValueError, TypeError: the message says what was expected.
@@ -38,6 +39,7 @@ class Options:
     recompute: Recompute
     network: _C.Costs | None
     transport: str
+    traced_passes: int
 
     def __post_init__(self) -> None:
         _check_loss(self.loss_fn)
@@ -79,6 +81,7 @@ class Options:
             "broadcast_loss": self.broadcast_loss,
             "main_grads": self.main_grads,
             "measure_memory": self.measure_memory,
+            "traced_passes": self.traced_passes,
             "rng_seed": self.rng_seed,
             "transport": self.transport,
         }
@@ -120,6 +123,19 @@ def time_limit(timeout_s: Any) -> float:
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not timeout_s > 0:
         raise ValueError(f"timeout_s must be a positive number of seconds, got {timeout_s!r}")
     return min(float(timeout_s), 1e9)
+
+
+def traced_passes(trace: Any) -> int:
+    """How many passes the trace keeps: of "last", "off" or a number."""
+    if trace == "last":
+        return 1
+    if trace == "off":
+        return 0
+    if isinstance(trace, bool) or not isinstance(trace, int) or not 1 <= trace < 2**31:
+        raise ValueError(
+            f"trace must be 'last', 'off' or how many passes are kept, from 1, got {trace!r}"
+        )
+    return trace
 
 
 def _check_loss(loss_fn: Any) -> None:

@@ -1,6 +1,7 @@
 """Pipeline: the front of the runtime. It parses arguments and hands over to C++."""
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,16 +12,20 @@ from pipert import _C
 from pipert.arguments import check_stages, choose_schedule, place_loss, resolve_devices
 from pipert.batch import Batch, BatchChecks
 from pipert.distributed import Peers, telling
+from pipert.gathering import gather_traces, make_trace
 from pipert.gradients import clip_gradients, gradient_norms, own_gradient
 from pipert.group import as_group
 from pipert.local_stages import LocalStages
 from pipert.main_gradients import MainGradients, main_gradient
-from pipert.options import Options, stage_kinds, time_limit
+from pipert.measured_costs import measured_costs
+from pipert.memory import summarize_memory
+from pipert.options import Options, stage_kinds, time_limit, traced_passes
 from pipert.ranks import Ranks
 from pipert.recompute import Recompute
-from pipert.report import Report, Trace, UnsplitNode, make_report, summarize, summarize_stages
+from pipert.report import Report, UnsplitNode, make_report, summarize_stages
 from pipert.results import StepResult, result_of
 from pipert.stages import check_tied
+from pipert.trace import Trace
 from pipert.transports import EdgeTransport
 
 
@@ -73,6 +78,8 @@ class Pipeline:
         transport: what carries the messages between ranks. "auto" picks for each edge: "local"
             between threads of one process, "shm" (shared memory) between CPU ranks of one host,
             "process_group" (torch.distributed) else. One of these words: that one, on all edges.
+        trace: of how many passes it is kept what each instruction did, for `trace`, `report` and
+            `costs`: "last", "off", or a number.
 
     Attributes:
         schedule: the Schedule.
@@ -110,6 +117,7 @@ class Pipeline:
         recompute: Recompute = "none",
         network: "_C.Costs | None" = None,
         transport: str = "auto",
+        trace: "str | int" = "last",
     ) -> None:
         self._peers = None if group is None else Peers(as_group(group))
         with telling(self._peers):
@@ -128,6 +136,7 @@ class Pipeline:
                 recompute=recompute,
                 network=network,
                 transport=transport,
+                traced_passes=traced_passes(trace),
             )
             self.schedule = choose_schedule(
                 schedule,
@@ -154,9 +163,10 @@ class Pipeline:
             self._ranks = Ranks(on, self.schedule, self._stages, self._peers, options)
             if self.schedule.placement.num_copies > 1:
                 self._ranks.share_weights(self._stages)
+        self._options = options
         self._has_loss = loss_fn is not None
         self._step_index = 0
-        self.program = self._ranks.programs
+        self.program = self._ranks.plan.programs
         self.stages = self._stages.modules
 
     # --- running -----------------------------------------------------------------------------
@@ -218,6 +228,7 @@ class Pipeline:
     def _run(
         self, batch: Batch, *, training: bool, compute_loss: bool, keep_outputs: bool
     ) -> StepResult:
+        begun_ns = time.monotonic_ns()
         with self._ranks.one_pass() as runtime:
             args, kwargs = self._checks.check(batch, training, compute_loss)
             with self._stages.local_copies.one_pass(), torch.set_grad_enabled(training):
@@ -235,11 +246,14 @@ class Pipeline:
                     ),
                     shared=self._stages.shared(),
                     step=self._step_index,
+                    begun_ns=begun_ns,
                 )
         self._step_index += training
-        return result_of(
+        result = result_of(
             runtime, compute_loss, keep_outputs, batch.is_cut, self.schedule.num_microbatches
         )
+        runtime.end_trace()
+        return result
 
     @property
     def step_index(self) -> int:
@@ -318,13 +332,26 @@ class Pipeline:
 
     # --- looking at it -----------------------------------------------------------------------
 
-    def trace(self) -> Trace:
-        """What this process's ranks did in the last pass.
+    def trace(self, *, all_ranks: bool = False, ago: int = 0) -> Trace:
+        """What the ranks did in the last pass.
+
+        Args:
+            all_ranks: in a group, whether it has the ranks of all processes, their clocks aligned.
+                It is a collective call then.
+            ago: how many passes before the last one; see the option `trace`.
 
         Raises:
             ValueError: there was none.
         """
-        return Trace(self._ranks.traces(), self._ranks.peak_activations())
+        peers = self._peers if all_ranks else None
+        with telling(peers):
+            raw = self._ranks.traces(ago)
+            peaks = {} if ago else self._ranks.peak_activations()
+            program_of = self._ranks.plan.program_of
+            if peers is None:
+                return make_trace(raw, program_of, peaks)
+            [trace] = gather_traces([raw], peaks, program_of, peers, f"trace the pass {ago} ago")
+            return trace
 
     def report(self) -> Report:
         """Where time and memory of the last pass went, on all ranks. A collective call in a group.
@@ -333,22 +360,86 @@ class Pipeline:
             ValueError: there was none.
         """
         with telling(self._peers):
-            traces = self._ranks.traces()
-            parts = [summarize(*each) for each in zip(traces, self._ranks.memory(), strict=True)]
-            kinds, _ = self._ranks.stage_kinds()
+            trace = self.trace()
+            memory = [
+                summarize_memory(raw, trace.events_of(raw[0])) for raw in self._ranks.memory()
+            ]
             stages = [
                 summarize_stages(
                     self._ranks.unsplit_nodes(),
-                    kinds,
-                    self._ranks.recomputed,
+                    self._ranks.stage_kinds()[0],
+                    self._ranks.recomputed(),
                     self._ranks.transports,
                 )
             ]
             if self._peers is not None:
-                told = self._peers.exchange("make a report", [parts, stages])
-                parts = [part for rank in told for part in rank[0]]
+                told = self._peers.exchange("make a report", [memory, stages])
+                memory = [part for rank in told for part in rank[0]]
                 stages = [part for rank in told for part in rank[1]]
-        return make_report(parts, stages, self.schedule)
+        return make_report(self.trace(all_ranks=True), memory, stages, self.schedule)
+
+    def costs(self) -> _C.Costs:
+        """What stages and messages take, measured in the steps that the trace has.
+
+        For `Schedule.simulate` and `Schedule.search`. A collective call in a group. In seconds and
+        bytes, of a microbatch; the median over the steps and their microbatches. An edge's latency
+        is measured on messages that were waited for, and includes what their size takes: the
+        bandwidth stays infinite. A backward that always ran whole counts half for its input and
+        half for its weights.
+
+        Raises:
+            ValueError: there was no step, evaluations at most.
+        """
+        with telling(self._peers):
+            passes = [self._ranks.traces(ago) for ago in range(self._ranks.num_traces())]
+            passes = [raw for raw in passes if raw[0][1]]
+            if not passes:
+                raise ValueError("nothing to show: the trace has evaluations, and no step")
+            traces = gather_traces(
+                passes, {}, self._ranks.plan.program_of, self._peers, "measure costs"
+            )
+        return measured_costs(traces, self.schedule)
+
+    def reschedule(
+        self,
+        schedule: "str | os.PathLike[str] | _C.Schedule",
+        *,
+        schedule_options: Mapping[str, int] | None = None,
+    ) -> None:
+        """Puts another schedule in place, from the next pass on. A collective call in a group.
+
+        Weights, gradients, optimizers and `step_index` stay as they are, and so do the Pipeline's
+        options. If it fails, it fails on every rank, and the old schedule stays.
+
+        Args:
+            schedule: as of Pipeline, such as what `Schedule.search` found with `costs`. Each stage
+                must be on the rank that it is on now.
+            schedule_options: as of Pipeline.
+
+        Raises:
+            ValueError, TypeError: the schedule doesn't fit; the message says what was expected.
+            PipelineError: another rank failed, or didn't come.
+        """
+        with telling(self._peers):
+            placement = self.schedule.placement
+            chosen = choose_schedule(
+                schedule,
+                range(placement.stages_per_copy),
+                num_microbatches=self.schedule.num_microbatches,
+                num_ranks=placement.num_ranks,
+                devices=None,
+                group_size=None,
+                placement=placement,
+                options=schedule_options,
+            )
+            self._options.check_fit(chosen, is_one_process=self._peers is None)
+            if self._peers is not None:
+                self._peers.agree(chosen, "reschedule", **self._options.common())
+            checks = BatchChecks(chosen, self._stages, self._options.loss_fn, self._peers)
+            self._ranks.reschedule(chosen)
+        self.schedule = chosen
+        self.program = self._ranks.plan.programs
+        self._checks = checks
 
     def unsplit_nodes(self) -> dict[int, list[UnsplitNode]]:
         """What kept backward from being split into its input half and its weight half.

@@ -19,10 +19,11 @@ from pipert.errors import PipelineError, describe_for_peers
 from pipert.layers import LayerHooks, first_layers, next_owner
 from pipert.local_stages import LocalStages
 from pipert.options import Options
+from pipert.plan import Plan
 from pipert.programs import Programs
-from pipert.recompute import recomputed
 from pipert.signatures import context_keywords
 from pipert.thread_generator import follow_thread_generator
+from pipert.trace import RawTrace
 from pipert.transports import EdgeTransport
 
 _open: "weakref.WeakSet[Ranks]" = weakref.WeakSet()
@@ -41,8 +42,7 @@ class Ranks:
         options: the pipeline's.
 
     Attributes:
-        programs: of this process, for steps.
-        recomputed: stages of this process some of whose forwards run twice.
+        plan: what the schedule makes of them.
         transports: of the edges of this process's ranks.
     """
 
@@ -54,23 +54,19 @@ class Ranks:
         peers: Peers | None,
         options: Options,
     ) -> None:
-        training, evaluation = options.lowerings(schedule)
-        self.programs = Programs.proved(training, devices)
-        evaluating = Programs.proved(evaluation, devices)
-        self.transports = _between_threads(self.programs)
-        self._transport = options.transport
+        self.plan = Plan(schedule, devices, options)
+        self._devices = devices
+        self._options = options
         self._peers = peers
         self._process = os.getpid()
         self._last_failed = False
         self._busy = threading.Lock()  # while a pass is being prepared or runs
-        self._first_device = next(iter(devices.values()))
         self._hooks = LayerHooks()
         owner = next_owner()
         firsts: dict[int, int] = {}
         if options.rng_seed is not None:
             firsts = first_layers(stages, schedule.placement.stages_per_copy, peers)
-        chosen = recomputed(options.recompute, schedule)
-        self.recomputed = sorted({s.index for s in stages} & chosen.keys())
+        self._own_stages = {s.index for s in stages}
         self._make_runtime = partial(
             _C.Runtime,
             stages=[
@@ -80,12 +76,6 @@ class Ranks:
                     context_keywords(s.call),
                 )
                 for s in stages
-            ],
-            ranks=[
-                (program, forwards, str(on))
-                for program, forwards, on in zip(
-                    self.programs, evaluating, devices.values(), strict=True
-                )
             ],
             loss_fn=options.loss_fn,
             overlap_fn=options.overlap_fn,
@@ -99,11 +89,12 @@ class Ranks:
             rng_seed=options.rng_seed,
             owner=owner,
             first_layers=firsts,
-            recomputed=chosen,
             network=options.network,
+            traced_passes=options.traced_passes,
         )
         self._copies = sorted({remote.peer for remote in stages.remote_copies})
-        self._runtime: _C.Runtime | None = self._connect()
+        self._runtime: _C.Runtime | None = None
+        self._connect()
         is_keyed = options.rng_seed is not None
         if len(devices) > 1 or is_keyed or options.recompute != "none":
             follow_thread_generator()
@@ -113,14 +104,52 @@ class Ranks:
         _open.add(self)
 
     def _connect(self) -> _C.Runtime:
-        """Makes a runtime; in a group, with new connections. A collective call there."""
+        """Makes the runtime; in a group, with new connections. A collective call there."""
+        self._runtime, self.transports = self._open(self.plan)
+        return self._runtime
+
+    def _open(self, plan: Plan) -> tuple[_C.Runtime, list[EdgeTransport]]:
+        """Makes a runtime, and tells what carries its edges."""
         if self._peers is None:
-            return self._make_runtime(external=None)
+            return plan.complete(self._make_runtime)(external=None), _between_threads(plan.programs)
+        device = next(iter(self._devices.values()))
         connection = Connection(
-            self._peers, self.programs[0], self._first_device, self._copies, self._transport
+            self._peers, plan.programs[0], device, self._copies, self._options.transport
         )
-        self.transports = connection.transports
-        return self._make_runtime(external=connection.channels)
+        runtime = plan.complete(self._make_runtime)(external=connection.channels)
+        return runtime, connection.transports
+
+    def recomputed(self) -> list[int]:
+        """Stages of this process some of whose forwards run twice."""
+        return sorted(self._own_stages & self.plan.recomputed.keys())
+
+    def reschedule(self, schedule: _C.Schedule) -> None:
+        """Runs another schedule from the next pass on. A collective call in a group.
+
+        If it fails, everywhere, all stays as it was.
+
+        Args:
+            schedule: with its stages on the same ranks.
+
+        Raises:
+            ValueError: closed, forked, or a pass is running.
+            PipelineError: another rank failed, or is gone.
+        """
+        with self._alone():
+            if self._runtime is None:
+                raise ValueError("the pipeline is closed")
+            plan = Plan(schedule, self._devices, self._options)
+            runtime, transports = self._open(plan)
+            try:
+                if self._peers is not None:
+                    self._peers.exchange("put the schedule in place")
+            except BaseException:
+                runtime.close()
+                raise
+            old, self._runtime, self.plan = self._runtime, runtime, plan
+            self.transports = transports
+            self._last_failed = False
+            old.close()
 
     def share_weights(self, stages: LocalStages) -> None:
         """Second copies of the model start as the first. A collective call; nothing without one."""
@@ -138,6 +167,12 @@ class Ranks:
         Raises:
             ValueError: no pass can begin: closed, forked, or one is running.
         """
+        with self._alone(), self._announced_pass() as runtime:
+            yield runtime
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No pass runs or begins while it lasts."""
         if self._process != os.getpid():
             raise ValueError(
                 "a forked process has no ranks: make the pipeline in the process itself"
@@ -147,8 +182,7 @@ class Ranks:
                 "the pipeline is running a step: it runs one at a time, for one thread"
             )
         try:
-            with self._announced_pass() as runtime:
-                yield runtime
+            yield
         finally:
             self._busy.release()
 
@@ -172,11 +206,11 @@ class Ranks:
         if not self._runtime.usable():
             self._runtime.close()
             with telling(self._peers):
-                self._runtime = self._connect()
+                self._connect()
         return self._runtime
 
-    def traces(self) -> list[Any]:
-        """What the last pass did, as `report.RawTrace`.
+    def num_traces(self) -> int:
+        """How many passes the trace has.
 
         Raises:
             ValueError: there is nothing to show.
@@ -185,12 +219,29 @@ class Ranks:
             raise ValueError("the pipeline is closed")
         if self._runtime.running():
             raise ValueError("the pipeline is running a step: ask when that has ended")
+        if self._options.traced_passes == 0:
+            raise ValueError("nothing to show: the pipeline was made with trace='off'")
         if self._last_failed:
             raise ValueError("nothing to show: the last pass failed")
-        traces = self._runtime.traces()
-        if not all(start for _, start, *_ in traces):  # on the monotonic clock; 0: never
+        num_passes = self._runtime.num_traces()
+        if num_passes == 0:
             raise ValueError("nothing to show: no pass has run yet")
-        return traces
+        return num_passes
+
+    def traces(self, ago: int = 0) -> list[RawTrace]:
+        """What the last pass did, or the one `ago` passes before, by rank.
+
+        Raises:
+            ValueError: there is nothing to show.
+        """
+        num_passes = self.num_traces()
+        if isinstance(ago, bool) or not isinstance(ago, int) or not 0 <= ago < num_passes:
+            raise ValueError(
+                f"ago must be from 0 to {num_passes - 1}, the passes that the trace has, got "
+                f"{ago!r}"
+            )
+        assert self._runtime is not None
+        return self._runtime.traces(ago)
 
     def memory(self) -> list[Any]:
         """What the ranks held in the last pass, as `memory.RawMemory`, in the order of `traces`.

@@ -1,35 +1,16 @@
 """Where the time of a step went: measured on every rank, beside what the schedule predicts."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from itertools import zip_longest
+from statistics import fmean
 from typing import Any, NamedTuple
 
-from pipert._C import Action, Costs, Schedule, Timeline
-from pipert.memory import RankMemory, RawMemory, put_together, summarize_memory, table
+from pipert._C import Costs, Schedule
+from pipert.measured_costs import stage_costs
+from pipert.memory import RankMemory, put_together, table
+from pipert.trace import RankPass, Trace, TraceEvent
 from pipert.transports import EdgeTransport
-
-# (rank, start, end, [(kind, action, start, ready, end), ...]) in nanoseconds, as _C gives it.
-RawTrace = tuple[int, int, int, list[tuple[str, Action | None, int, int, int]]]
-
-
-class TraceEvent(NamedTuple):
-    """One instruction of the last step, times in seconds from the step's start.
-
-    Attributes:
-        rank: that ran it.
-        kind: "recv", "run", "send", "release" or "move".
-        action: of a "run" or a "move"; else None.
-        start: the rank came to it.
-        ready: what it waited for was there.
-        end: it was done.
-    """
-
-    rank: int
-    kind: str
-    action: Action | None
-    start: float
-    ready: float
-    end: float
 
 
 class UnsplitNode(NamedTuple):
@@ -44,63 +25,42 @@ class UnsplitNode(NamedTuple):
     reason: str
 
 
-class Trace:
-    """What the ranks of this process did in the last step.
-
-    Attributes:
-        events: a list of TraceEvent, by rank and in order. The halves of a pair that ran jointly
-            stand one after the other, and share the time that it took.
-        peak_activations: {rank: the most (stage, microbatch) pairs that held activations at once},
-            counted in the stages while they ran. `Program.peak_activations` is the promise.
-    """
-
-    def __init__(
-        self, raw: Sequence[RawTrace], peak_activations: Mapping[int, int] | None = None
-    ) -> None:
-        self.peak_activations = dict(peak_activations or {})
-        origin = min(start for _, start, _, _ in raw)
-        self._raw = raw
-        self.events = [
-            TraceEvent(rank, kind, action, *((t - origin) * 1e-9 for t in times))
-            for rank, _, _, events in raw
-            for kind, action, *times in events
-        ]
-
-    def timeline(self) -> Timeline:
-        """The actions alone, to be drawn beside a simulated timeline."""
-        ranks = sorted({event.rank for event in self.events})
-        return Timeline.from_spans(
-            [
-                [
-                    (event.action, event.ready, event.end)
-                    for event in self.events
-                    if event.rank == rank and event.action is not None
-                ]
-                for rank in ranks
-            ]
-        )
-
-
 @dataclass(frozen=True)
 class RankReport:
-    """One rank's step, in seconds. `step_s` is the sum of the four parts.
+    """One rank's step, in seconds. The parts, all but the first two fields, add up to `step_s`.
 
     Attributes:
         rank: position in the pipeline group.
-        step_s: from the start of the pass to the end of the rank's last instruction.
+        step_s: wall time: from the caller's call of `step` until it had its result.
         compute_s: inside stages.
-        wait_s: waiting for a message that the next action reads.
-        transfer_s: posting receives, sending, making sure that sends were received, and moving
-            activations to the host and back.
-        host_s: the rest: until the rank's thread came to its first instruction.
+        transfer_s: in which compute had to wait for transfers: posting receives, packing and
+            sending, messages that had been sent and were still on the way, and moving activations
+            to the host and back.
+        upstream_s: waiting for a rank with an earlier stage: until it sent the activation that the
+            next action reads, or took a gradient.
+        downstream_s: waiting for a rank with a later stage: until it sent the gradient that the
+            next action reads, or took an activation.
+        end_s: waiting for the last rank to come to its end, nothing left to do.
+        host_s: the runtime's own: checking and handing out the batch, waking the rank's thread,
+            going from one instruction to the next, agreeing that all ranks are done, the result.
     """
 
     rank: int
     step_s: float
     compute_s: float
-    wait_s: float
     transfer_s: float
+    upstream_s: float
+    downstream_s: float
+    end_s: float
     host_s: float
+
+    @property
+    def wait_s(self) -> float:
+        """Waiting for other ranks on the way: upstream and downstream together."""
+        return self.upstream_s + self.downstream_s
+
+
+_PARTS = [field.name for field in fields(RankReport)[2:]]
 
 
 @dataclass(frozen=True)
@@ -109,7 +69,8 @@ class Report:
 
     Attributes:
         ranks: by rank.
-        bubble_measured: by rank, 1 - compute / the longest rank's step.
+        bubble_measured: by rank, 1 - compute / the time from the first action's start on any rank
+            to the last one's end on any.
         bubble_predicted: by rank, simulated from this step's mean stage times, transfers free.
         step_s: the longest rank's step.
         predicted_step_s: the simulated makespan.
@@ -135,11 +96,17 @@ class Report:
     transports: list[EdgeTransport]
 
     def __str__(self) -> str:
-        head = "rank  compute ms  wait ms  transfer ms  host ms  bubble measured  predicted"
+        heads = [f"{part.removesuffix('_s')} ms" for part in _PARTS]
+        head = "  ".join(["rank", *heads, "bubble measured  predicted"])
+        columns = list(zip(_PARTS, map(len, heads), strict=True))
         rows = [
-            f"{r.rank:4}  {r.compute_s * 1e3:10.3f}  {r.wait_s * 1e3:7.3f}"
-            f"  {r.transfer_s * 1e3:11.3f}  {r.host_s * 1e3:7.3f}"
-            f"  {measured:15.1%}  {predicted:9.1%}"
+            "  ".join(
+                [
+                    f"{r.rank:4}",
+                    *(f"{getattr(r, part) * 1e3:{width}.3f}" for part, width in columns),
+                    f"{measured:15.1%}  {predicted:9.1%}",
+                ]
+            )
             for r, measured, predicted in zip(
                 self.ranks, self.bubble_measured, self.bubble_predicted, strict=True
             )
@@ -173,25 +140,59 @@ class Report:
             )
 
 
-def summarize(raw: RawTrace, memory: RawMemory) -> dict[str, Any]:
-    """One rank's part of a report, as JSON values."""
-    rank, start, end, events = raw
-    parts = {"compute_s": 0.0, "wait_s": 0.0, "transfer_s": 0.0}
-    stages: dict[str, list[float]] = {}  # "F0" -> seconds of each microbatch
-    for kind, action, begin, ready, finish in events:
-        if kind == "run" and action is not None:
-            parts["compute_s"] += (finish - ready) * 1e-9
-            parts["wait_s"] += (ready - begin) * 1e-9
-            stages.setdefault(f"{action.kind}{action.stage}", []).append((finish - ready) * 1e-9)
-        else:
-            parts["transfer_s"] += (finish - begin) * 1e-9
-    step_s = (end - start) * 1e-9
-    times = RankReport(rank=rank, step_s=step_s, host_s=step_s - sum(parts.values()), **parts)
-    return {
-        "times": asdict(times),
-        "stages": {key: sum(values) / len(values) for key, values in stages.items()},
-        "memory": summarize_memory(memory, events),
-    }
+def report_rank(trace: Trace, rank: RankPass, last_done: float) -> RankReport:
+    """One rank's part, in a trace of all ranks.
+
+    Args:
+        trace: of all ranks.
+        rank: which.
+        last_done: when the last rank's last instruction was done.
+    """
+    parts = dict.fromkeys(_PARTS, 0.0)
+    at = rank.begun
+    events = trace.events_of(rank.rank)
+    for event, following in zip_longest(events, events[1:]):
+        parts["host_s"] += event.issued - at
+        reads = [event, following] if event.is_joint else [event]
+        for part, seconds in _split(event, [(each, trace.send_of(each)) for each in reads]):
+            parts[part] += seconds
+        at = event.ended
+    all_done = min(max(last_done, rank.done), rank.ended)
+    parts["end_s"] += all_done - rank.done
+    parts["host_s"] += (rank.done - at) + (rank.ended - all_done)
+    return RankReport(rank=rank.rank, step_s=rank.ended - rank.begun, **parts)
+
+
+def _split(
+    event: TraceEvent, reads: Sequence[tuple[TraceEvent, TraceEvent | None]]
+) -> Iterator[tuple[str, float]]:
+    """The time of one instruction, by the parts that it belongs to.
+
+    Args:
+        event: the instruction.
+        reads: it, and the one that is joint with it; each with what sent its message.
+    """
+    waited, took = event.started - event.issued, event.ended - event.started
+    if event.kind == "run":
+        yield "compute_s", took
+        sends = [
+            (event.started if sent is None else sent.issued, each.peer_is)
+            for each, sent in reads
+            if each.message is not None
+        ]
+        if not sends:
+            yield "host_s", waited
+            return
+        # Until the last one was sent it was the peer's time; from then on the transfer's.
+        left, peer_is = max(sends)
+        left = min(max(left, event.issued), event.started)
+        yield f"{peer_is}_s", left - event.issued
+        yield "transfer_s", event.started - left
+    elif event.kind == "release":
+        yield f"{event.peer_is}_s", waited
+        yield "host_s", took
+    else:
+        yield "transfer_s", waited + took
 
 
 def summarize_stages(
@@ -210,42 +211,35 @@ def summarize_stages(
 
 
 def make_report(
-    parts: Sequence[dict[str, Any]], stages_of: Sequence[dict[str, Any]], schedule: Schedule
+    trace: Trace,
+    memory: Sequence[dict[str, Any]],
+    stages_of: Sequence[dict[str, Any]],
+    schedule: Schedule,
 ) -> Report:
     """Puts the parts of all ranks together.
 
     Args:
-        parts: what `summarize` gave on each rank.
+        trace: of all ranks.
+        memory: what `summarize_memory` gave on each rank.
         stages_of: what `summarize_stages` gave in each process.
         schedule: the schedule that ran.
     """
-    ranks = sorted((RankReport(**part["times"]) for part in parts), key=lambda r: r.rank)
-    means: dict[str, float] = {}
-    for part in parts:
-        means.update(part["stages"])
-    stages = range(schedule.num_stages)
-    costs = Costs(
-        forward=[means.get(f"F{stage}", 0.0) for stage in stages],
-        input=[means.get(f"B{stage}", means.get(f"I{stage}", 0.0)) for stage in stages],
-        weight=[means.get(f"W{stage}", 0.0) for stage in stages],
-    )
-    timeline = schedule.simulate(costs, messages=False)
-    step_s = max(r.step_s for r in ranks)
+    last_done = max(rank.done for rank in trace.ranks)
+    ranks = [report_rank(trace, rank, last_done) for rank in trace.ranks]
+    costs = stage_costs([trace], schedule, fmean)
+    predicted = schedule if trace.training else schedule.forward_only()
+    timeline = predicted.simulate(costs, messages=False)
     unsplit: dict[int, list[UnsplitNode]] = {}
     for stage, name, reason in sorted(node for part in stages_of for node in part["unsplit"]):
         unsplit.setdefault(stage, []).append(UnsplitNode(name, reason))
     return Report(
         ranks=ranks,
-        bubble_measured=[1 - r.compute_s / step_s for r in ranks],
+        bubble_measured=list(trace.timeline().bubble),
         bubble_predicted=list(timeline.bubble),
-        step_s=step_s,
+        step_s=max(r.step_s for r in ranks),
         predicted_step_s=timeline.makespan,
         costs=costs,
-        memory=(
-            put_together([part["memory"] for part in parts], schedule)
-            if any(key[0] in "BI" for key in means)
-            else []
-        ),
+        memory=put_together(memory, schedule) if trace.training else [],
         unsplit=unsplit,
         stage_kinds=dict(sorted(kind for part in stages_of for kind in part["kinds"])),
         recomputed=sorted(stage for part in stages_of for stage in part["recomputed"]),

@@ -82,6 +82,21 @@ def test_native_page_prints_what_it_says(tmp_path):
     assert run_python(code, tmp_path) == output
 
 
+def test_trace_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    names = {
+        "pipert": pipert,
+        "stages": pipert.split(model, 2),
+        "loss_fn": nn.functional.mse_loss,
+        "loader": [(torch.ones(8, 4), torch.zeros(8, 4))] * 5,
+    }
+    for block in blocks("docs/trace.md", "python"):
+        exec(block, names)
+    names["pipe"].close()
+    assert {path.name for path in tmp_path.iterdir()} == {"trace.json", "trace.svg"}
+
+
 @pytest.mark.distributed
 @pytest.mark.timeout(240)
 def test_readme_example_prints_the_same_loss_under_torchrun(tmp_path):

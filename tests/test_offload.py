@@ -368,7 +368,7 @@ def test_moves_are_in_the_trace():
         pipe.step(x, target=y)
         events = [event for event in pipe.trace().events if event.kind == "move"]
         assert [str(event.action) for event in events[:2]] == ["0OFFLOAD0", "0OFFLOAD1"]
-        assert all(event.end >= event.ready >= event.start for event in events)
+        assert all(event.ended >= event.started >= event.issued for event in events)
         assert pipe.report().ranks[0].transfer_s > 0
         assert "0RELOAD0" in str(pipe.program)
 

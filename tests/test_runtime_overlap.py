@@ -137,7 +137,7 @@ def test_the_trace_of_a_pair_fills_the_time_that_it_took():
         assert len(events) == sum(len(program) for program in pipe.program)
         for before, after in itertools.pairwise(events):
             if before.rank == after.rank:
-                assert before.end == after.start
+                assert before.ended == after.issued
         assert str(pipe.report())
 
 

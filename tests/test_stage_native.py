@@ -809,10 +809,14 @@ def test_a_step_goes_on_while_another_thread_holds_the_gil():
         finally:
             sys.setswitchinterval(interval)
         holder.join()
-        traces = pipe._ranks.traces()
+        trace = pipe.trace()
     runs = [
-        [(ready, end) for kind, _, _, ready, end in events if kind == "run"]
-        for _, _, _, events in traces
+        [
+            (trace.origin_ns + e.started * 1e9, trace.origin_ns + e.ended * 1e9)
+            for e in trace.events_of(rank)
+            if e.kind == "run"
+        ]
+        for rank in (0, 1)
     ]
     inside = [
         [run for run in rank if held["start"] <= run[0] and run[1] <= held["end"]] for rank in runs

@@ -28,7 +28,7 @@ std::unique_ptr<PythonRuntime> make_runtime(
     int intra_op_threads, int spin_us, bool share_losses, std::optional<std::uint64_t> rng_seed,
     std::int64_t owner, std::map<StageIndex, std::int64_t> first_layers,
     std::map<StageIndex, std::vector<bool>> recomputed, bool measure_memory,
-    const std::optional<Costs>& network) {
+    const std::optional<Costs>& network, int traced_passes) {
   std::vector<PythonStage> python_stages;
   for (const auto& [stage, callable, is_first, is_last, spread, keywords, is_native, context] :
        stages) {
@@ -52,6 +52,7 @@ std::unique_ptr<PythonRuntime> make_runtime(
     options.network =
         std::make_shared<EmulatedNetwork>(*network, python_ranks.front().training.num_ranks);
   }
+  options.traced_passes = traced_passes;
   return std::make_unique<PythonRuntime>(
       python_stages, std::move(python_ranks), std::move(loss_fn), overlap_fn,
       external != nullptr ? std::move(*external) : ExternalChannels(), std::move(options));
@@ -67,34 +68,31 @@ std::vector<SharedStage> shared_stages(PythonRuntime& self,
   return stages;
 }
 
-// What a rank did in its last pass: one tuple for each instruction that ran.
-py::list trace_of(const Executor& executor) {
+// A rank's pass: (rank, trained, begun, done, ended, events), each event (issued, started, ended,
+// bytes), in nanoseconds.
+py::tuple trace_of(Rank rank, const PassTrace& trace) {
   py::list events;
-  const Program& program = executor.program(executor.last_was_training());
-  const Trace& trace = executor.trace();
-  const char* kinds[] = {"recv", "run", "send", "release", "move"};
-  for (std::size_t i = 0; i < trace.events.size(); ++i) {
-    const Instruction& instruction = program.instructions[i];
+  for (std::size_t i = 0; i < trace.num_events; ++i) {
     const TraceEvent& event = trace.events[i];
-    const auto* run = std::get_if<Run>(&instruction.op);
-    const auto* move = std::get_if<Move>(&instruction.op);
-    py::object action = py::none();
-    if (run != nullptr) action = py::cast(run->action);
-    if (move != nullptr) action = py::cast(move->action);
-    events.append(py::make_tuple(kinds[instruction.op.index()], std::move(action), event.start_ns,
-                                 event.ready_ns, event.end_ns));
+    events.append(py::make_tuple(event.issued_ns, event.started_ns, event.ended_ns, event.bytes));
   }
-  return events;
+  return py::make_tuple(rank, trace.training, trace.begun_ns, trace.done_ns, trace.ended_ns,
+                        std::move(events));
 }
 
-py::list traces(PythonRuntime& self) {
+py::list traces(PythonRuntime& self, int ago) {
   py::list result;
   for (const auto& executor : self.runtime().executors()) {
-    const Trace& trace = executor->trace();
-    result.append(
-        py::make_tuple(executor->rank(), trace.start_ns, trace.end_ns, trace_of(*executor)));
+    const int num_passes = executor->trace().num_passes();
+    if (ago < 0 || ago >= num_passes)
+      throw IndexError(concat("the trace has ", num_passes, " passes, got ", ago));
+    result.append(trace_of(executor->rank(), executor->trace().last(ago)));
   }
   return result;
+}
+
+int num_traces(PythonRuntime& self) {
+  return self.runtime().executors().front()->trace().num_passes();
 }
 
 // What a rank held: (rank, activations, peak in bytes or None, bytes at the start of each
@@ -169,12 +167,13 @@ void bind_runtime(py::module_& module) {
            py::arg("loss_fn"), py::arg("overlap_fn"), py::arg("external"), py::arg("timeout_s"),
            py::arg("intra_op_threads"), py::arg("spin_us"), py::arg("share_losses"),
            py::arg("rng_seed"), py::arg("owner"), py::arg("first_layers"), py::arg("recomputed"),
-           py::arg("measure_memory") = false, py::arg("network") = py::none())
+           py::arg("measure_memory") = false, py::arg("network") = py::none(),
+           py::arg("traced_passes") = 1)
       .def(
           "step",
           [](PythonRuntime& self, py::object args, py::object kwargs, py::object target,
              py::object loss_kwargs, bool is_cut, bool training, bool compute_loss,
-             bool keep_outputs, std::int64_t step,
+             bool keep_outputs, std::int64_t step, std::int64_t begun_ns,
              const std::vector<std::pair<at::Tensor, at::Tensor>>& main_gradients,
              const std::vector<SharedTuple>& shared) {
             std::vector<MainGradients::Entry> entries;
@@ -182,11 +181,12 @@ void bind_runtime(py::module_& module) {
               entries.push_back({parameter, main});
             self.step({std::move(args), std::move(kwargs), std::move(target),
                        std::move(loss_kwargs), is_cut, training, compute_loss, keep_outputs, step,
-                       std::move(entries), shared_stages(self, shared)});
+                       std::move(entries), shared_stages(self, shared)},
+                      begun_ns);
           },
           py::kw_only(), py::arg("args"), py::arg("kwargs"), py::arg("target"),
           py::arg("loss_kwargs"), py::arg("is_cut"), py::arg("training"), py::arg("compute_loss"),
-          py::arg("keep_outputs"), py::arg("step"),
+          py::arg("keep_outputs"), py::arg("step"), py::arg("begun_ns"),
           py::arg("main_gradients") = std::vector<std::pair<at::Tensor, at::Tensor>>(),
           py::arg("shared") = std::vector<SharedTuple>())
       .def(
@@ -201,7 +201,9 @@ void bind_runtime(py::module_& module) {
       .def("withdraw", &PythonRuntime::withdraw, py::arg("text"))
       .def("running", &PythonRuntime::running)
       .def("usable", &PythonRuntime::usable)
-      .def("traces", &traces)
+      .def("traces", &traces, py::arg("ago"))
+      .def("num_traces", &num_traces)
+      .def("end_trace", &PythonRuntime::end_trace)
       .def("memory", &memory)
       .def("channels", &channel_kinds)
       .def("num_in_flight", &num_in_flight)

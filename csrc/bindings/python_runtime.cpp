@@ -112,6 +112,7 @@ PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector
   options.timeout = std::chrono::milliseconds(static_cast<std::int64_t>(given.timeout_s * 1000.0));
   options.intra_op_threads = given.intra_op_threads;
   options.measure_memory = given.measure_memory;
+  options.traced_passes = given.traced_passes;
   options.random = given.random;
   options.hooks = threads_.hooks();
   {
@@ -200,7 +201,12 @@ void PythonRuntime::clear_batches() {
   held_.reset();
 }
 
-void PythonRuntime::step(StepArguments arguments) {
+void PythonRuntime::end_trace() {
+  const std::int64_t now = now_ns();
+  for (const auto& executor : runtime().executors()) executor->complete(now);
+}
+
+void PythonRuntime::step(StepArguments arguments, std::int64_t begun_ns) {
   runtime();
   if (running_)
     throw ValueError("the pipeline is running a step: it runs one at a time, for one thread");
@@ -215,7 +221,7 @@ void PythonRuntime::step(StepArguments arguments) {
     if (stage.losses_of != nullptr && !arguments.compute_loss) stage.losses_of = nullptr;
   }
   arguments = {};  // the bodies hold the pieces; nobody shall hold the whole
-  run([&] { runtime_->start(pass, std::move(shared)); });
+  run([&] { runtime_->start(pass, begun_ns, std::move(shared)); });
   main_gradients.sweep();
 }
 

@@ -34,6 +34,7 @@ struct PythonOptions {
   std::map<StageIndex, std::int64_t> first_layers;     // see RankResources
   std::map<StageIndex, std::vector<bool>> recomputed;  // see ModuleStage; without an entry: none
   bool measure_memory = false;
+  int traced_passes = 1;  // see RuntimeOptions
 };
 
 class PythonRuntime {
@@ -45,9 +46,11 @@ class PythonRuntime {
                 ExternalChannels external, PythonOptions options);
   ~PythonRuntime();
 
-  // One pass of the batch. Raises pipert.PipelineError, ValueError, or what a signal handler
-  // raised.
-  void step(StepArguments arguments);
+  // One pass of the batch, which the caller began at `begun_ns` of the monotonic clock. Raises
+  // pipert.PipelineError, ValueError, or what a signal handler raised.
+  void step(StepArguments arguments, std::int64_t begun_ns);
+  // The caller is about to have the result of the last pass, which ended well: the trace's end.
+  void end_trace();
   // Second copies of `shared` take over the weights and buffers of the first. Raises as step().
   void share_weights(std::vector<SharedStage> shared);
   void close();

@@ -26,10 +26,21 @@ LaneTable make_lanes(const Program& training, const Program& evaluation,
   return lanes;
 }
 
+// Of those that are dense: what others take isn't told.
+std::int64_t bytes_of(const std::vector<at::Tensor>& tensors) {
+  std::int64_t bytes = 0;
+  for (const at::Tensor& tensor : tensors) {
+    if (tensor.defined() && tensor.layout() == at::kStrided)
+      bytes += static_cast<std::int64_t>(tensor.nbytes());
+  }
+  return bytes;
+}
+
 }  // namespace
 
 Executor::Executor(RankResources resources, Program training, Program evaluation,
-                   const c10::Device& device, FirstFailure& failure, CoreSpread& spread, int seat)
+                   const c10::Device& device, FirstFailure& failure, CoreSpread& spread, int seat,
+                   int traced_passes)
     : resources_(std::move(resources)),
       lanes_(make_lanes(training, evaluation, device)),
       compute_lane_(*lanes_.at({LaneKind::kCompute, training.lanes[kComputeLane].edge})),
@@ -38,9 +49,10 @@ Executor::Executor(RankResources resources, Program training, Program evaluation
       device_(device),
       failure_(failure),
       spread_(spread),
-      seat_(seat) {}
+      seat_(seat),
+      trace_(traced_passes, std::max(training_.ops.size(), evaluation_.ops.size())) {}
 
-void Executor::prepare(const Pass& pass) {
+void Executor::prepare(const Pass& pass, std::int64_t begun_ns) {
   const DecodedProgram& program = decoded(pass);
   const auto begin = [&](auto& ends, const std::map<Edge, int>& counts) {
     for (auto& [edge, end] : ends) {
@@ -51,9 +63,7 @@ void Executor::prepare(const Pass& pass) {
   begin(resources_.senders, program.num_outgoing);
   begin(resources_.receivers, program.num_incoming);
   held_.resize(program.program.slots.size());
-  trace_.events.reserve(program.ops.size());
-  trace_.events.clear();
-  trace_.start_ns = now_ns();
+  trace_.begin(pass.training, begun_ns);
   memory_ = {};
   if (meter_.has_value()) meter_->reset();
   last_was_training_ = pass.training;
@@ -76,7 +86,15 @@ bool Executor::run(const Pass& pass, const std::function<bool(Lane&)>& after) {
   const auto current = compute_lane_.make_current();
   if (entry_ != nullptr) compute_lane_.wait(*entry_);
   const auto measuring = meter_.has_value() ? meter_->start() : nullptr;
-  std::int64_t start = now_ns();
+  PassTrace* const trace = trace_.current();
+  std::int64_t issued = trace_ns();
+  const auto note = [&](std::int64_t ended) {
+    if (trace != nullptr) {
+      const std::int64_t started = started_ns_ == 0 ? issued : started_ns_;
+      trace->events[trace->num_events++] = {issued, started, ended, sent_bytes_};
+    }
+    issued = ended;
+  };
   bool completed = true;
   try {
     const auto& ops = decoded(pass).ops;
@@ -86,26 +104,25 @@ bool Executor::run(const Pass& pass, const std::function<bool(Lane&)>& after) {
         break;
       }
       progress_.instruction.store(static_cast<std::int32_t>(i), std::memory_order_relaxed);
-      ready_ns_ = 0;
+      started_ns_ = sent_bytes_ = 0;
+      has_input_ = false;
       if (measuring != nullptr) memory_.bytes.push_back(meter_->bytes());
       const bool is_pair = ops[i].begins_pair;
       completed = is_pair ? run_pair(ops[i], ops[i + 1], pass) : dispatch(ops[i], pass);
-      const std::int64_t end = now_ns();
+      const std::int64_t ended = trace_ns();
       if (is_pair) {
-        const std::int64_t middle = completed ? middle_ns_ : end;
-        trace_.events.push_back({start, ready_ns_ == 0 ? start : ready_ns_, middle});
-        start = ready_ns_ = middle;
+        note(completed ? middle_ns_ : ended);
+        started_ns_ = issued;
         if (measuring != nullptr) memory_.bytes.push_back(meter_->bytes());
         ++i;
       }
-      trace_.events.push_back({start, ready_ns_ == 0 ? start : ready_ns_, end});
-      start = end;
+      note(ended);
     }
   } catch (...) {
     fail(pass, std::current_exception());
     completed = false;
   }
-  trace_.end_ns = start;
+  if (trace != nullptr) trace->done_ns = issued;
   if (completed && after) completed = after(compute_lane_);
   if (measuring != nullptr) {
     memory_.bytes.push_back(meter_->bytes());
@@ -144,7 +161,7 @@ bool Executor::dispatch(const Op& op, const Pass& pass) {
 bool Executor::run_stage(const Op& op, const Pass& pass) {
   Message input;
   if (!fetch(op.input, pass, input)) return false;
-  ready_ns_ = now_ns();
+  start();
   Message result = run_action(op, pass, std::move(input));
   if (op.held >= 0) held_[as_index(op.held)] = std::move(result);
   return true;
@@ -157,16 +174,16 @@ bool Executor::run_pair(const Op& forward, const Op& backward, const Pass& pass)
   progress_.instruction.store(at + 1, std::memory_order_relaxed);  // what it waits for now
   if (!fetch(backward.input, pass, inputs[1])) return false;
   progress_.instruction.store(at, std::memory_order_relaxed);
-  ready_ns_ = now_ns();
+  start();
   const Program& program = decoded(pass).program;
   std::array<std::int64_t, 2> spent_ns{};
   const auto half = [&](const Op& op, std::size_t i) {
     const auto& run = std::get<Run>(program.instructions[as_index(at) + i].op);
     return OverlapHalf{run.action, [&, i] {
-                         const std::int64_t start = now_ns();
+                         const std::int64_t start = trace_ns();
                          Message result = run_action(op, pass, std::move(inputs[i]));
                          if (op.held >= 0) held_[as_index(op.held)] = std::move(result);
-                         spent_ns[i] = now_ns() - start;
+                         spent_ns[i] = trace_ns() - start;
                        }};
   };
   const OverlapHalves halves{half(forward, 0), half(backward, 1)};
@@ -175,8 +192,8 @@ bool Executor::run_pair(const Op& forward, const Op& backward, const Pass& pass)
   // Halves that ran side by side stand in the trace one after the other.
   const auto spent = static_cast<double>(std::max<std::int64_t>(1, spent_ns[0] + spent_ns[1]));
   const double share = static_cast<double>(spent_ns[0]) / spent;
-  middle_ns_ =
-      ready_ns_ + static_cast<std::int64_t>(share * static_cast<double>(now_ns() - ready_ns_));
+  const auto took = static_cast<double>(trace_ns() - started_ns_);
+  middle_ns_ = started_ns_ + static_cast<std::int64_t>(share * took);
   return true;
 }
 
@@ -190,6 +207,11 @@ Message Executor::run_action(const Op& op, const Pass& pass, Message input) {
   count_activations(op.stage->num_activations() - before);
   set_mark(op, compute_lane_);
   return result;
+}
+
+void Executor::start() {
+  has_input_ = true;
+  started_ns_ = trace_ns();
 }
 
 void Executor::count_activations(int change) {
@@ -224,7 +246,7 @@ Message Executor::run_on_stage(const Op& op, const RunContext& context, Message 
 }
 
 bool Executor::move(const Op& op, const Pass& pass) {
-  ready_ns_ = now_ns();
+  start();
   await_mark(op, *op.lane);
   const auto current = op.lane->make_current();
   const int before = op.stage->num_activations();
@@ -268,6 +290,7 @@ void Executor::send(const Op& op, const Pass& pass) {
   message.training = pass.training;
   message.step = pass.step;
   if (meter_.has_value()) meter_->give(message.tensors);
+  if (trace_.current() != nullptr) sent_bytes_ = bytes_of(message.tensors);
   op.sender->send(op.sequence, op.slot, std::move(message), compute_lane_);
 }
 
@@ -306,7 +329,9 @@ void Executor::refuse_step(const Input& input, std::int64_t own, std::int64_t ot
 
 bool Executor::release(const Op& op) {
   const Waiting waiting(progress_, now_ns());
-  return op.sender->release(op.sequence, op.slot);
+  const bool released = op.sender->release(op.sequence, op.slot);
+  started_ns_ = trace_ns();
+  return released;
 }
 
 void Executor::fail(const Pass& pass, std::exception_ptr cause) {
@@ -320,7 +345,7 @@ void Executor::fail(const Pass& pass, std::exception_ptr cause) {
   if (const auto* move = std::get_if<Move>(&instruction.op)) {
     failure.kind = FailureKind::kAction;
     failure.action = move->action;
-  } else if (run != nullptr && ready_ns_ != 0) {
+  } else if (run != nullptr && has_input_) {
     failure.kind = FailureKind::kAction;
     failure.action = failing_.value_or(run->action);
   } else {

@@ -24,16 +24,18 @@ namespace pipert {
 class Executor {
  public:
   // `training` and `evaluation` are Programs of this rank. `failure` and `spread` are shared by all
-  // ranks of the process; `seat` is this rank's place among them.
+  // ranks of the process; `seat` is this rank's place among them. `traced_passes`: how many of its
+  // passes are kept; 0: none is traced.
   Executor(RankResources resources, Program training, Program evaluation, const c10::Device& device,
-           FirstFailure& failure, CoreSpread& spread, int seat);
+           FirstFailure& failure, CoreSpread& spread, int seat, int traced_passes);
 
   // From the next pass on, bytes are counted. While no pass runs.
   void measure_memory() { meter_.emplace(device_); }
 
   // Tells the channels and the trace that a pass begins. On the caller's thread; no rank is
   // running. On an accelerator the pass comes after all that the caller's stream was given before.
-  void prepare(const Pass& pass);
+  // `begun_ns`: when the caller began it.
+  void prepare(const Pass& pass, std::int64_t begun_ns);
   // After the pass, on the caller's thread: what its stream is given from now on comes after the
   // pass.
   void join();
@@ -44,6 +46,8 @@ class Executor {
 
   // Any thread: ends this rank's waits, now and until reset().
   void abort() noexcept;
+  // On the caller's thread: the pass ended well, on all ranks.
+  void complete(std::int64_t ended_ns) { trace_.end(ended_ns); }
   // After a failed pass, when no rank is running. False if the channels must be built anew.
   bool reset() noexcept;
 
@@ -52,7 +56,7 @@ class Executor {
     return training ? training_.program : evaluation_.program;
   }
   const Progress& progress() const { return progress_; }
-  const Trace& trace() const { return trace_; }
+  const TraceRing& trace() const { return trace_; }
   const MemoryTrace& memory() const { return memory_; }
   const RankResources& resources() const { return resources_; }
   const c10::Device& device() const { return device_; }
@@ -85,6 +89,10 @@ class Executor {
   void await_mark(const Op& op, Lane& lane);
   void set_mark(const Op& op, Lane& lane);
   void count_activations(int change);
+  // The instruction at hand has what it waited for.
+  void start();
+  // The clock, or 0 where nothing is traced.
+  std::int64_t trace_ns() { return trace_.current() != nullptr ? now_ns() : 0; }
   void fail(const Pass& pass, std::exception_ptr cause);
 
   RankResources resources_;
@@ -102,11 +110,14 @@ class Executor {
   std::vector<Message> held_;  // by SlotId: results on their way to a Send or to a later Run
   std::vector<std::unique_ptr<Mark>> marks_;  // by MarkId: those of moves, once they were set
   Progress progress_;
-  Trace trace_;
+  TraceRing trace_;
   MemoryTrace memory_;
   std::optional<MemoryMeter> meter_;
-  std::int64_t ready_ns_ =
-      0;  // when the instruction at hand had what it waited for; 0: it never waited
+  // Of the instruction at hand, in the trace: when it had what it waited for (0: it never waited),
+  // and the bytes that it sent.
+  std::int64_t started_ns_ = 0;
+  std::int64_t sent_bytes_ = 0;
+  bool has_input_ = false;  // the Run or Move at hand has what it reads
   bool last_was_training_ = true;
   std::int64_t middle_ns_ = 0;     // of the joint pair at hand: where its forward ends in the trace
   std::optional<Action> failing_;  // what failed, where it isn't the Run at hand

@@ -48,7 +48,7 @@ PipelineRuntime::PipelineRuntime(std::vector<RankSpec> ranks, ExternalChannels e
     const int seat = static_cast<int>(executors_.size());
     executors_.push_back(std::make_unique<Executor>(
         std::move(rank.resources), std::move(rank.training), std::move(rank.evaluation),
-        rank.device, failure_, spread_, seat));
+        rank.device, failure_, spread_, seat, options_.traced_passes));
     if (options_.measure_memory) executors_.back()->measure_memory();
   }
   intercept_draws();
@@ -62,11 +62,11 @@ PipelineRuntime::PipelineRuntime(std::vector<RankSpec> ranks, ExternalChannels e
 
 PipelineRuntime::~PipelineRuntime() { abort_all(); }
 
-void PipelineRuntime::start(Pass pass, std::vector<SharedStage> shared) {
+void PipelineRuntime::start(Pass pass, std::int64_t begun_ns, std::vector<SharedStage> shared) {
   pass.is_keyed = options_.random.seed.has_value();
   begin_exchange(pass.training ? ExchangeKind::kTraining : ExchangeKind::kEvaluation, pass.epoch,
                  std::move(shared));
-  for (auto& executor : executors_) executor->prepare(pass);
+  for (auto& executor : executors_) executor->prepare(pass, begun_ns);
   start_workers(pass);
 }
 
@@ -265,6 +265,8 @@ std::optional<Failure> PipelineRuntime::finish() {
   if (copies_ != nullptr) copies_->finish();
   if (!failure.has_value()) {
     for (auto& executor : executors_) executor->join();
+    const std::int64_t now = now_ns();
+    for (auto& executor : executors_) executor->complete(now);
     return failure;
   }
   if (failure->kind == FailureKind::kTransfer && board_ != nullptr && !is_own_finding(*failure)) {

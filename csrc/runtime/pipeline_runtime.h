@@ -27,6 +27,7 @@ struct RuntimeOptions {
   std::chrono::milliseconds timeout{300'000};  // for every wait of one rank for another
   int intra_op_threads = 1;                    // of each rank
   bool measure_memory = false;                 // of each rank: MemoryTrace's bytes
+  int traced_passes = 1;                       // how many the trace keeps; 0: nothing is traced
   WorkerHooks hooks;
   RandomOptions random;
 };
@@ -42,7 +43,8 @@ class PipelineRuntime {
   ~PipelineRuntime();
 
   // `shared`: the stages of this process whose other copy is in another one.
-  void start(Pass pass, std::vector<SharedStage> shared = {});
+  // `begun_ns`: when the caller began the pass.
+  void start(Pass pass, std::int64_t begun_ns, std::vector<SharedStage> shared = {});
   // Instead of a pass: second copies take over the weights and buffers of the first.
   void start_sharing(std::int64_t epoch, std::vector<SharedStage> shared);
   // Waits for at most `limit`; true when no rank runs any more.

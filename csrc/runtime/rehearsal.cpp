@@ -78,7 +78,7 @@ std::optional<int> stalled_at(const Executor& executor, const std::vector<Action
     num_runs += is_move || std::holds_alternative<Run>(instruction.op) ? 1 : 0;
   }
   const int num_done = static_cast<int>(log.size());
-  const bool at_end = executor.trace().events.size() == instructions.size();
+  const bool at_end = executor.trace().current()->num_events == instructions.size();
   if (at_end && num_done == num_runs) return std::nullopt;
   const auto at = as_index(std::max(0, executor.progress().instruction.load()));
   const bool sends = std::holds_alternative<Send>(instructions[at].op);
@@ -98,9 +98,9 @@ std::int64_t duration_ns(const PipelineRuntime& runtime) {
   std::int64_t start = std::numeric_limits<std::int64_t>::max();
   std::int64_t end = 0;
   for (const auto& executor : runtime.executors()) {
-    const auto& events = executor->trace().events;
-    if (!events.empty()) start = std::min(start, events.front().start_ns);
-    end = std::max(end, executor->trace().end_ns);
+    const PassTrace& trace = *executor->trace().current();
+    if (trace.num_events > 0) start = std::min(start, trace.events.front().issued_ns);
+    end = std::max(end, trace.done_ns);
   }
   return std::max<std::int64_t>(0, end - start);
 }
@@ -110,7 +110,7 @@ void run_pass(PipelineRuntime& runtime, int pass, const RehearsalOptions& option
   for (const auto& executor : runtime.executors()) {
     for (const auto& [index, stage] : executor->resources().stages) stage->begin({}, 0);
   }
-  runtime.start({.epoch = pass, .training = options.training});
+  runtime.start({.epoch = pass, .training = options.training}, now_ns());
   watch(runtime, options.limit);
   // Before finish(), which makes all ready for another pass.
   std::vector<std::optional<int>> places;

@@ -1,0 +1,259 @@
+"""Trace: when each instruction of a pass was issued, started and ended, and what it waited for."""
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from pipert._C import Action, Program, Timeline
+from pipert.chrome import write_chrome
+
+# (rank, whether it trained, begun, done, ended, [(issued, started, ended, bytes), ...]) in
+# nanoseconds, as _C gives it.
+RawTrace = tuple[int, bool, int, int, int, list[tuple[int, int, int, int]]]
+
+
+class Message(NamedTuple):
+    """What one rank sends to another, named after the action that made it.
+
+    Attributes:
+        kind: "activation" or "gradient".
+        stage: that made it.
+        microbatch: of which.
+        source: the rank that sends it.
+        destination: the rank that gets it.
+    """
+
+    kind: str
+    stage: int
+    microbatch: int
+    source: int
+    destination: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} of stage {self.stage}, microbatch {self.microbatch}"
+
+
+class TraceEvent(NamedTuple):
+    """One instruction of a pass, times in seconds from its begin on the first rank that began.
+
+    Attributes:
+        rank: that ran it.
+        kind: "recv", "run", "send", "release" or "move".
+        action: of a "run" or a "move"; else None.
+        lane: that it is on: "compute", "offload", "reload", or the way of an edge, "send 0->1".
+        issued: the rank came to it.
+        started: what it waited for was there.
+        ended: it was done, as far as the rank's thread is concerned.
+        message: that it posts, sends or releases, or that a run reads from another rank; else None.
+        slot: of the message, among those of its edge on this rank; None where there is none.
+        waits: the instructions of this rank whose marks it waits for, by position.
+        bytes: of the tensors that a "send" sent.
+        is_joint: whether the next one is a run that went along with it, once both had what they
+            read: the halves of an overlapped pair, with `overlap_fn`.
+    """
+
+    rank: int
+    kind: str
+    action: Action | None
+    lane: str
+    issued: float
+    started: float
+    ended: float
+    message: Message | None
+    slot: int | None
+    waits: tuple[int, ...]
+    bytes: int
+    is_joint: bool
+
+    @property
+    def peer(self) -> int | None:
+        """The rank at the other end of the message; None where there is none."""
+        if self.message is None:
+            return None
+        is_mine = self.message.source == self.rank
+        return self.message.destination if is_mine else self.message.source
+
+    @property
+    def peer_is(self) -> str | None:
+        """Where the peer stands: "upstream" if it has the earlier stage, else "downstream"."""
+        if self.message is None:
+            return None
+        sends_on = (self.message.kind == "activation") == (self.message.source == self.rank)
+        return "downstream" if sends_on else "upstream"
+
+    @property
+    def name(self) -> str:
+        """In words: the action, or what happens to the message."""
+        return str(self.action) if self.action is not None else f"{self.kind} {self.message}"
+
+
+class RankPass(NamedTuple):
+    """The frame of one rank's pass, times as in TraceEvent.
+
+    Attributes:
+        rank: position in the pipeline group.
+        begun: the caller, in the rank's process, called `step` or `evaluate`.
+        done: the rank's last instruction was done.
+        ended: the caller had its result.
+    """
+
+    rank: int
+    begun: float
+    done: float
+    ended: float
+
+
+class Trace:
+    """What the ranks did in one pass: those of this process, or all.
+
+    Attributes:
+        events: a list of TraceEvent, by rank and in order. The halves of a pair that ran jointly
+            stand one after the other, and share the time that it took.
+        ranks: a list of RankPass.
+        training: whether it was a step, or an evaluation.
+        peak_activations: {rank: the most (stage, microbatch) pairs that held activations at once},
+            counted in the stages while they ran; empty for a pass before the last.
+            `Program.peak_activations` is the promise.
+        origin_ns: what time.monotonic_ns() showed at time 0, in the process of rank 0 if it is in
+            the trace.
+        clock_error_s: how far the clocks of two ranks may be apart, in seconds; 0 on one host.
+    """
+
+    def __init__(
+        self,
+        raw: Sequence[RawTrace],
+        programs: Mapping[int, Program],
+        peak_activations: Mapping[int, int] | None = None,
+        clock_error_s: float = 0.0,
+    ) -> None:
+        self.peak_activations = dict(peak_activations or {})
+        self.clock_error_s = clock_error_s
+        raw = sorted(raw, key=lambda each: each[0])
+        self.origin_ns = origin = min(begun for _, _, begun, *_ in raw)
+        self.training = raw[0][1]
+        self.ranks = [
+            RankPass(rank, *((t - origin) * 1e-9 for t in times)) for rank, _, *times, _ in raw
+        ]
+        self.events = [
+            _event(rank, planned, measured, origin)
+            for rank, *_, events in raw
+            for planned, measured in zip(_plan(programs[rank]), events, strict=True)
+        ]
+
+    @cached_property
+    def _sends(self) -> dict[Message, TraceEvent]:
+        return {e.message: e for e in self.events if e.kind == "send" and e.message is not None}
+
+    def send_of(self, event: TraceEvent) -> TraceEvent | None:
+        """The event that sent the message of `event`; None where its rank isn't in the trace."""
+        return None if event.message is None else self._sends.get(event.message)
+
+    def events_of(self, rank: int) -> list[TraceEvent]:
+        """Those of one rank, in order."""
+        return self._by_rank.get(rank, [])
+
+    @cached_property
+    def _by_rank(self) -> dict[int, list[TraceEvent]]:
+        events: dict[int, list[TraceEvent]] = {}
+        for event in self.events:
+            events.setdefault(event.rank, []).append(event)
+        return events
+
+    def timeline(self) -> Timeline:
+        """The actions alone, to be drawn beside a simulated timeline."""
+        return Timeline.from_spans(
+            [
+                [
+                    (event.action, event.started, event.ended)
+                    for event in self.events_of(rank.rank)
+                    if event.action is not None
+                ]
+                for rank in self.ranks
+            ]
+        )
+
+    def to_chrome(self, path: str | os.PathLike[str]) -> None:
+        """Writes the trace for ui.perfetto.dev and chrome://tracing: JSON in Chrome's format.
+
+        A process for each rank, a track for each of its lanes, arrows from a send through the
+        message's arrival to the action that reads it; each event's arguments say what it waited
+        for. A receive lane shows the message that comes next, from when it was sent (as far as the
+        sender is in the trace) until it is read.
+        """
+        write_chrome(self, path)
+
+
+class _Planned(NamedTuple):
+    """What a program says of one instruction; see TraceEvent."""
+
+    kind: str
+    action: Action | None
+    lane: str
+    message: Message | None
+    slot: int | None
+    waits: tuple[int, ...]
+    is_joint: bool
+
+
+def _event(
+    rank: int, planned: _Planned, measured: tuple[int, int, int, int], origin: int
+) -> TraceEvent:
+    issued, started, ended, size = measured
+    return TraceEvent(
+        rank=rank,
+        kind=planned.kind,
+        action=planned.action,
+        lane=planned.lane,
+        issued=(issued - origin) * 1e-9,
+        started=(started - origin) * 1e-9,
+        ended=(ended - origin) * 1e-9,
+        message=planned.message,
+        slot=planned.slot,
+        waits=planned.waits,
+        bytes=size,
+        is_joint=planned.is_joint,
+    )
+
+
+def _plan(program: Program) -> list[_Planned]:
+    lanes = [_lane_name(lane) for lane in program.lanes]
+    slots = program.slots
+    instructions = program.instructions
+    setters = {op["mark"]: at for at, op in enumerate(instructions)}
+    arriving: dict[int, Message] = {}  # by receive slot: what was posted last
+    joint = set(program.joint_pairs)
+    planned = []
+    for at, op in enumerate(instructions):
+        message, slot = None, op.get("slot")
+        if slot is not None:
+            message = _parse_message(op["message"], slots[slot])
+        if op["kind"] == "recv" and message is not None and slot is not None:
+            arriving[slot] = message
+        for read in op.get("reads", ()):
+            if slots[read]["kind"] == "receive":
+                message, slot = arriving[read], read
+        planned.append(
+            _Planned(
+                kind=op["kind"],
+                action=op.get("action"),
+                lane=lanes[op["lane"]],
+                message=message,
+                slot=None if slot is None else slots[slot]["index"],
+                waits=tuple(setters[mark] for mark in op["waits"]),
+                is_joint=at in joint,
+            )
+        )
+    return planned
+
+
+def _lane_name(lane: Any) -> str:
+    kind: str = lane["kind"]
+    is_edge = kind in ("send", "receive")
+    return f"{kind} {lane['source']}->{lane['destination']}" if is_edge else kind
+
+
+def _parse_message(text: str, slot: Any) -> Message:
+    """From "activation of stage 1, microbatch 3"."""
+    kind, _, _, stage, _, microbatch = text.replace(",", "").split()
+    return Message(kind, int(stage), int(microbatch), slot["source"], slot["destination"])

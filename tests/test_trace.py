@@ -1,0 +1,375 @@
+"""What the ranks did in a pass, as data: the ring, the waits, the parts of the time, Chrome's form.
+
+Traces made by hand come from `trace_of`: their arithmetic has exact answers.
+"""
+
+import json
+from collections import defaultdict
+from itertools import pairwise
+
+import pytest
+import torch
+from plain_loop import batch, mlp
+from torch import nn
+
+import pipert
+from pipert.clocks import Clock
+from pipert.gathering import _pack, _unpack
+from pipert.measured_costs import measured_costs
+from pipert.report import report_rank
+
+pytestmark = pytest.mark.timeout(60)
+mse = nn.functional.mse_loss
+PARTS = ("compute_s", "transfer_s", "upstream_s", "downstream_s", "end_s", "host_s")
+
+
+def make_pipe(schedule="1f1b", num_stages=2, num_microbatches=4, **options):
+    return pipert.Pipeline(
+        pipert.split(mlp(4), num_stages),
+        schedule=schedule,
+        num_microbatches=num_microbatches,
+        loss_fn=mse,
+        **options,
+    )
+
+
+def trace_of(schedule, times, ends=()):
+    """A trace of a schedule, by hand.
+
+    Args:
+        schedule: a Schedule.
+        times: of each rank, (issued, started, ended) in seconds of each instruction of its program.
+        ends: of each rank, (begun, done, ended); by default 0, and its last instruction's end.
+    """
+    ns = 1_000_000_000
+    raw = []
+    for rank, rows in enumerate(times):
+        begun, done, ended = ends[rank] if ends else (0, rows[-1][2], rows[-1][2])
+        events = [(*(round(t * ns) for t in row), 0) for row in rows]
+        raw.append((rank, True, begun * ns, done * ns, ended * ns, events))
+    return pipert.Trace(raw, dict(enumerate(pipert.lower(schedule))))
+
+
+# --- the ring -----------------------------------------------------------------------------------
+
+
+def test_the_last_passes_are_kept_newest_first():
+    x, y = batch(8)
+    with make_pipe(trace=3) as pipe:
+        pipe.evaluate(x, target=y)
+        for _ in range(4):
+            pipe.step(x, target=y)
+        pipe.evaluate(x, target=y)
+        traces = [pipe.trace(ago=ago) for ago in range(3)]
+        assert [trace.training for trace in traces] == [False, True, True]
+        for later, earlier in pairwise(traces):
+            assert later.origin_ns > earlier.origin_ns
+        assert len(traces[1].events) == sum(map(len, pipe.program))
+        for ago in (3, -1, True, "last"):
+            with pytest.raises(ValueError, match="ago must be from 0 to 2"):
+                pipe.trace(ago=ago)
+
+
+def test_a_failed_pass_is_not_kept_and_those_before_it_are():
+    x, y = batch(8)
+    with make_pipe(trace=2) as pipe:
+        pipe.step(x, target=y)
+        first = pipe.trace().origin_ns
+        with pytest.raises(pipert.PipelineError):
+            pipe.step(x[:, :3], target=y)
+        with pytest.raises(ValueError, match="the last pass failed"):
+            pipe.trace()
+        pipe.step(x, target=y)
+        assert pipe.trace(ago=1).origin_ns == first
+
+
+def test_without_a_trace_steps_are_the_same_and_there_is_nothing_to_show():
+    x, y = batch(8)
+    with make_pipe(trace="off") as pipe, make_pipe() as traced:
+        traced.load_state_dict(pipe.state_dict())
+        assert torch.equal(pipe.step(x, target=y).loss, traced.step(x, target=y).loss)
+        for look in (pipe.trace, pipe.report, pipe.costs):
+            with pytest.raises(ValueError, match="trace='off'"):
+                look()
+
+
+@pytest.mark.parametrize("wrong", [0, -1, True, "all", 1.5, None])
+def test_a_trace_is_the_last_off_or_a_number(wrong):
+    with pytest.raises(ValueError, match="trace must be 'last', 'off' or how many"):
+        make_pipe(trace=wrong)
+
+
+# --- what an instruction waited for --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "interleaved_1f1b", "zb_h1"])
+def test_an_event_says_what_it_waited_for_and_where_it_came_from(schedule):
+    x, y = batch(8)
+    stages = 4 if schedule == "interleaved_1f1b" else 2
+    with make_pipe(schedule, stages, num_ranks=2) as pipe:
+        pipe.step(x, target=y)
+        trace = pipe.trace()
+        placement = pipe.schedule.placement
+        for event in trace.events:
+            for other in event.waits:
+                assert trace.events_of(event.rank)[other].ended <= event.ended
+            if event.kind != "run" or event.action.kind not in "FBI":
+                continue
+            towards = -1 if event.action.kind == "F" else 1
+            source = event.action.stage + towards
+            if not 0 <= source < placement.num_stages:
+                assert event.message is None
+                continue
+            assert event.peer == placement.rank_of(source)
+            assert event.message.stage == source
+            assert event.message.microbatch == event.action.microbatch
+            assert event.peer_is == ("upstream" if towards < 0 else "downstream")
+            sent = trace.send_of(event)
+            assert sent.rank == event.peer
+            assert sent.issued <= event.started
+            assert sent.bytes == 2 * 8 * 4  # rows, width, float32
+            assert sent.lane == f"send {event.peer}->{event.rank}"
+
+
+def test_marks_lead_from_a_send_to_its_run_and_from_a_receive_to_the_one_that_freed_its_slot():
+    x, y = batch(8)
+    with make_pipe() as pipe:
+        pipe.step(x, target=y)
+        events = pipe.trace().events_of(0)
+    for event in events:
+        before = [events[at] for at in event.waits]
+        if event.kind == "send":
+            assert [str(each.action) for each in before] == [f"0F{event.message.microbatch}"]
+        if event.kind == "release":
+            assert [each.name for each in before] == [f"send {event.message}"]
+
+
+# --- where the time went -------------------------------------------------------------------------
+
+TWO = pipert.Schedule.build("gpipe", num_ranks=2, num_microbatches=1)
+
+
+def two_ranks():
+    """Rank 0: recv, run 0F0, send, run 0B0, release. Rank 1: recv, run 1F0, run 1B0, send, release.
+
+    Checked by the test below.
+    """
+    first = [(1, 1, 1), (1, 1, 3), (3, 3, 3.5), (3.5, 9, 10), (10, 10, 10)]
+    second = [(0.5, 0.5, 1), (1, 4, 6), (6, 6, 8), (8, 8, 8.5), (8.5, 8.5, 8.5)]
+    kinds = [[each["kind"] for each in program.instructions] for program in pipert.lower(TWO)]
+    rows = [
+        [
+            rows.pop(next(i for i, (_, kind) in enumerate(rows) if kind == wanted))[0]
+            for wanted in order
+        ]
+        for order, rows in zip(
+            kinds,
+            (
+                list(zip(first, ("recv", "run", "send", "run", "release"), strict=True)),
+                list(zip(second, ("recv", "run", "run", "send", "release"), strict=True)),
+            ),
+            strict=True,
+        )
+    ]
+    return trace_of(TWO, rows, ends=[(0, 10, 12), (0, 8.5, 12)])
+
+
+def test_waiting_is_the_peers_time_until_it_sends_and_the_transfers_from_then_on():
+    trace = two_ranks()
+    first, second = (report_rank(trace, rank, 10.0) for rank in trace.ranks)
+    assert [getattr(first, part) for part in PARTS] == pytest.approx(
+        [3, 0.5 + 1, 0, 8 - 3.5, 0, 1 + 2]  # 0B0 waits from 3.5 to 8, when 1B0's gradient leaves
+    )
+    assert [getattr(second, part) for part in PARTS] == pytest.approx(
+        [4, 0.5 + 1 + 0.5, 2, 0, 1.5, 0.5 + 2]  # 1F0 waits from 1 to 3, when 0F0's leaves
+    )
+    assert first.step_s == second.step_s == 12
+    assert first.wait_s == first.downstream_s
+
+
+@pytest.mark.parametrize(
+    ("schedule", "stages", "options"),
+    [
+        ("1f1b", 2, {}),
+        ("gpipe", 3, {}),
+        ("interleaved_1f1b", 4, {"num_ranks": 2}),
+        ("zb_v", 4, {"num_ranks": 2}),
+        ("dualpipe_v", 4, {"num_ranks": 2, "overlap_fn": lambda f, b: (b(), f())}),
+        ("chimera", 2, {}),
+    ],
+)
+def test_the_parts_add_up_to_the_steps_wall_time_on_every_rank(schedule, stages, options):
+    x, y = batch(16)
+    with make_pipe(schedule, stages, 8, **options) as pipe:
+        for run in (pipe.step, pipe.step, pipe.evaluate):
+            run(x, target=y)
+            for rank in pipe.report().ranks:
+                parts = [getattr(rank, part) for part in PARTS]
+                assert min(parts) >= -1e-12
+                assert sum(parts) == pytest.approx(rank.step_s, rel=0.02)
+
+
+def test_the_bubble_is_predicted_from_the_stage_times_of_that_very_step():
+    x, y = batch(8)
+    with make_pipe() as pipe:
+        pipe.step(x, target=y)
+        report, trace = pipe.report(), pipe.trace()
+    forwards = [
+        e.ended - e.started for e in trace.events if e.kind == "run" and str(e.action)[:2] == "1F"
+    ]
+    assert report.costs.forward[1] == pytest.approx(sum(forwards) / 4)
+    expected = pipe.schedule.simulate(report.costs)
+    assert report.bubble_predicted == expected.bubble
+    assert report.predicted_step_s == expected.makespan
+    assert report.bubble_measured == trace.timeline().bubble
+
+
+# --- costs ---------------------------------------------------------------------------------------
+
+
+def test_costs_are_medians_of_all_steps_in_the_trace():
+    x, y = batch(8)
+    with make_pipe(trace=8) as pipe:
+        for _ in range(3):
+            pipe.step(x, target=y)
+        pipe.evaluate(x, target=y)  # doesn't count
+        costs = pipe.costs()
+        traces = [pipe.trace(ago=ago) for ago in (1, 2, 3)]
+        took = sorted(
+            e.ended - e.started for t in traces for e in t.events if str(e.action)[:2] == "0B"
+        )
+        assert costs.input[0] == costs.weight[0] == pytest.approx((took[5] + took[6]) / 4)
+        assert costs.bytes == [64.0, 0.0]
+        assert costs.gradient_bytes == [64.0, 0.0]
+        assert None in costs.latency
+        assert pipe.schedule.simulate(costs).makespan > 0
+        found = pipert.Schedule.search(costs, 2, 4, iterations=10)
+        assert found.schedule.num_microbatches == 4
+
+
+def test_a_split_backward_is_measured_in_its_halves():
+    x, y = batch(8)
+    with make_pipe("zb_h1") as pipe:
+        pipe.step(x, target=y)
+        costs = pipe.costs()
+        halves = defaultdict(list)
+        for event in pipe.trace().events:
+            if event.action is not None and event.action.stage == 1:
+                halves[event.action.kind].append(event.ended - event.started)
+    for kind, cost in (("F", costs.forward), ("I", costs.input), ("W", costs.weight)):
+        middle = sorted(halves[kind])
+        assert cost[1] == pytest.approx((middle[1] + middle[2]) / 2)
+
+
+def test_an_edges_latency_is_that_of_messages_that_were_waited_for():
+    costs = measured_costs([two_ranks()], TWO)
+    assert costs.forward == pytest.approx([2, 2])
+    assert costs.input == costs.weight == pytest.approx([0.5, 1])
+    assert costs.latency == pytest.approx({(0, 1): 0.5, (1, 0): 0.5, None: 0.5})
+
+
+def test_a_slow_links_latency_is_measured_and_counts_as_transfer():
+    x, y = batch(8)
+    with make_pipe(network=pipert.Costs(latency=0.01)) as pipe:
+        pipe.step(x, target=y)
+        costs, report = pipe.costs(), pipe.report()
+    assert all(latency >= 0.0099 for latency in costs.latency.values())
+    assert all(rank.transfer_s >= 0.0099 for rank in report.ranks)
+
+
+def test_costs_need_a_step():
+    x, y = batch(8)
+    with make_pipe() as pipe:
+        with pytest.raises(ValueError, match="no pass has run yet"):
+            pipe.costs()
+        pipe.evaluate(x, target=y)
+        with pytest.raises(ValueError, match="the trace has evaluations, and no step"):
+            pipe.costs()
+
+
+# --- Chrome's trace-event format -----------------------------------------------------------------
+
+
+def check_chrome(records):
+    """What the format asks for, and what its viewers need to draw it."""
+    slices, arrows, named = defaultdict(list), defaultdict(list), set()
+    for record in records:
+        assert isinstance(record["name"], str)
+        assert isinstance(record["pid"], int)
+        assert isinstance(record["tid"], int)
+        track = (record["pid"], record["tid"])
+        phase = record["ph"]
+        assert phase in "MXistf"
+        if phase == "M":
+            if record["name"] == "thread_name":
+                assert isinstance(record["args"]["name"], str)
+                named.add(track)
+            continue
+        assert track in named, "an event comes before its track's name"
+        assert record["ts"] >= 0
+        if phase == "X":
+            assert record["dur"] >= 0
+            slices[track].append((record["ts"], record["ts"] + record["dur"]))
+        if phase == "i":
+            assert record["s"] == "t"
+        if phase in "stf":
+            arrows[record["cat"], record["id"]].append(record)
+    for of_track in slices.values():  # viewers stack what is nested and drop what overlaps
+        for before, after in pairwise(sorted(of_track)):
+            assert before[1] <= after[0] + 1e-6
+    for steps in arrows.values():
+        assert [step["ph"] for step in steps] == ["s", "t", "f"]
+        assert [step["ts"] for step in steps] == sorted(step["ts"] for step in steps)
+        assert len({step["name"] for step in steps}) == 1
+        assert steps[-1]["bp"] == "e"
+        for step in steps:  # an arrow hangs on a slice
+            of_track = slices[step["pid"], step["tid"]]
+            assert any(begin - 1e-6 <= step["ts"] <= end + 1e-6 for begin, end in of_track)
+    return arrows
+
+
+@pytest.mark.parametrize(
+    ("schedule", "stages"), [("1f1b", 2), ("interleaved_1f1b", 4), ("zb_v", 4), ("gpipe", 1)]
+)
+def test_chromes_form_has_tracks_for_lanes_and_arrows_between_ranks(tmp_path, schedule, stages):
+    x, y = batch(8)
+    path = tmp_path / "trace.json"
+    with make_pipe(schedule, stages, num_ranks=min(2, stages)) as pipe:
+        pipe.step(x, target=y)
+        trace = pipe.trace()
+        trace.to_chrome(path)
+    content = json.loads(path.read_text())
+    assert content["displayTimeUnit"] == "ms"
+    records = content["traceEvents"]
+    arrows = check_chrome(records)
+    assert len(arrows) == sum(event.kind == "send" for event in trace.events)
+    for rank in trace.ranks:
+        tracks = {
+            r["args"]["name"]
+            for r in records
+            if r["name"] == "thread_name" and r["pid"] == rank.rank
+        }
+        assert {event.lane for event in trace.events_of(rank.rank)} <= tracks
+    actions = [r["name"] for r in records if r["ph"] == "X" and r["cat"] == "run"]
+    assert sorted(actions) == sorted(str(e.action) for e in trace.events if e.kind == "run")
+    for record in records:
+        if record["ph"] == "X" and record["cat"] == "wait" and "message" in record["args"]:
+            assert record["args"]["peer is"] in ("upstream", "downstream")
+
+
+# --- gathering -----------------------------------------------------------------------------------
+
+
+def test_packed_traces_come_back_in_the_time_of_rank_0():
+    raw = (1, True, 1000, 1900, 2000, [(1100, 1150, 1300, 0), (1300, 1300, 1900, 64)])
+    packed = json.loads(json.dumps(_pack(raw)))
+    assert _unpack(packed, Clock(0, 0)) == raw
+    earlier = (1, True, 900, 1800, 1900, [(1000, 1050, 1200, 0), (1200, 1200, 1800, 64)])
+    assert _unpack(packed, Clock(100, 5)) == earlier
+
+
+def test_in_one_process_all_ranks_are_here():
+    x, y = batch(8)
+    with make_pipe() as pipe:
+        pipe.step(x, target=y)
+        assert pipe.trace(all_ranks=True).events == pipe.trace().events
