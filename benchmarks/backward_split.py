@@ -122,7 +122,7 @@ class Ours:
         self.stage.zero_grad(set_to_none=True)
         self._pipe.step(self._input)
         return {
-            event.action.kind: event.end - event.ready
+            event.action.kind: event.ended - event.started
             for event in self._pipe.trace().events
             if event.action is not None and event.action.stage == 1
         }

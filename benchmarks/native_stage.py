@@ -127,7 +127,7 @@ def times(pipe: pipert.Pipeline) -> dict[str, float]:
     spans = defaultdict(list)
     for event in pipe.trace().events:
         if event.action is not None:
-            spans[f"{event.action.kind}{event.action.stage}"].append(event.end - event.ready)
+            spans[f"{event.action.kind}{event.action.stage}"].append(event.ended - event.started)
     return {name: statistics.median(values) for name, values in spans.items()}
 
 

@@ -51,7 +51,7 @@ class Traced:
         events = [e for e in self.contender.pipe.trace().events if e.action is not None]
         seconds = defaultdict(list)
         for event in events:
-            seconds[event.action.kind, event.action.stage].append(event.end - event.ready)
+            seconds[event.action.kind, event.action.stage].append(event.ended - event.started)
 
         def means(kind: str) -> list[float]:
             return [statistics.mean(seconds[kind, stage]) for stage in range(NUM_RANKS)]
@@ -64,7 +64,7 @@ class Traced:
             bandwidth=self.bandwidth,
             bytes=4.0 * ROW.microbatch_size * ROW.width,
         )
-        self.measured.append(max(e.end for e in events) - min(e.start for e in events))
+        self.measured.append(max(e.ended for e in events) - min(e.issued for e in events))
         self.simulated.append(float(self.contender.pipe.schedule.simulate(costs).makespan))
 
 

@@ -50,7 +50,7 @@ class Traced:
         for event in self.contender.pipe.trace().events:
             if event.action is not None:
                 key = event.action.kind, event.action.stage
-                self.seconds[key].append(event.end - event.ready)
+                self.seconds[key].append(event.ended - event.started)
 
     def predicted(self) -> float:
         """The simulated step, in seconds, from the medians of what was remembered."""

@@ -40,8 +40,8 @@ def test_no_message_is_read_before_the_simulation_has_it_there():
     at_least = latency + 2 * 8 * 4 / bandwidth  # rows, width, bytes
     free = 0.0
     for microbatch in range(4):
-        sent = events[f"0F{microbatch}"].end
-        read = events[f"1F{microbatch}"].ready
+        sent = events[f"0F{microbatch}"].ended
+        read = events[f"1F{microbatch}"].started
         assert read - sent >= at_least
         free = max(free, sent) + 2 * 8 * 4 / bandwidth
         assert read >= free + latency - 1e-6  # they queue on the link
@@ -53,7 +53,7 @@ def test_links_of_single_edges_have_times_of_their_own():
     with pipeline(mlp(4), network=one_way) as pipe:
         pipe.step(x, target=target)
         events = {str(e.action): e for e in pipe.trace().events if e.action is not None}
-    forward = events["1F0"].ready - events["0F0"].end
+    forward = events["1F0"].started - events["0F0"].ended
     assert forward >= 20e-3
 
 
