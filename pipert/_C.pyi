@@ -747,7 +747,7 @@ class Runtime:
         keep_outputs: bool,
         step: int,
         begun_ns: int,
-        main_gradients: Sequence[tuple[Tensor, Tensor]] = ...,
+        main_gradients: Sequence[tuple[Tensor, Tensor, bool]] = ...,
         shared: Sequence[_SharedStage],
     ) -> None: ...
     def share_weights(self, *, shared: Sequence[_SharedStage]) -> None: ...

@@ -51,6 +51,7 @@ class LocalStages:
                 stage.call.to(device)
         self._model = [made[piece] for piece in sorted(made)]  # each piece of the model once
         self._num_pieces = placement.stages_per_copy
+        self._ranks = {stage.index: placement.rank_of(stage.index) for stage in self._stages}
         if placement.num_copies > 1:
             self._find_remote_copies(schedule)
         self._global_names = (
@@ -85,6 +86,14 @@ class LocalStages:
             own = [(name, p) for name, p in stage.named_parameters() if p not in seen]
             seen.update(p for _, p in own)
             yield stage.piece, own
+
+    def parameters_of_several_ranks(self) -> set[nn.Parameter]:
+        """Those to which several threads of this process add gradients at once."""
+        ranks: dict[nn.Parameter, set[int]] = {}
+        for stage in self._model:
+            for _, parameter in stage.named_parameters():
+                ranks.setdefault(parameter, set()).add(self._ranks[stage.index])
+        return {parameter for parameter, of in ranks.items() if len(of) > 1}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Names as in the unpartitioned model."""

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from pipert.local_stages import LocalStages
 
-Pair = tuple[nn.Parameter, Tensor]
+Entry = tuple[nn.Parameter, Tensor, bool]
 
 
 class MainGradients:
@@ -20,16 +20,17 @@ class MainGradients:
 
     def __init__(self, stages: LocalStages) -> None:
         self._stages = stages
-        self.pairs()
+        self.entries()
 
-    def pairs(self) -> list[Pair]:
-        """Each trained parameter, once, with its sum.
+    def entries(self) -> list[Entry]:
+        """Each trained parameter, once, its sum, and whether several ranks' threads add to it.
 
         Raises:
             ValueError, TypeError: a `main_grad` is no tensor that could be the sum; names it.
         """
+        shared = self._stages.parameters_of_several_ranks()
         return [
-            (parameter, _main_gradient(name, parameter))
+            (parameter, _main_gradient(name, parameter), parameter in shared)
             for _, named in self._stages.named_parameters()
             for name, parameter in named
             if parameter.requires_grad
@@ -37,7 +38,7 @@ class MainGradients:
 
     def zero(self) -> None:
         """Sets all sums to zero, in place."""
-        if sums := [main for _, main in self.pairs()]:
+        if sums := [main for _, main, _ in self.entries()]:
             torch._foreach_zero_(sums)
 
 

@@ -242,7 +242,7 @@ class Pipeline:
                     compute_loss=compute_loss,
                     keep_outputs=keep_outputs,
                     main_gradients=(
-                        self._main_gradients.pairs() if self._main_gradients and training else []
+                        self._main_gradients.entries() if self._main_gradients and training else []
                     ),
                     shared=self._stages.shared(),
                     step=self._step_index,

@@ -46,6 +46,7 @@ class AddToMain final : public PostAccumulateGradHook {
 MainGradients::MainGradients(std::vector<Entry> entries) : entries_(std::move(entries)) {
   sweep();
   for (const Entry& entry : entries_) {
+    if (entry.is_shared) continue;
     auto& place = torch::autograd::impl::post_acc_grad_hooks(entry.parameter);
     torch::autograd::impl::set_post_acc_grad_hooks(
         entry.parameter, std::make_unique<AddToMain>(std::move(place), entry.main));

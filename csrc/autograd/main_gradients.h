@@ -1,9 +1,12 @@
 // MainGradients: while one lives, each gradient that backward puts into a parameter's .grad is
 // added to a tensor of higher precision and dropped, parameter by parameter as they come.
 //
-// Made and ended on the caller's thread, before and after a pass; in between the threads of all
-// ranks add, each parameter's gradients one at a time (torch's AccumulateGrad holds a lock). No
-// GIL.
+// Made and ended on the caller's thread, before and after a pass; in between the threads of the
+// ranks add. No GIL.
+//
+// torch adds to a .grad under a lock, but calls these hooks without it: of a parameter that several
+// threads use one might drop what another is just adding. Such a parameter's gradients add up in
+// .grad, and are swept up at the end.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -15,8 +18,9 @@ namespace pipert {
 class MainGradients {
  public:
   struct Entry {
-    at::Tensor parameter;  // a leaf that requires a gradient
-    at::Tensor main;       // of its shape and on its device, of any floating dtype
+    at::Tensor parameter;    // a leaf that requires a gradient
+    at::Tensor main;         // of its shape and on its device, of any floating dtype
+    bool is_shared = false;  // by threads of several ranks
   };
 
   // What is in a .grad already is added first. The parameters' own post-accumulate-grad hooks still
@@ -27,8 +31,8 @@ class MainGradients {
   MainGradients(const MainGradients&) = delete;
   MainGradients& operator=(const MainGradients&) = delete;
 
-  // Adds what came past the hooks: Python replaces them when a parameter gets its first hook during
-  // the pass.
+  // Adds what is shared, and what came past the hooks: Python replaces them when a parameter gets
+  // its first hook during the pass.
   void sweep();
 
  private:

@@ -174,11 +174,11 @@ void bind_runtime(py::module_& module) {
           [](PythonRuntime& self, py::object args, py::object kwargs, py::object target,
              py::object loss_kwargs, bool is_cut, bool training, bool compute_loss,
              bool keep_outputs, std::int64_t step, std::int64_t begun_ns,
-             const std::vector<std::pair<at::Tensor, at::Tensor>>& main_gradients,
+             const std::vector<std::tuple<at::Tensor, at::Tensor, bool>>& main_gradients,
              const std::vector<SharedTuple>& shared) {
             std::vector<MainGradients::Entry> entries;
-            for (const auto& [parameter, main] : main_gradients)
-              entries.push_back({parameter, main});
+            for (const auto& [parameter, main, is_shared] : main_gradients)
+              entries.push_back({parameter, main, is_shared});
             self.step({std::move(args), std::move(kwargs), std::move(target),
                        std::move(loss_kwargs), is_cut, training, compute_loss, keep_outputs, step,
                        std::move(entries), shared_stages(self, shared)},
@@ -187,7 +187,7 @@ void bind_runtime(py::module_& module) {
           py::kw_only(), py::arg("args"), py::arg("kwargs"), py::arg("target"),
           py::arg("loss_kwargs"), py::arg("is_cut"), py::arg("training"), py::arg("compute_loss"),
           py::arg("keep_outputs"), py::arg("step"), py::arg("begun_ns"),
-          py::arg("main_gradients") = std::vector<std::pair<at::Tensor, at::Tensor>>(),
+          py::arg("main_gradients") = std::vector<std::tuple<at::Tensor, at::Tensor, bool>>(),
           py::arg("shared") = std::vector<SharedTuple>())
       .def(
           "share_weights",
