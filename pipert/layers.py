@@ -81,10 +81,16 @@ class LayerHooks:
                 places.setdefault(layer, set()).add(number)
             if len(layers) > 1:  # else entering the stage is entering the layer
                 inner.update(layers)
-        for layer in _each_hooked_once(places):
-            if layer in inner:
-                hook = _C.LayerHook(owner, sorted(places[layer]))
-                self._handles.append(layer.register_forward_pre_hook(hook, prepend=True))
+        # Layers that share their hooks have one, for the places of all of them.
+        together: dict[int, list[nn.Module]] = {}
+        for layer in places:
+            together.setdefault(id(layer._forward_pre_hooks), []).append(layer)
+        for layers in together.values():
+            if inner.isdisjoint(layers):
+                continue
+            numbers = {number for layer in layers for number in places[layer]}
+            hook = _C.LayerHook(owner, sorted(numbers))
+            self._handles.append(layers[0].register_forward_pre_hook(hook, prepend=True))
 
     def give_context(self, stages: Sequence[Any]) -> None:
         """Lets layers inside of Sequentials have what they ask for of their microbatch."""

@@ -365,3 +365,15 @@ def test_a_step_that_cannot_begin_lets_go_of_its_batch():
         assert "single memory location" in message
         gc.collect()
         assert memory() is None
+
+
+def test_a_gradient_beside_its_sum_in_one_buffer_is_added():
+    model, reference = twins(mlp, 1)
+    x, target = batch(8)
+    expected = float32_loop(reference, x, target)
+    flat = torch.zeros(128)
+    weight = model[0].weight
+    weight.main_grad, weight.grad = flat[:64].view(8, 8), flat[64:].view(8, 8)
+    with pipeline([model]) as pipe:
+        pipe.step(x, target=target)
+        assert same_bits(main_grads(pipe)["0.0.weight"], expected["0.weight"])

@@ -195,6 +195,16 @@ def test_a_layer_that_stands_twice_has_the_same_bits_under_every_schedule(name):
     assert same_bits(run(stages, schedule=schedule), reference(repeated()))
 
 
+@pytest.mark.parametrize("sizes", [[4], [1, 3], [2, 2], [3, 1]])
+def test_layers_that_share_their_hooks_have_the_same_bits_under_every_partition(sizes):
+    torch.manual_seed(0)
+    noise = nn.Dropout(0.4)
+    layers = nn.Sequential(noise, nn.Linear(8, 8), copy.copy(noise), nn.Linear(8, 8))
+    expected = reference(copy.deepcopy(layers))
+    stages = pipert.split(layers, num_stages=len(sizes), balance=sizes)
+    assert same_bits(run(stages, schedule="1f1b"), expected)
+
+
 def smallest(name, ranks):
     """The schedule of that name with the fewest stages."""
     for stages in (ranks, 2 * ranks):

@@ -16,7 +16,7 @@ void add_to_main(const at::Tensor& parameter, const at::Tensor& main) {
   at::Tensor& gradient = parameter.mutable_grad();
   if (!gradient.defined()) return;
   // A float32 weight's optimizer may have been given the main gradient itself.
-  if (gradient.is_alias_of(main)) return;
+  if (gradient.has_storage() && gradient.const_data_ptr() == main.const_data_ptr()) return;
   const c10::AutoGradMode no_grad(false);
   main.add_(gradient);
   gradient.reset();

@@ -83,8 +83,9 @@ class Splitter {
   std::shared_ptr<const std::atomic<bool>> begin_weight_half(bool keep_graph,
                                                              std::vector<Edge>& edges,
                                                              std::vector<at::Tensor>& gradients) {
-    for (auto& caught : caught_) {
-      if (!hands_on_in_turn(*caught.node)) caught.node->give(edges, gradients);
+    // The latest layer's first, as in a full backward.
+    for (auto caught = caught_.rbegin(); caught != caught_.rend(); ++caught) {
+      if (!hands_on_in_turn(*caught->node)) caught->node->give(edges, gradients);
     }
     for (auto& caught : caught_) {
       if (caught.node->replaced().empty()) continue;

@@ -21,7 +21,7 @@
 // Some forks run once all the same: those that can't be run twice, or would do their work twice, or
 // have a hook that looks at all of their results; and those whose weight gradient is a mere sum
 // (NodeKind). They compute everything in the input half, and their weights' gradients wait for the
-// weight half.
+// weight half: which hands them on first, all at once, but where gradients of several nodes meet.
 #pragma once
 
 #include <ATen/core/Tensor.h>
