@@ -12,9 +12,9 @@
 //    message. So nobody knows it to be done but who waits for its mark.
 //  - An instruction begins after the marks that it waits for are set, by instructions that are
 //  done.
-//  - The halves of a joint pair begin together, once all that either waits for is there and was taken
-//    out of its slots, and in no order between them: the second has a lane of its own here. What follows them on the compute
-//    lane begins when both are done.
+//  - The halves of a joint pair begin together, once all that either waits for is there and was
+//    taken out of its slots, and in no order between them: the second has a lane of its own here.
+//    What follows them on the compute lane begins when both are done.
 //
 // All of it is a vector clock for each lane: of each lane of the rank, how many of its instructions
 // are done. Time is O(instructions x lanes), memory O(marks x lanes); a rank has a lane for each
