@@ -422,6 +422,45 @@ def test_a_stage_may_work_in_place_on_its_input():
     assert_equals_plain_loop(stages, *batch(6))
 
 
+class Changes(nn.Module):
+    """Changes its second argument after it has used the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.were_one = []
+
+    def forward(self, a, b):
+        self.were_one.append(a is b)
+        h = self.linear(a)
+        b.mul_(2)
+        return h
+
+
+def test_a_tensor_that_is_given_twice_is_one_in_each_microbatch():
+    x, y = batch(6)
+    stage = Changes()
+    with (
+        pipeline([stage, nn.Linear(8, 8)]) as pipe,
+        pytest.raises(pipert.PipelineError, match="modified by an inplace operation"),
+    ):
+        pipe.step(x, x, target=y)
+    assert stage.were_one
+    assert all(stage.were_one)
+
+
+def test_an_in_place_change_of_rows_that_are_one_memory_is_told():
+    x, y = batch(MICROBATCHES)
+    stage = Changes()
+    rows = x[:1].expand(MICROBATCHES, 8)
+    with (
+        pipeline([stage, nn.Linear(8, 8)]) as pipe,
+        pytest.raises(pipert.PipelineError, match="modified by an inplace operation"),
+    ):
+        pipe.step(rows, rows.detach(), target=y)
+    assert not any(stage.were_one)
+
+
 def test_hooks_on_tensors_modules_and_parameters_fire_once_a_microbatch():
     calls = Counter()
 

@@ -14,12 +14,17 @@ namespace {
 
 using Pieces = std::vector<py::object>;
 
+// Whether rows lie in the memory of others, as those of an expanded tensor do.
+bool rows_overlap(const at::Tensor& tensor) {
+  return tensor.layout() == at::kStrided && tensor.size(0) > 1 && tensor.stride(0) == 0;
+}
+
 // Each piece counts its own versions, as no view would: a stage that works in place on one
 // microbatch has not changed what autograd saved of another. (One that needs a gradient stays a
-// view; so does a subclass.)
+// view; so do a subclass, and pieces that share their memory.)
 std::vector<at::Tensor> split_rows(const at::Tensor& tensor, int num_microbatches) {
   const bool is_plain = !tensor.key_set().has(c10::DispatchKey::Python);
-  if (tensor.requires_grad() || tensor.is_inference() || !is_plain)
+  if (tensor.requires_grad() || tensor.is_inference() || !is_plain || rows_overlap(tensor))
     return tensor.tensor_split(num_microbatches);
   const at::AutoDispatchBelowADInplaceOrView no_views;
   return tensor.tensor_split(num_microbatches);
@@ -68,8 +73,8 @@ void check_batch_size(int num_microbatches, std::int64_t size, const std::string
 
 class Cutter {
  public:
-  Cutter(int num_microbatches, std::int64_t size)
-      : num_microbatches_(num_microbatches), size_(size) {}
+  Cutter(RowPieces& rows, std::int64_t size)
+      : rows_(rows), num_microbatches_(rows.num_microbatches()), size_(size) {}
 
   Pieces cut(py::handle value, const std::string& what) const {
     const RecursionGuard guard;
@@ -92,7 +97,7 @@ class Cutter {
     check_rows(tensor, size_, what);
     Pieces pieces;
     pieces.reserve(as_index(num_microbatches_));
-    for (const at::Tensor& piece : split_rows(tensor, num_microbatches_)) {
+    for (const at::Tensor& piece : rows_.of(tensor)) {
       pieces.push_back(py::reinterpret_steal<py::object>(THPVariable_Wrap(piece)));
     }
     return pieces;
@@ -132,11 +137,18 @@ class Cutter {
     return pieces;
   }
 
+  RowPieces& rows_;
   int num_microbatches_;
   std::int64_t size_;
 };
 
 }  // namespace
+
+const std::vector<at::Tensor>& RowPieces::of(const at::Tensor& tensor) {
+  const auto [entry, is_new] = pieces_.try_emplace(tensor.unsafeGetTensorImpl());
+  if (is_new) entry->second = split_rows(tensor, num_microbatches_);
+  return entry->second;
+}
 
 std::optional<std::int64_t> batch_size(py::handle value) {
   const RecursionGuard guard;
@@ -158,10 +170,10 @@ std::optional<std::int64_t> batch_size(py::handle value) {
   return std::nullopt;
 }
 
-std::vector<py::object> cut_batch(py::handle value, int num_microbatches, std::int64_t size,
+std::vector<py::object> cut_batch(py::handle value, RowPieces& rows, std::int64_t size,
                                   const std::string& what) {
-  check_batch_size(num_microbatches, size, what);
-  return Cutter(num_microbatches, size).cut(value, what);
+  check_batch_size(rows.num_microbatches(), size, what);
+  return Cutter(rows, size).cut(value, what);
 }
 
 void check_cut(py::handle value, int num_microbatches, std::int64_t size, const std::string& what) {
@@ -169,19 +181,19 @@ void check_cut(py::handle value, int num_microbatches, std::int64_t size, const 
   check_all_rows(value, size, what);
 }
 
-std::vector<FlatValue> cut_batch_flat(py::handle value, int num_microbatches, std::int64_t size,
+std::vector<FlatValue> cut_batch_flat(py::handle value, RowPieces& rows, std::int64_t size,
                                       const std::string& what) {
-  check_cut(value, num_microbatches, size, what);
+  check_cut(value, rows.num_microbatches(), size, what);
   const FlatValue whole = flatten(value.ptr(), what);
-  std::vector<FlatValue> pieces(as_index(num_microbatches));
+  std::vector<FlatValue> pieces(as_index(rows.num_microbatches()));
   for (FlatValue& piece : pieces) piece.structure = whole.structure;
   for (const at::Tensor& tensor : whole.tensors) {
     if (tensor.dim() == 0) {
       for (FlatValue& piece : pieces) piece.tensors.push_back(tensor);
       continue;
     }
-    auto parts = split_rows(tensor, num_microbatches);
-    for (std::size_t i = 0; i < parts.size(); ++i) pieces[i].tensors.push_back(std::move(parts[i]));
+    const auto& parts = rows.of(tensor);
+    for (std::size_t i = 0; i < parts.size(); ++i) pieces[i].tensors.push_back(parts[i]);
   }
   return pieces;
 }

@@ -2,7 +2,6 @@
 
 #include "base/error.h"
 #include "base/index.h"
-#include "bindings/batch.h"
 
 namespace py = pybind11;
 
@@ -25,6 +24,7 @@ BatchShares::BatchShares(const StepArguments& arguments, int num_microbatches, b
                          bool has_last)
     : arguments_(arguments),
       num_microbatches_(num_microbatches),
+      rows_(num_microbatches),
       weights_(as_index(num_microbatches), 1.0 / num_microbatches) {
   if (arguments.is_cut) {
     for (const auto& [value, what] :
@@ -67,11 +67,11 @@ std::vector<BatchPiece> BatchShares::cut(const py::object& value, const char* wh
   const std::int64_t size = size_.value_or(num_microbatches_);
   std::vector<BatchPiece> pieces;
   if (flat && is_plain(value.ptr())) {
-    for (FlatValue& piece : cut_batch_flat(value, num_microbatches_, size, what))
+    for (FlatValue& piece : cut_batch_flat(value, rows_, size, what))
       pieces.push_back({.object = {}, .flat = std::move(piece)});
     return pieces;
   }
-  for (py::object& piece : cut_batch(value, num_microbatches_, size, what))
+  for (py::object& piece : cut_batch(value, rows_, size, what))
     pieces.push_back({.object = std::move(piece), .flat = {}});
   return pieces;
 }

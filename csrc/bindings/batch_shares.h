@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "autograd/main_gradients.h"
+#include "bindings/batch.h"
 #include "bindings/batch_body.h"
 #include "runtime/copy_exchange.h"
 
@@ -58,6 +59,7 @@ class BatchShares {
 
   const StepArguments& arguments_;
   int num_microbatches_;
+  mutable RowPieces rows_;  // made as they are asked for
   std::optional<std::int64_t> size_;
   std::vector<double> weights_;
 };
