@@ -631,7 +631,7 @@ def connect_processes(
     edges: Sequence[tuple[int, int, _Carrier]],
     copies: Sequence[tuple[int, _Carrier, _Carrier]],
     everybody: ShmSegment | Backend,
-    store: Store,
+    board_store: Store,
     max_values: int,
     spin_us: int,
 ) -> ExternalChannels: ...

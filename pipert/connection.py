@@ -71,7 +71,7 @@ class Connection:
         told = peers.exchange("connect", asdict(Home.of(device)))
         self._homes = [Home(**home) for home in told]
         refused = self._share_memory()
-        store = peers.begin_connection()
+        store, board_store = peers.begin_connection()
         # In the same order on all ranks: the least edge that anybody waits for can always be made.
         carriers = {
             key: self._segments[key] if key in self._segments else self._backends(store, key)
@@ -102,7 +102,7 @@ class Connection:
                 for other in copies
             ],
             everybody=everybody,
-            store=c10d.PrefixStore("board", store),
+            board_store=board_store,
             max_values=self._max_values,
             spin_us=spin_us(self._homes, peers.rank),
         )

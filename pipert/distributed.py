@@ -43,6 +43,7 @@ class Peers:
         base = dist.distributed_c10d._get_default_store()
         name = f"pipert/{'.'.join(map(str, ranks))}/{number}"
         self._store = c10d.PrefixStore(name, base)
+        self._board_store: c10d.Store | None = None
         self.timeout_s = 300.0  # of every wait for another rank
         self._exchanges = itertools.count()
         self._num_connections = 0  # that were begun by all ranks
@@ -205,13 +206,27 @@ class Peers:
         actions = [[str(action) for action in rank] for rank in schedule.actions]
         _check_same(self.exchange(call, {"schedule.actions": actions}))
 
-    def begin_connection(self) -> c10d.Store:
-        """The part of the store that is for the next connection of these ranks.
+    def begin_connection(self) -> tuple[c10d.Store, c10d.Store]:
+        """The parts of the store that are for the next connection of these ranks.
 
         All call this as often.
+
+        Returns:
+            One to connect through, and one with a client of its own, for the failure board.
         """
+        # Once, not for each connection: torch's server looks up the name of every new client, and
+        # answers nobody meanwhile. A slow resolver would hold up each recovery for seconds.
+        if self._board_store is None:
+            self._board_store = self.in_store(
+                "while it connected to the store",
+                lambda store: store.clone(),  # type: ignore[attr-defined]
+            )
         self._num_connections += 1
-        return c10d.PrefixStore(f"connection/{self._num_connections}", self._store)
+        prefix = f"connection/{self._num_connections}"
+        return (
+            c10d.PrefixStore(prefix, self._store),
+            c10d.PrefixStore(f"{prefix}/board", self._board_store),
+        )
 
 
 def telling(peers: Peers | None) -> AbstractContextManager[None]:
@@ -235,11 +250,16 @@ def _ask(question: Callable[[], _Answer], limit_s: float) -> _Answer:
         except BaseException as error:
             answer.set_exception(error)
 
-    threading.Thread(target=run, name="pipert store", daemon=True).start()
+    thread = threading.Thread(target=run, name="pipert store", daemon=True)
+    thread.start()
     try:
         return answer.result(limit_s)
     except futures.TimeoutError:  # before Python 3.11 it is no TimeoutError
         raise TimeoutError from None
+    finally:
+        # One that still runs when the process ends may be stopped where C++ can't bear it.
+        if answer.done():
+            thread.join()
 
 
 def _check_same(everybody: list[dict[str, Any]]) -> None:

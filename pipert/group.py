@@ -6,6 +6,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+if dist.is_available():
+    # At its first import its functions' defaults take the default group, if there is one then, and
+    # keep it, and its backend's threads, past destroy_process_group. Such a thread that drops the
+    # last reference to a tensor of Python's while the process ends takes it down. torch imports it
+    # with the first optimizer.
+    import torch.distributed.nn.functional
+
 
 def init(backend: str | None = None) -> dist.ProcessGroup | None:
     """Returns the group of all ranks under torchrun, None in a process of its own.

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -247,3 +248,39 @@ def test_an_interpreter_with_an_open_pipeline_ends_quietly(how):
     assert done.stderr == ""
     assert done.returncode == (3 if how == "raises" else 0)
     assert done.stdout.split() == {"failed": ["failed", "end"], "raises": []}.get(how, ["end"])
+
+
+GROUP = """
+    from pathlib import Path
+    import torch
+    import torch.distributed as dist
+    import pipert
+
+    def threads():
+        return [name.read_text().strip() for name in Path("/proc/self/task").glob("*/comm")]
+
+    group = pipert.init()
+    weight = torch.nn.Parameter(torch.zeros(2))
+    torch.optim.SGD([weight])  # imports what holds the default group that it finds
+    dist.all_reduce(torch.ones(2), group=group)
+    del group
+    print("pt_gloo_runloop" in threads())
+    dist.destroy_process_group()
+    print("pt_gloo_runloop" in threads())
+"""
+
+
+def test_a_destroyed_group_leaves_no_thread_that_could_end_the_process():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(GROUP)],
+        env={**os.environ, **environment, "MASTER_PORT": str(port)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["True", "False"]), done.stderr

@@ -73,7 +73,7 @@ std::unique_ptr<CopyExchange> make_copy_exchange(const std::vector<CopyTuple>& c
 std::unique_ptr<ExternalChannels> connect_processes(
     Rank rank, int num_ranks, const std::string& device, const std::vector<EdgeTuple>& edges,
     const std::vector<CopyTuple>& copies, const std::variant<SegmentPtr, BackendPtr>& everybody,
-    const StorePtr& store, int max_values, int spin_us) {
+    const StorePtr& board_store, int max_values, int spin_us) {
   const std::chrono::microseconds spin(spin_us);
   const Ends ends{c10::Device(device), spin};
   auto external = std::make_unique<ExternalChannels>();
@@ -91,7 +91,7 @@ std::unique_ptr<ExternalChannels> connect_processes(
   } else {
     external->agreement = make_process_group_agreement(std::get<BackendPtr>(everybody), max_values);
   }
-  external->board = make_process_group_board(store);
+  external->board = make_process_group_board(board_store);
   return external;
 }
 
@@ -131,7 +131,7 @@ void bind_transport(py::module_& module) {
 
   module.def("connect_processes", &connect_processes, py::kw_only(), py::arg("rank"),
              py::arg("num_ranks"), py::arg("device"), py::arg("edges"), py::arg("copies"),
-             py::arg("everybody").none(false), py::arg("store"), py::arg("max_values"),
+             py::arg("everybody").none(false), py::arg("board_store"), py::arg("max_values"),
              py::arg("spin_us"), py::call_guard<py::gil_scoped_release>(),
              "Makes the channels of one rank out of shared memory and torch.distributed's "
              "backends. `everybody` joins all ranks, for the end of a step.");

@@ -111,9 +111,8 @@ class StoreBoard final : public FailureBoard {
 
 }  // namespace
 
-std::unique_ptr<FailureBoard> make_process_group_board(
-    const c10::intrusive_ptr<c10d::Store>& store) {
-  return std::make_unique<StoreBoard>(store->clone());
+std::unique_ptr<FailureBoard> make_process_group_board(c10::intrusive_ptr<c10d::Store> store) {
+  return std::make_unique<StoreBoard>(std::move(store));
 }
 
 }  // namespace pipert

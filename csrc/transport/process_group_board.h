@@ -13,9 +13,9 @@ class Store;
 
 namespace pipert {
 
-// `store`: of this pipeline alone (a PrefixStore), the same on all its ranks. A connection of its
-// own is made from it: a store serves one caller at a time, and the user's wait would hold up ours.
-std::unique_ptr<FailureBoard> make_process_group_board(
-    const c10::intrusive_ptr<c10d::Store>& store);
+// `store`: of this connection alone (a PrefixStore), the same on all its ranks, over a client that
+// nobody else uses while ranks run: a client serves one caller at a time, and the user's wait would
+// hold up ours.
+std::unique_ptr<FailureBoard> make_process_group_board(c10::intrusive_ptr<c10d::Store> store);
 
 }  // namespace pipert

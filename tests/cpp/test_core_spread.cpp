@@ -52,17 +52,23 @@ void on_core(int core, const Work& work) {
 void a_rank_on_anothers_core_moves_and_is_not_pinned() {
   const std::vector<int> cores = allowed_cores();
   if (cores.size() < 2) return;
-  CoreSpread spread(2);
-  on_core(cores[0], [&](const cpu_set_t& /*allowed*/) { spread.enter(0); });
-  on_core(cores[0], [&](const cpu_set_t& allowed) {
-    // As if Linux had woken it there: it may run anywhere, and is on that core.
-    set_affinity(allowed);
-    const bool was_there = sched_getcpu() == cores[0];
-    spread.enter(1);
-    if (was_there) CHECK(sched_getcpu() != cores[0]);
-    const cpu_set_t now = affinity();
-    CHECK(CPU_EQUAL(&now, &allowed));
-  });
+  int num_shared = 0;
+  int num_moved = 0;
+  for (int attempt = 0; attempt < 200 && num_shared < 20; ++attempt) {
+    CoreSpread spread(2);
+    on_core(cores[0], [&](const cpu_set_t& /*allowed*/) { spread.enter(0); });
+    on_core(cores[0], [&](const cpu_set_t& allowed) {
+      set_affinity(allowed);  // as if Linux had woken it there: it may run anywhere
+      if (sched_getcpu() != cores[0]) return;
+      ++num_shared;
+      spread.enter(1);
+      num_moved += spread.core(1) != cores[0] ? 1 : 0;
+      const cpu_set_t now = affinity();
+      CHECK(CPU_EQUAL(&now, &allowed));
+    });
+  }
+  CHECK(num_shared > 0);
+  CHECK(2 * num_moved > num_shared);  // Linux may move it back at once
 }
 
 void a_rank_that_is_pinned_stays() {
@@ -79,19 +85,15 @@ void a_rank_that_is_pinned_stays() {
   });
 }
 
-void a_core_that_was_left_is_free() {
+void a_rank_that_left_has_no_core() {
   const std::vector<int> cores = allowed_cores();
   if (cores.size() < 2) return;
   CoreSpread spread(2);
   on_core(cores[0], [&](const cpu_set_t& /*allowed*/) {
     spread.enter(0);
+    CHECK(spread.core(0) == cores[0]);
     spread.leave(0);
-  });
-  on_core(cores[0], [&](const cpu_set_t& allowed) {
-    set_affinity(allowed);
-    const int before = sched_getcpu();
-    spread.enter(1);
-    if (before == cores[0]) CHECK(spread.core(1) == cores[0]);
+    CHECK(spread.core(0) == CoreSpread::kNone);
   });
 }
 
@@ -114,6 +116,6 @@ void more_ranks_than_cores_are_left_alone() {
 int main() {
   pipert::a_rank_on_anothers_core_moves_and_is_not_pinned();
   pipert::a_rank_that_is_pinned_stays();
-  pipert::a_core_that_was_left_is_free();
+  pipert::a_rank_that_left_has_no_core();
   pipert::more_ranks_than_cores_are_left_alone();
 }

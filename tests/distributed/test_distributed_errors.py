@@ -173,6 +173,24 @@ def test_ten_failures_in_a_row_leak_no_threads_and_no_files() -> None:
     _no_more_than(before)
 
 
+def _sockets() -> set[str]:
+    """Those of this process that are open, by their numbers."""
+    targets = {
+        os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")
+    }
+    return {target for target in targets if "socket:" in target}
+
+
+@pytest.mark.processes(2)
+def test_a_recovery_opens_no_connection_to_the_store() -> None:
+    """Its server looks up each new client's name, which may take seconds."""
+    setup = Setup(transport="shm")
+    before = _sockets()
+    _failure(setup, "forward", 0)
+    setup.works()
+    assert _sockets() <= before  # those of a test before may still be closing
+
+
 @pytest.mark.processes(2)
 def test_missing_target_is_told_to_all() -> None:
     setup = Setup()
