@@ -6,8 +6,9 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from pipert._C import Costs, Schedule
-from pipert.trace import TraceEvent
+from pipert import in_flight
+from pipert._C import Costs, Schedule, Timeline
+from pipert.trace import Trace, TraceEvent
 
 # (rank, activations, peak in bytes or None, bytes at the start of each instruction and at the end)
 RawMemory = tuple[int, int, int | None, list[int]]
@@ -28,11 +29,17 @@ class RankMemory:
         kept_bytes: the most between two actions: what stays.
         predicted_bytes: the most that activations take, simulated with what each stage's forward
             left behind in this step.
+        transfer_bytes: the most that messages took at a time which this rank had sent, and not been
+            told that they were read. Where ranks are threads, those are the activations themselves.
+        predicted_transfer_bytes: the same in the simulated step, where a message is gone as soon as
+            it is read.
     """
 
     rank: int
     peak_activations: int
     predicted_activations: int
+    transfer_bytes: int
+    predicted_transfer_bytes: int
     peak_bytes: int | None = None
     kept_bytes: int | None = None
     predicted_bytes: int | None = None
@@ -61,12 +68,16 @@ def summarize_memory(raw: RawMemory, events: Sequence[TraceEvent]) -> dict[str, 
     }
 
 
-def put_together(parts: Sequence[dict[str, Any]], schedule: Schedule) -> list[RankMemory]:
+def put_together(
+    parts: Sequence[dict[str, Any]], trace: Trace, schedule: Schedule, simulated: Timeline
+) -> list[RankMemory]:
     """The parts of all ranks, by rank, beside what the schedule predicts.
 
     Args:
         parts: what `summarize_memory` gave on each rank.
+        trace: of all ranks, of the same step.
         schedule: the schedule that ran.
+        simulated: it, with the step's own stage times.
     """
     grown: dict[str, float] = {}
     for part in parts:
@@ -78,6 +89,8 @@ def put_together(parts: Sequence[dict[str, Any]], schedule: Schedule) -> list[Ra
             rank=part["rank"],
             peak_activations=part["activations"],
             predicted_activations=timeline.peak_memory[part["rank"]],
+            transfer_bytes=in_flight.measured(trace, part["rank"]),
+            predicted_transfer_bytes=in_flight.predicted(trace, simulated, part["rank"]),
             peak_bytes=part.get("peak"),
             kept_bytes=part.get("kept"),
             predicted_bytes=(
@@ -108,22 +121,25 @@ def _costs(grown: dict[str, float], schedule: Schedule) -> Costs:
 
 def table(memory: Sequence[RankMemory]) -> list[str]:
     """Lines of text, a head and one for each rank."""
-    counts = "rank  activations  predicted"
-    if all(rank.peak_bytes is None for rank in memory):
-        return [counts, *(_counts(rank) for rank in memory)]
+    columns = {
+        "rank": [str(r.rank) for r in memory],
+        "activations": [str(r.peak_activations) for r in memory],
+        "predicted": [str(r.predicted_activations) for r in memory],
+        "transfer MB": [_megabytes(r.transfer_bytes) for r in memory],
+        "predicted MB": [_megabytes(r.predicted_transfer_bytes) for r in memory],
+    }
+    if any(r.peak_bytes is not None for r in memory):
+        columns |= {
+            "peak MB": [_megabytes(r.peak_bytes) for r in memory],
+            "kept MB": [_megabytes(r.kept_bytes) for r in memory],
+            "activations predicted MB": [_megabytes(r.predicted_bytes) for r in memory],
+        }
+    rows = zip(*([head, *cells] for head, cells in columns.items()), strict=True)
     return [
-        f"{counts}  peak MB  kept MB  activations predicted MB",
-        *(
-            f"{_counts(rank)}  {_megabytes(rank.peak_bytes):>7}  {_megabytes(rank.kept_bytes):>7}"
-            f"  {_megabytes(rank.predicted_bytes):>24}"
-            for rank in memory
-        ),
+        "  ".join(f"{cell:>{len(head)}}" for cell, head in zip(row, columns, strict=True))
+        for row in rows
     ]
 
 
-def _counts(rank: RankMemory) -> str:
-    return f"{rank.rank:4}  {rank.peak_activations:11}  {rank.predicted_activations:9}"
-
-
 def _megabytes(size: int | None) -> str:
-    return "" if size is None else f"{size / 1e6:.2f}"
+    return "" if size is None else f"{size / 1e6:.3f}"

@@ -32,6 +32,7 @@ class Options:
     broadcast_loss: bool
     timeout_s: float
     receive_slots: int
+    send_slots: int | None
     intra_op_threads: int | None
     main_grads: bool
     measure_memory: bool
@@ -45,7 +46,11 @@ class Options:
         _check_loss(self.loss_fn)
         if self.rng_seed is not None:
             check_seed(self.rng_seed)
-        check_integers(receive_slots=self.receive_slots, intra_op_threads=self.intra_op_threads)
+        check_integers(
+            receive_slots=self.receive_slots,
+            send_slots=self.send_slots,
+            intra_op_threads=self.intra_op_threads,
+        )
         _check_flags(
             broadcast_loss=self.broadcast_loss,
             main_grads=self.main_grads,
@@ -77,6 +82,7 @@ class Options:
         """What must be the same on all ranks, as JSON values."""
         return {
             "receive_slots": self.receive_slots,
+            "send_slots": self.send_slots,
             "joint_pairs": self.overlap_fn is not None,
             "broadcast_loss": self.broadcast_loss,
             "main_grads": self.main_grads,
@@ -88,13 +94,20 @@ class Options:
 
     def lowerings(self, schedule: _C.Schedule) -> tuple[_C.Lowering, _C.Lowering]:
         """What makes the ranks' programs: of steps, and of passes without backward."""
-        slots = self.receive_slots
+        # Of a step every message is answered sooner or later, which shows that it was read. Of an
+        # evaluation none is.
+        in_evaluation = self.receive_slots + 2 if self.send_slots is None else self.send_slots
         return (
-            _C.Lowering(schedule, receive_slots=slots, joint_pairs=self.overlap_fn is not None),
+            _C.Lowering(
+                schedule,
+                receive_slots=self.receive_slots,
+                send_slots=self.send_slots,
+                joint_pairs=self.overlap_fn is not None,
+            ),
             _C.Lowering(
                 schedule.forward_only(),
-                receive_slots=slots,
-                send_slots=slots + 2,  # nothing comes back that would show what was read
+                receive_slots=self.receive_slots,
+                send_slots=in_evaluation,
             ),
         )
 

@@ -58,6 +58,10 @@ class Pipeline:
         broadcast_loss: whether every rank gets the losses, not the last stage's alone.
         timeout_s: the limit of every wait of one rank for another, in seconds.
         receive_slots: receives that are posted ahead on each edge, at least.
+        send_slots: the most messages of each edge that are on their way at a time; a rank that
+            would send one more waits until the peer has read one. None: in a step as many as the
+            schedule makes, in an evaluation `receive_slots` + 2. Overruled where the ranks would
+            then wait for each other.
         intra_op_threads: of torch's operators, for each rank; by default the caller's
             `torch.get_num_threads()` shared out among the ranks of this process.
         main_grads: whether each microbatch's gradients are added to `parameter.main_grad` (float32,
@@ -110,6 +114,7 @@ class Pipeline:
         broadcast_loss: bool = False,
         timeout_s: float = 300.0,
         receive_slots: int = 2,
+        send_slots: int | None = None,
         intra_op_threads: int | None = None,
         main_grads: bool = False,
         measure_memory: bool = False,
@@ -129,6 +134,7 @@ class Pipeline:
                 broadcast_loss=broadcast_loss,
                 timeout_s=time_limit(timeout_s),
                 receive_slots=receive_slots,
+                send_slots=send_slots,
                 intra_op_threads=intra_op_threads,
                 main_grads=main_grads,
                 measure_memory=measure_memory,

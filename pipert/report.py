@@ -239,7 +239,7 @@ def make_report(
         step_s=max(r.step_s for r in ranks),
         predicted_step_s=timeline.makespan,
         costs=costs,
-        memory=put_together(memory, schedule) if trace.training else [],
+        memory=put_together(memory, trace, schedule, timeline) if trace.training else [],
         unsplit=unsplit,
         stage_kinds=dict(sorted(kind for part in stages_of for kind in part["kinds"])),
         recomputed=sorted(stage for part in stages_of for stage in part["recomputed"]),

@@ -132,6 +132,8 @@ built = pipert.Schedule.build("1f1b", num_ranks=2, num_microbatches=4)
         ),
         (2, {"timeout_s": 0}, ValueError, "timeout_s must be a positive number of seconds, got 0"),
         (2, {"receive_slots": 0}, ValueError, "receive_slots must be a positive integer, got 0"),
+        (2, {"send_slots": 0}, ValueError, "send_slots must be a positive integer, got 0"),
+        (2, {"send_slots": 1.5}, ValueError, "send_slots must be a positive integer, got 1.5"),
         (2, {"num_ranks": 0}, ValueError, "num_ranks.*got 0"),
         (
             2,

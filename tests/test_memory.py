@@ -139,6 +139,47 @@ def test_split_backwards_free_what_only_inputs_need():
     assert 0 <= last.predicted_bytes - tensors * TENSOR <= (microbatches + 1) * NUMBER
 
 
+def test_messages_on_their_way_take_what_the_slots_allow():
+    schedule = Schedule.build("gpipe", num_ranks=2, num_microbatches=6)
+    for slots, most in [(None, 6), (4, 4), (1, 1)]:
+        first, last = memory_of(schedule, send_slots=slots, measure_memory=False)
+        # No gradient comes back before the last activation has left.
+        assert first.transfer_bytes == most * TENSOR
+        assert TENSOR <= last.transfer_bytes <= most * TENSOR
+        for rank in (first, last):
+            assert 0 < rank.predicted_transfer_bytes <= 6 * TENSOR
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "stages"),
+    [
+        ("1f1b", 3, 3),
+        ("zb_h1", 3, 3),
+        ("zb_v", 2, 4),
+        ("dualpipe", 2, 4),
+        ("dualpipe_v", 2, 4),
+        ("chimera", 2, 4),
+    ],
+)
+def test_messages_are_gone_no_sooner_than_they_can_be(name, ranks, stages):
+    """And where stages wait for nothing else, in a prediction, each is read at once."""
+    schedule = Schedule.build(name, num_ranks=ranks, num_stages=stages, num_microbatches=4)
+    x, y = batch(12)
+    modules = pipert.split(mlp(stages), stages // schedule.placement.num_copies)
+    with pipeline(schedule, modules, measure_memory=False) as pipe:
+        pipe.step(x, target=y)
+        trace, report = pipe.trace(), pipe.report()
+    message = next(event.bytes for event in trace.events if event.kind == "send")
+    for rank in report.memory:
+        assert rank.transfer_bytes % message == 0
+        assert rank.predicted_transfer_bytes % message == 0
+        assert message <= rank.transfer_bytes <= 4 * ranks * message
+    lines = str(report).splitlines()
+    [at] = [i for i, line in enumerate(lines) if line.startswith("rank  activations")]
+    assert lines[at].split("  ")[-2:] == ["transfer MB", "predicted MB"]
+    assert len(lines[at + 1].split()) == 5
+
+
 def test_what_is_kept_does_not_grow_with_the_number_of_microbatches():
     def kept(microbatches):
         schedule = Schedule.build("1f1b", num_ranks=2, num_microbatches=microbatches)
@@ -213,12 +254,14 @@ def test_a_report_prints_what_was_measured_beside_what_was_predicted():
         report = pipe.report()
     lines = str(report).splitlines()[-4:-1]
     assert lines[0].split("  ") == [
-        *("rank", "activations", "predicted", "peak MB", "kept MB", "activations predicted MB")
+        *("rank", "activations", "predicted", "transfer MB", "predicted MB"),
+        *("peak MB", "kept MB", "activations predicted MB"),
     ]
     first = report.memory[0]
+    sizes = [first.transfer_bytes, first.predicted_transfer_bytes, first.peak_bytes]
     assert lines[1].split() == [
         *("0", "2", "2"),
-        *(f"{size / 1e6:.2f}" for size in (first.peak_bytes, 2 * TENSOR, 2 * TENSOR)),
+        *(f"{size / 1e6:.3f}" for size in (*sizes, 2 * TENSOR, 2 * TENSOR)),
     ]
     assert len({len(line) for line in lines}) == 1
 

@@ -96,12 +96,15 @@ def test_a_schedule_of_ones_own_gives_the_same_gradients():
         assert_same_gradients(pipe, reference)
 
 
-@pytest.mark.parametrize("receive_slots", [1, 3])
-def test_the_number_of_receive_slots_changes_no_bit(receive_slots):
+@pytest.mark.parametrize("schedule", ["interleaved_1f1b", "zb_interleaved"])
+@pytest.mark.parametrize(("receive_slots", "send_slots"), [(1, None), (1, 1), (3, 2)])
+def test_the_number_of_slots_changes_no_bit(schedule, receive_slots, send_slots):
     model, reference = twins(mlp, 4)
     x, y = batch(16)
-    with make_pipe(model, "interleaved_1f1b", 2, 2, 8, receive_slots=receive_slots) as pipe:
+    slots = {"receive_slots": receive_slots, "send_slots": send_slots}
+    with make_pipe(model, schedule, 2, 2, 8, **slots) as pipe:
         pipe.step(x, target=y)
+        pipe.evaluate(x, target=y)
         plain_loop(reference, x, y, 8)
         assert_same_gradients(pipe, reference)
 

@@ -228,6 +228,7 @@ def test_missing_loss_function_is_told_to_all() -> None:
         ("num_stages", {"stages": 2}, {"stages": 4, "schedule": "interleaved_1f1b"}),
         ("broadcast_loss", {}, {"broadcast_loss": True}),
         ("receive_slots", {}, {"receive_slots": 3}),
+        ("send_slots", {}, {"send_slots": 3}),
     ],
 )
 def test_different_arguments_are_a_value_error_everywhere(

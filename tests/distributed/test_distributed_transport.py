@@ -51,6 +51,21 @@ def _steps_equal_plain_loop(pipe: pipert.Pipeline, reference: nn.Sequential, row
     same_gradients(pipe, reference)
 
 
+@pytest.mark.processes(2)
+def test_no_more_messages_are_on_their_way_than_there_are_send_slots() -> None:
+    for transport in ("shm", "process_group"):
+        for slots in (None, 3, 1):
+            reference = layers(4)
+            with _pipeline(
+                layers(4), transport=transport, schedule="gpipe", receive_slots=1, send_slots=slots
+            ) as pipe:
+                for rows in (12, 900):
+                    _steps_equal_plain_loop(pipe, reference, rows)
+                first = pipe.report().memory[0]
+                sends = [e for e in pipe.trace(all_ranks=True).events_of(0) if e.kind == "send"]
+            assert first.transfer_bytes == sum(event.bytes for event in sends[: slots or 4])
+
+
 def _both_transports_give_the_bits_of_the_plain_loop(schedule: str) -> None:
     size = pipert.init().size()
     for transport, expected in [("auto", "shm"), ("shm", "shm"), ("process_group",) * 2]:
