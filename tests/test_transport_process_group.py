@@ -28,7 +28,7 @@ def _connect(group: object, store: object, edges: list[object]) -> _C.ExternalCh
         edges=edges,
         copies=[],
         everybody=group,
-        store=store,
+        board_store=store,
         max_values=5,
         spin_us=0,
     )

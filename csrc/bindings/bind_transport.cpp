@@ -86,8 +86,9 @@ std::unique_ptr<ExternalChannels> connect_processes(
   }
   external->copies = make_copy_exchange(copies, ends);
   if (const auto* segment = std::get_if<SegmentPtr>(&everybody)) {
-    external->agreement =
-        make_shm_agreement(std::make_unique<Meeting>(*segment, rank, num_ranks, max_values, spin));
+    auto meeting = std::make_unique<Meeting>(*segment, rank, num_ranks, max_values, spin);
+    external->cores = meeting->cores();
+    external->agreement = make_shm_agreement(std::move(meeting));
   } else {
     external->agreement = make_process_group_agreement(std::get<BackendPtr>(everybody), max_values);
   }

@@ -1,6 +1,7 @@
 // Connections: the channels between the ranks of a pipeline, as one process sees them.
 #pragma once
 
+#include <atomic>
 #include <map>
 #include <memory>
 #include <vector>
@@ -28,6 +29,8 @@ struct ExternalChannels {
   std::unique_ptr<CopyExchange> copies;  // null where no stage has its other copy elsewhere
   std::unique_ptr<Agreement> agreement;
   std::unique_ptr<FailureBoard> board;
+  // CoreSpread's, by rank, where all ranks share memory; else empty.
+  std::vector<std::shared_ptr<std::atomic<int>>> cores;
 };
 
 struct LocalChannelOptions {

@@ -39,7 +39,9 @@ bool is_own_finding(const Failure& failure) {
 
 PipelineRuntime::PipelineRuntime(std::vector<RankSpec> ranks, ExternalChannels external,
                                  RuntimeOptions options)
-    : spread_(static_cast<int>(ranks.size())),
+    : spread_(external.cores.empty()
+                  ? CoreSpread(static_cast<int>(ranks.size()))
+                  : CoreSpread(std::move(external.cores), ranks.front().training.rank)),
       copies_(std::move(external.copies)),
       agreement_(std::move(external.agreement)),
       board_(std::move(external.board)),

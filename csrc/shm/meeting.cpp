@@ -23,6 +23,7 @@ struct Meeting::Seat {
   std::atomic<std::uint32_t> is_open{0};  // 1 from when `process` is written
   std::atomic<std::uint32_t> is_closed{0};
   ProcessId process;
+  alignas(64) std::atomic<int> core{-1};
 };
 
 // Seats follow, then the values of each.
@@ -142,6 +143,12 @@ void Meeting::abort() noexcept {
   aborted_.store(true);
   seat(rank_).is_closed.store(1);
   ring_all();
+}
+
+std::vector<std::shared_ptr<std::atomic<int>>> Meeting::cores() const {
+  std::vector<std::shared_ptr<std::atomic<int>>> cores;
+  for (int rank = 0; rank < num_ranks_; ++rank) cores.emplace_back(segment_, &seat(rank).core);
+  return cores;
 }
 
 void Meeting::ring_all() noexcept {

@@ -39,6 +39,9 @@ class Meeting {
   // That hasn't come yet, while this one waits.
   int awaited_rank() const { return awaited_rank_.load(std::memory_order_relaxed); }
   void abort() noexcept;
+  // By rank, a number that is for whoever works for the rank to write and for all to read: the core
+  // that it is on, -1 at first. They keep the segment.
+  std::vector<std::shared_ptr<std::atomic<int>>> cores() const;
 
  private:
   struct Seat;

@@ -3,6 +3,8 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <atomic>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -71,6 +73,33 @@ void a_rank_on_anothers_core_moves_and_is_not_pinned() {
   CHECK(2 * num_moved > num_shared);  // Linux may move it back at once
 }
 
+void ranks_of_two_processes_see_each_other() {
+  const std::vector<int> cores = allowed_cores();
+  if (cores.size() < 2) return;
+  std::vector<std::shared_ptr<std::atomic<int>>> shared;
+  for (int rank = 0; rank < 2; ++rank)
+    shared.push_back(std::make_shared<std::atomic<int>>(CoreSpread::kNone));
+  CoreSpread one(shared, 0);
+  CoreSpread other(shared, 1);
+  int num_moved = 0;
+  for (int attempt = 0; attempt < 20; ++attempt) {
+    on_core(cores[0], [&](const cpu_set_t& /*allowed*/) {
+      one.enter(0);
+      CHECK(shared[0]->load() == cores[0]);
+      CHECK(shared[1]->load() == CoreSpread::kNone);
+    });
+    on_core(cores[0], [&](const cpu_set_t& allowed) {
+      set_affinity(allowed);
+      other.enter(0);
+      num_moved += other.core(0) != one.core(0) ? 1 : 0;
+      CHECK(shared[1]->load() == other.core(0));
+      other.leave(0);
+    });
+    one.leave(0);
+  }
+  CHECK(num_moved > 10);  // Linux may move it back at once
+}
+
 void a_rank_that_is_pinned_stays() {
   const std::vector<int> cores = allowed_cores();
   if (cores.size() < 2) return;
@@ -115,6 +144,7 @@ void more_ranks_than_cores_are_left_alone() {
 
 int main() {
   pipert::a_rank_on_anothers_core_moves_and_is_not_pinned();
+  pipert::ranks_of_two_processes_see_each_other();
   pipert::a_rank_that_is_pinned_stays();
   pipert::a_rank_that_left_has_no_core();
   pipert::more_ranks_than_cores_are_left_alone();

@@ -113,6 +113,18 @@ void test_death_is_told_within_a_second_whoever_is_awaited() {
   CHECK(waitpid(child, nullptr, 0) == child);
 }
 
+void test_all_see_the_core_that_a_rank_notes() {
+  Room room;
+  const Meeting first = room.seat(0);
+  const Meeting last = room.seat(2);
+  const auto seen = last.cores();
+  CHECK(seen.size() == kNumRanks);
+  for (const auto& core : seen) CHECK(core->load() == -1);
+  first.cores()[0]->store(3);
+  CHECK(seen[0]->load() == 3);
+  CHECK(seen[1]->load() == -1 && seen[2]->load() == -1);
+}
+
 void test_segment_for_others_and_taken_seats_are_refused() {
   Room room;
   CHECK_THROWS(Meeting(room.segment, 0, kNumRanks + 1, kMaxValues, kSpin), SegmentError);
@@ -132,5 +144,6 @@ int main() {
   test_death_is_told_within_a_second_whoever_is_awaited();  // forks: no thread has run yet
   test_all_hear_the_values_of_the_one_that_has_any();
   test_abort_ends_the_wait_and_the_others_learn_who_left();
+  test_all_see_the_core_that_a_rank_notes();
   test_segment_for_others_and_taken_seats_are_refused();
 }
