@@ -669,6 +669,15 @@ def rehearse(
     num_passes: int = 1,
     spin_us: int = 0,
 ) -> Rehearsal: ...
+def rehearse_rank(
+    program: Program,
+    placement: Placement,
+    channels: ExternalChannels,
+    *,
+    training: bool = True,
+    limit_ms: int = 1000,
+    num_passes: int = 1,
+) -> Rehearsal: ...
 
 class OverlapHalf:
     @property

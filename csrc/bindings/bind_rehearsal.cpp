@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <utility>
+
 #include "base/error.h"
 #include "bindings/bind.h"
 #include "plan/blind_lowering.h"
@@ -13,25 +15,31 @@ namespace py = pybind11;
 namespace pipert {
 namespace {
 
+RehearsalOptions make_options(bool training, int limit_ms, int num_passes) {
+  if (num_passes < 1) throw ValueError(concat("num_passes must be at least 1, got ", num_passes));
+  RehearsalOptions options;
+  options.training = training;
+  options.limit = std::chrono::milliseconds(limit_ms);
+  options.num_passes = num_passes;
+  return options;
+}
+
 Rehearsal rehearse_programs(const std::vector<Program>& programs, const Placement& placement,
                             bool training, std::optional<int> capacity, int limit_ms,
                             int num_passes, int spin_us) {
   if (capacity && *capacity < 0) {
     throw ValueError(concat("capacity must be at least 0, got ", *capacity));
   }
-  if (num_passes < 1) throw ValueError(concat("num_passes must be at least 1, got ", num_passes));
   if (spin_us < 0) throw ValueError(concat("spin_us must be at least 0, got ", spin_us));
-  return rehearse(programs, placement,
-                  {.training = training,
-                   .capacity = capacity,
-                   .limit = std::chrono::milliseconds(limit_ms),
-                   .num_passes = num_passes,
-                   .spin_us = spin_us});
+  RehearsalOptions options = make_options(training, limit_ms, num_passes);
+  options.capacity = capacity;
+  options.spin_us = spin_us;
+  return rehearse(programs, placement, options);
 }
 
 }  // namespace
 
-// REQUIRES bind_ir and bind_plan.
+// REQUIRES bind_ir, bind_plan and bind_transport.
 void bind_rehearsal(py::module_& module) {
   py::class_<Rehearsal>(module, "Rehearsal", "What became of Programs that were run.")
       .def_property_readonly(
@@ -71,6 +79,28 @@ Args:
 
 Raises:
     ValueError: Not one program for each rank, or an option that is out of range.)");
+  module.def(
+      "rehearse_rank",
+      [](const Program& program, const Placement& placement, ExternalChannels& channels,
+         bool training, int limit_ms, int num_passes) {
+        return rehearse_rank(program, placement, std::move(channels),
+                             make_options(training, limit_ms, num_passes));
+      },
+      py::arg("program"), py::arg("placement"), py::arg("channels"), py::kw_only(),
+      py::arg("training") = true, py::arg("limit_ms") = 1000, py::arg("num_passes") = 1,
+      py::call_guard<py::gil_scoped_release>(),
+      R"(Runs one rank as `rehearse` does, while other processes run theirs.
+
+Args:
+    program: Of this rank.
+    placement: Gives each rank its stages.
+    channels: To and from the other ranks; they are taken out.
+    training: Or a pass of forwards alone.
+    limit_ms: How long nothing may move before the pass counts as stalled.
+    num_passes: One after the other, as long as they complete; the same number on all ranks.
+
+Raises:
+    ValueError: The program of another placement, or an option that is out of range.)");
 }
 
 }  // namespace pipert

@@ -12,6 +12,12 @@ Action half(ActionKind kind, StageIndex stage, Microbatch microbatch) {
   return {.kind = kind, .stage = stage, .microbatch = microbatch};
 }
 
+std::shared_ptr<const Structure> no_value() {
+  auto structure = std::make_shared<Structure>();
+  structure->kind = Structure::Kind::kNone;
+  return structure;
+}
+
 void require_input(const Action& action, const Message& input, const MessageKey& wanted) {
   if (input.key == wanted && input.weight > 0.0) return;
   const std::string got = input.weight > 0.0 ? concat("the ", to_string(input.key)) : "nothing";
@@ -29,7 +35,8 @@ BlankStage::BlankStage(StageIndex stage, bool is_first, bool is_last, int num_mi
       states_(as_index(num_microbatches), State::kNew),
       residences_(as_index(num_microbatches), Residence::kDevice),
       recomputed_(as_index(num_microbatches), false),
-      log_(log) {}
+      log_(log),
+      nothing_(no_value()) {}
 
 Message BlankStage::forward(const RunContext& context, Message input) {
   const Action action = pipert::forward(stage_, context.microbatch);
@@ -145,6 +152,7 @@ Message BlankStage::finish(const Action& action, MessageKind made) {
   Message result;
   result.key = {made, action.stage, action.microbatch};  // also where it stays on the rank
   result.weight = 1.0;                                   // tells it from no message at all
+  result.structure = nothing_;
   return result;
 }
 

@@ -2,8 +2,10 @@
 // promises to do (stage/stage.h), in the order that it REQUIRES.
 #pragma once
 
+#include <memory>
 #include <vector>
 
+#include "base/structure.h"
 #include "ir/action.h"
 #include "stage/stage.h"
 
@@ -53,7 +55,8 @@ class BlankStage final : public Stage {
   int num_in_flight_ = 0;  // forward done, backward or weight half not
   int num_on_host_ = 0;
   std::vector<Action>& log_;
-  std::vector<at::Tensor> losses_;  // none
+  std::shared_ptr<const Structure> nothing_;  // of its messages, which have no tensors
+  std::vector<at::Tensor> losses_;            // none
   std::vector<double> loss_weights_;
 };
 

@@ -21,13 +21,13 @@ using Logs = std::vector<std::vector<Action>>;
 std::vector<RankSpec> make_specs(const std::vector<Program>& programs, const Placement& placement,
                                  Logs& logs) {
   std::vector<RankSpec> specs(programs.size());
-  for (std::size_t rank = 0; rank < programs.size(); ++rank) {
-    specs[rank].training = programs[rank];
-    specs[rank].evaluation = programs[rank];
-    for (const StageIndex stage : placement.stages_of(static_cast<Rank>(rank))) {
-      specs[rank].resources.stages[stage] =
+  for (std::size_t i = 0; i < programs.size(); ++i) {
+    specs[i].training = programs[i];
+    specs[i].evaluation = programs[i];
+    for (const StageIndex stage : placement.stages_of(programs[i].rank)) {
+      specs[i].resources.stages[stage] =
           std::make_unique<BlankStage>(stage, placement.is_first(stage), placement.is_last(stage),
-                                       programs[rank].num_microbatches, logs[rank]);
+                                       programs[i].num_microbatches, logs[i]);
     }
   }
   return specs;
@@ -128,6 +128,30 @@ void run_pass(PipelineRuntime& runtime, int pass, const RehearsalOptions& option
   if (result.ending == Ending::kStalled) result.stalled_at = std::move(places);
 }
 
+// The passes. `external`: null and empty where all ranks are in this process.
+Rehearsal rehearse_here(const std::vector<Program>& programs, const Placement& placement,
+                        ExternalChannels external, const RehearsalOptions& options) {
+  Rehearsal result;
+  result.actions.resize(programs.size());
+  result.stalled_at.resize(programs.size());
+  auto specs = make_specs(programs, placement, result.actions);
+  connect(specs, external, {.spin_us = options.spin_us, .network = nullptr});
+  if (options.capacity.has_value()) bound_channels(specs, *options.capacity);
+  std::optional<PipelineRuntime> runtime;
+  try {
+    runtime.emplace(std::move(specs), std::move(external), RuntimeOptions());
+  } catch (const ValueError& error) {
+    result.ending = Ending::kRefused;
+    result.message = error.what();
+    return result;
+  }
+  for (int pass = 0; pass < options.num_passes && result.ending == Ending::kCompleted; ++pass) {
+    for (auto& actions : result.actions) actions.clear();
+    run_pass(*runtime, pass, options, result);
+  }
+  return result;
+}
+
 }  // namespace
 
 Rehearsal rehearse(const std::vector<Program>& programs, const Placement& placement,
@@ -141,26 +165,16 @@ Rehearsal rehearse(const std::vector<Program>& programs, const Placement& placem
     throw ValueError(concat("expected the program of rank ", rank, " at place ", rank,
                             ", got that of rank ", programs[rank].rank));
   }
-  Rehearsal result;
-  result.actions.resize(programs.size());
-  result.stalled_at.resize(programs.size());
-  auto specs = make_specs(programs, placement, result.actions);
-  ExternalChannels none;
-  connect(specs, none, {.spin_us = options.spin_us, .network = nullptr});
-  if (options.capacity.has_value()) bound_channels(specs, *options.capacity);
-  std::optional<PipelineRuntime> runtime;
-  try {
-    runtime.emplace(std::move(specs), ExternalChannels(), RuntimeOptions());
-  } catch (const ValueError& error) {
-    result.ending = Ending::kRefused;
-    result.message = error.what();
-    return result;
+  return rehearse_here(programs, placement, ExternalChannels(), options);
+}
+
+Rehearsal rehearse_rank(const Program& program, const Placement& placement,
+                        ExternalChannels channels, const RehearsalOptions& options) {
+  if (program.num_ranks != placement.num_ranks()) {
+    throw ValueError(concat("expected a program for one of the ", placement.num_ranks(),
+                            " ranks of the placement, got one for ", program.num_ranks, " ranks"));
   }
-  for (int pass = 0; pass < options.num_passes && result.ending == Ending::kCompleted; ++pass) {
-    for (auto& actions : result.actions) actions.clear();
-    run_pass(*runtime, pass, options, result);
-  }
-  return result;
+  return rehearse_here({program}, placement, std::move(channels), options);
 }
 
 std::string_view ending_name(Ending ending) {

@@ -11,6 +11,7 @@
 
 #include "ir/schedule.h"
 #include "plan/program.h"
+#include "runtime/connections.h"
 
 namespace pipert {
 
@@ -47,6 +48,11 @@ struct Rehearsal {
 // has the stages that `placement` gives it. Starts and ends a thread for each rank.
 Rehearsal rehearse(const std::vector<Program>& programs, const Placement& placement,
                    const RehearsalOptions& options);
+
+// One rank, whose peers are in other processes and rehearse there. `channels`: to and from them;
+// `capacity` and `spin_us` are theirs to know.
+Rehearsal rehearse_rank(const Program& program, const Placement& placement,
+                        ExternalChannels channels, const RehearsalOptions& options);
 
 // "completed", "stalled", "failed", "refused"
 std::string_view ending_name(Ending ending);
