@@ -37,8 +37,8 @@ class PipertPipeline:
         for module in self.pipe.stages.values():
             module.zero_grad(set_to_none=True)
 
-    def run(self) -> None:
-        self.pipe.step(self._input, target=self._target)
+    def run(self) -> pipert.StepResult:
+        return self.pipe.step(self._input, target=self._target)
 
     def gradients(self) -> dict[str, Tensor]:
         """Returns this process's gradients, by stage and parameter name."""
