@@ -8,6 +8,11 @@ torch.distributed.pipelining runs in its zero-bubble schedules (stage_backward_i
 stage_backward_weight, in Python) on a graph of the same modules. They take turns. Before the first
 timing all must have produced the same gradients.
 
+A half keeps what the other one needs, so that the split touches more memory that is new: `faults`
+counts the pages that the kernel had to give in a step. "freed memory kept" is the row before with
+glibc told to keep what it is given back, as jemalloc does, or MALLOC_MMAP_THRESHOLD_=1073741824 and
+MALLOC_TRIM_THRESHOLD_=2147483647.
+
 Memory is what a microbatch holds after its forward and after its input half: the growth of a rank's
 peak with the number of microbatches that are in that state at once, counted by torch's allocator.
 """
@@ -15,6 +20,7 @@ peak with the number of microbatches that are in that state at once, counted by 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import pathlib
 import resource
 import statistics
@@ -43,6 +49,7 @@ class Encoder:
         width, heads, hidden: of each.
         rows, length: of a microbatch of shape (rows, length, width).
         dropout: probability.
+        keeps_pages: whether malloc keeps what is freed, from here on in this process.
     """
 
     def __init__(
@@ -54,15 +61,18 @@ class Encoder:
         rows: int,
         length: int,
         dropout: float = 0.0,
+        keeps_pages: bool = False,
     ) -> None:
         self.layers, self.width, self.heads, self.hidden = layers, width, heads, hidden
         self.shape = (rows, length, width)
         self.dropout = dropout
+        self.keeps_pages = keeps_pages
 
     def __str__(self) -> str:
         rows, length, _ = self.shape
         text = f"{self.layers} encoder layers of width {self.width}, microbatch {rows} x {length}"
-        return text if self.dropout == 0 else f"{text}, dropout {self.dropout}"
+        text += f", dropout {self.dropout}" if self.dropout else ""
+        return text + (", freed memory kept" if self.keeps_pages else "")
 
     def stage(self) -> nn.Sequential:
         """Builds it, the same each time."""
@@ -92,7 +102,16 @@ MODELS = {
     "small": Encoder(16, 16, 2, 64, rows=4, length=64),
     "dropout": Encoder(16, 16, 2, 64, rows=4, length=64, dropout=0.1),
     "medium": Encoder(4, 256, 4, 1024, rows=8, length=64),
+    "kept": Encoder(4, 256, 4, 1024, rows=8, length=64, keeps_pages=True),
 }
+
+
+def keep_pages() -> None:
+    """Tells glibc to keep what it is given back; elsewhere it does nothing."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: what is larger is a mapping of its own
+        mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: what is free at the end goes back
 
 
 def loss_fn(output: Tensor) -> Tensor:
@@ -173,12 +192,15 @@ def measure_time(model: Encoder, rounds: int) -> dict[str, Any]:
         for name in ("split", "torch"):
             check_same(grads[name], grads["whole"])
     samples: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+    faults: dict[str, list[int]] = {name: [] for name in contenders}
     for index in range(-5, rounds):
         order = list(contenders.items())
         for name, contender in order if index % 2 == 0 else order[::-1]:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             seconds = contender.run()
             if index >= 0:
                 samples[name].append(seconds)
+                faults[name].append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     whole = [s["B"] for s in samples["whole"]]
     halves = [s["I"] + s["W"] for s in samples["split"]]
     theirs = [s["I"] + s["W"] for s in samples["torch"]]
@@ -198,6 +220,7 @@ def measure_time(model: Encoder, rounds: int) -> dict[str, Any]:
             "weight": ms([s["W"] for s in samples["split"]]),
             "torch halves": ms(theirs),
         },
+        "page_faults_a_step": {name: statistics.median(each) for name, each in faults.items()},
         "halves_by_whole": ratio(halves, whole),
         "times_faster_than_torch": ratio(theirs, halves),
     }
@@ -257,6 +280,8 @@ def main() -> None:
     rows = []
     for name in args.rows:
         model = MODELS[name]
+        if model.keeps_pages:
+            keep_pages()
         rows.append(
             {"row": str(model), **measure_time(model, args.rounds), **measure_memory(model)}
         )
@@ -269,6 +294,8 @@ def main() -> None:
         "torch's halves",
         "times faster",
         "memory I/F",
+        "faults B",
+        "I+W",
     ]
     lines = []
     for row in rows:
@@ -279,6 +306,7 @@ def main() -> None:
                 *(row["halves_by_whole"]["of_medians"], ms["torch halves"]),
                 row["times_faster_than_torch"]["of_medians"],
                 row["after_input_by_after_forward"],
+                *(row["page_faults_a_step"][name] for name in ("whole", "split")),
             ]
         )
     print(table(head, lines))
