@@ -8,7 +8,7 @@ from torch import nn
 _CALL = ("_call_impl", "_wrapped_call_impl")
 
 
-def diagnose(error: BaseException, stage: int, is_first: bool) -> str:
+def diagnose(error: BaseException, stage: int) -> str:
     """Returns a clause for the error message, or "" if the traceback shows no module.
 
     Names the innermost module of the failed call, what it got, and, for the layers whose input
@@ -21,7 +21,6 @@ def diagnose(error: BaseException, stage: int, is_first: bool) -> str:
     inner = frames[-1]
     module: nn.Module = inner.f_locals["self"]
     path = next((name for name, child in top.named_modules() if child is module), "")
-    received = _arguments(frames[0])
     got = _arguments(inner)
     is_loss = isinstance(top, nn.modules.loss._Loss)
     text = "\n  in the loss function" if is_loss else f"\n  in stage {stage}"
@@ -30,13 +29,6 @@ def diagnose(error: BaseException, stage: int, is_first: bool) -> str:
     text += f" ({_one_line(module)}), which got {_describe(got)}"
     if expected := _expected(module):
         text += f" and expected {expected}"
-    from_before = [
-        f"argument {i}"
-        for i, (name, value) in enumerate(received.items())
-        if name.isdecimal() and any(value is other for other in got.values())
-    ]
-    if not is_first and from_before and not is_loss:
-        text += f"\n  {', '.join(from_before)} came from stage {stage - 1}"
     return text
 
 

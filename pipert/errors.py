@@ -61,7 +61,6 @@ def make_pipeline_error(
     action: Action | None,
     message: str,
     cause: BaseException | None,
-    is_first: bool = False,
 ) -> PipelineError:
     """Makes the error of what is known of a failure; C++ calls it too.
 
@@ -69,9 +68,8 @@ def make_pipeline_error(
         kind: as in PipelineError.
         rank: that failed.
         action: what it ran; None: nothing.
-        message: what is known beside it.
+        message: what is known beside it; of an action, what it had been given.
         cause: the user's exception, or a channel's.
-        is_first: whether the action is of a stage where the model begins.
     """
     if kind == "remote":
         return error_of_peer(message)
@@ -84,7 +82,7 @@ def make_pipeline_error(
     if cause is not None:
         what = f"{type(cause).__name__}: {_text(cause)}"
         if kind == "action" and action is not None:
-            what += diagnose(cause, action.stage, is_first)
+            what += diagnose(cause, action.stage) + (f"\n  {message}" if message else "")
     else:
         what = message
     error_class = PipelineTimeoutError if kind == "timeout" else PipelineError

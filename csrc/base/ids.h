@@ -33,6 +33,10 @@ struct MessageKey {
   friend auto operator<=>(const MessageKey&, const MessageKey&) = default;
 };
 
+// The stage that it is for: the next one for an activation, the one before for a gradient.
+inline StageIndex reader_of(const MessageKey& message) {
+  return message.stage + (message.kind == MessageKind::kActivation ? 1 : -1);
+}
 // "activation of stage 1, microbatch 3"
 std::string to_string(const MessageKey& message);
 // "0->1"

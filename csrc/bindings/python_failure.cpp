@@ -53,13 +53,12 @@ const char* kind_name(FailureKind kind) {
 
 }  // namespace
 
-void raise_pipeline_error(const Failure& failure, bool is_first) {
+void raise_pipeline_error(const Failure& failure) {
   const py::object cause = python_exception(failure.cause);
   const py::object action = failure.action.has_value() ? py::cast(*failure.action) : py::none();
-  const py::object error =
-      py::module_::import("pipert.errors")
-          .attr("make_pipeline_error")(kind_name(failure.kind), failure.rank, action,
-                                       failure.message, cause, is_first);
+  const py::object error = py::module_::import("pipert.errors")
+                               .attr("make_pipeline_error")(kind_name(failure.kind), failure.rank,
+                                                            action, failure.message, cause);
   if (!cause.is_none()) PyException_SetCause(error.ptr(), cause.inc_ref().ptr());
   PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(error.ptr())), error.ptr());
   throw py::error_already_set();

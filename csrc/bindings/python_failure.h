@@ -9,9 +9,8 @@
 
 namespace pipert {
 
-// Raises pipert.PipelineError for `failure`, with the user's exception as its cause. `is_first`:
-// whether it is of a stage where the model begins.
-[[noreturn]] void raise_pipeline_error(const Failure& failure, bool is_first);
+// Raises pipert.PipelineError for `failure`, with the user's exception as its cause.
+[[noreturn]] void raise_pipeline_error(const Failure& failure);
 
 // What other processes are told of it; pipert.errors reads it back.
 std::string failure_text(const pybind11::error_already_set& error);

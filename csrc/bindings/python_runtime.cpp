@@ -266,7 +266,7 @@ void PythonRuntime::run(const std::function<void()>& start) {
   if (!failure.has_value()) return;
   outputs();  // nobody will ask for them
   try {
-    raise_pipeline_error(*failure, begins_model(*failure));
+    raise_pipeline_error(*failure);
   } catch (py::error_already_set& error) {
     if (failure->kind != FailureKind::kRemote) publish(error);
     if (signal.has_value()) throw *signal;
@@ -274,15 +274,9 @@ void PythonRuntime::run(const std::function<void()>& start) {
   }
 }
 
-bool PythonRuntime::begins_model(const Failure& failure) const {
-  const auto found =
-      failure.action.has_value() ? positions_.find(failure.action->stage) : positions_.end();
-  return found != positions_.end() && found->second.is_first;
-}
-
 void PythonRuntime::publish_interrupt(const Failure& failure) {
   try {
-    raise_pipeline_error(failure, /*is_first=*/false);
+    raise_pipeline_error(failure);
   } catch (py::error_already_set& error) {
     publish(error);
   }

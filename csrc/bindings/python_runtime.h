@@ -79,7 +79,6 @@ class PythonRuntime {
 
  private:
   void set_batches(const StepArguments& arguments);
-  bool begins_model(const Failure& failure) const;
   bool has_first() const;
   bool has_last() const;
   // The entries of `all`, one for each microbatch, that `stage` runs; the others are empty.

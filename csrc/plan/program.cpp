@@ -105,6 +105,20 @@ std::string describe_wait(const Program& program, std::size_t instruction) {
   return text;
 }
 
+std::string describe_transfer(const Program& program, std::size_t instruction) {
+  const auto& op = program.instructions[instruction].op;
+  const auto edge = [&](SlotId id) { return program.slots[as_index(id)].edge; };
+  if (const auto* send = std::get_if<Send>(&op)) {
+    return concat("sent the ", to_string(send->message), ", to stage ", reader_of(send->message),
+                  " on rank ", edge(send->slot).destination);
+  }
+  if (const auto* recv = std::get_if<Recv>(&op)) {
+    return concat("posted the receive of the ", to_string(recv->message), ", from rank ",
+                  edge(recv->slot).source);
+  }
+  return concat("waited ", describe_wait(program, instruction));
+}
+
 std::string to_string(const Program& program) {
   std::ostringstream out;
   out << "program of rank " << program.rank << " of " << program.num_ranks << ": "

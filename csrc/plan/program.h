@@ -109,6 +109,8 @@ std::string to_string(const Program& program, const Instruction& instruction);
 // What the instruction waits for, in words: "to run 1F3, for the activation of stage 0, microbatch
 // 3, from rank 0".
 std::string describe_wait(const Program& program, std::size_t instruction);
+// What it does, as the end of "while it ..."; the wait, for one that waits.
+std::string describe_transfer(const Program& program, std::size_t instruction);
 // A header, the slots and one line for each instruction.
 std::string to_string(const Program& program);
 

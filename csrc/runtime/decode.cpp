@@ -31,7 +31,8 @@ class Decoder {
     op.receiver = resources_.receivers.at(slot(recv.slot).edge).get();
     op.sequence = recv.sequence;
     op.slot = slot(recv.slot).index;
-    arriving_[recv.slot] = {op.receiver, op.lane, recv.message, recv.sequence, op.slot};
+    arriving_[recv.slot] = {op.receiver,   op.lane, recv.message, slot(recv.slot).edge.source,
+                            recv.sequence, op.slot};
     return op;
   }
 
@@ -76,7 +77,11 @@ class Decoder {
       throw InternalError(concat(to_string(run.action), " has more than one input or output"));
     }
     if (!run.reads.empty()) op.input = input(run.reads.front());
-    if (!run.writes.empty()) op.held = run.writes.front();
+    if (run.writes.empty()) return op;
+    op.held = run.writes.front();
+    const auto kind =
+        op.code == OpCode::kForward ? MessageKind::kActivation : MessageKind::kGradient;
+    held_[op.held] = {kind, run.action.stage, run.action.microbatch};
     return op;
   }
 
@@ -144,6 +149,9 @@ class Decoder {
     if (slot(id).kind == SlotKind::kReceive) return arriving_.at(id);
     Input local;
     local.slot = id;
+    const auto found = held_.find(id);
+    if (found != held_.end()) local.key = found->second;  // else a rehearsal's, and wrong
+    local.source = program_.rank;
     return local;
   }
 
@@ -154,7 +162,8 @@ class Decoder {
   std::set<std::pair<StageIndex, Microbatch>> recomputed_;
   std::set<MarkId> move_marks_;  // that a move sets or waits for
   std::map<StageIndex, StageOrder> orders_;
-  std::map<SlotId, Input> arriving_;  // what the last Recv into each slot brings
+  std::map<SlotId, Input> arriving_;   // what the last Recv into each slot brings
+  std::map<SlotId, MessageKey> held_;  // what the last Run into each other slot made
 };
 
 }  // namespace

@@ -44,7 +44,8 @@ enum class OpCode : std::uint8_t {
 struct Input {
   Receiver* receiver = nullptr;  // null: from local slot `slot`, or nowhere if that is -1
   Lane* lane = nullptr;          // the receive lane of the edge
-  MessageKey key;
+  MessageKey key;                // of what it reads
+  Rank source = 0;               // where that was made
   int sequence = 0;
   int slot = -1;
 };

@@ -161,6 +161,7 @@ bool Executor::dispatch(const Op& op, const Pass& pass) {
 bool Executor::run_stage(const Op& op, const Pass& pass) {
   Message input;
   if (!fetch(op.input, pass, input)) return false;
+  arrivals_[0].note(input);
   start();
   Message result = run_action(op, pass, std::move(input));
   if (op.held >= 0) held_[as_index(op.held)] = std::move(result);
@@ -173,6 +174,7 @@ bool Executor::run_pair(const Op& forward, const Op& backward, const Pass& pass)
   if (!fetch(forward.input, pass, inputs[0])) return false;
   progress_.instruction.store(at + 1, std::memory_order_relaxed);  // what it waits for now
   if (!fetch(backward.input, pass, inputs[1])) return false;
+  for (std::size_t i = 0; i < inputs.size(); ++i) arrivals_[i].note(inputs[i]);
   progress_.instruction.store(at, std::memory_order_relaxed);
   start();
   const Program& program = decoded(pass).program;
@@ -304,8 +306,7 @@ bool Executor::fetch(const Input& input, const Pass& pass, Message& message) {
   spread_.enter(seat_);  // it may have slept, and been woken on its waker's core
   if (!arrived.has_value()) return false;
   message = std::move(*arrived);
-  check_arrival(message, input.key, pass.epoch, pass.training);
-  if (pass.is_keyed && message.step != pass.step) refuse_step(input, pass.step, message.step);
+  check(message, input, pass);
   if (meter_.has_value()) meter_->take(message.tensors);
   if (input.lane->is_asynchronous()) {
     const auto mark = input.lane->make_mark();
@@ -316,15 +317,13 @@ bool Executor::fetch(const Input& input, const Pass& pass, Message& message) {
   return true;
 }
 
-void Executor::refuse_step(const Input& input, std::int64_t own, std::int64_t other) const {
-  for (const auto& [edge, receiver] : resources_.receivers) {
-    if (receiver.get() != input.receiver) continue;
-    throw ValueError(
-        concat("the ranks would draw other random numbers: with rng_seed, step_index "
-               "must be the same on all ranks, got ",
-               own, " on rank ", edge.destination, " and ", other, " on rank ", edge.source));
-  }
-  throw InternalError("a message came from no edge");
+void Executor::check(const Message& message, const Input& input, const Pass& pass) const {
+  check_arrival(message, input.key, pass.epoch, pass.training);
+  if (!pass.is_keyed || message.step == pass.step) return;
+  throw ValueError(
+      concat("the ranks would draw other random numbers: with rng_seed, step_index "
+             "must be the same on all ranks, got ",
+             pass.step, " on rank ", rank(), " and ", message.step, " on rank ", input.source));
 }
 
 bool Executor::release(const Op& op) {
@@ -348,12 +347,14 @@ void Executor::fail(const Pass& pass, std::exception_ptr cause) {
   } else if (run != nullptr && has_input_) {
     failure.kind = FailureKind::kAction;
     failure.action = failing_.value_or(run->action);
+    if (failure.action->kind != ActionKind::kOverlap) {
+      const std::size_t half = *failure.action == run->action ? 0 : 1;  // of a joint pair
+      failure.message = arrivals_[half].describe(decoded(pass).ops[at + half]);
+    }
   } else {
     failure.kind = FailureKind::kTransfer;
     if (run != nullptr) failure.action = run->action;
-    const bool waits = run != nullptr || std::holds_alternative<Release>(instruction.op);
-    failure.message = waits ? concat("while it waited ", describe_wait(program, at))
-                            : concat("at ", to_string(program, instruction));
+    failure.message = concat("while it ", describe_transfer(program, at));
   }
   failure_.set(std::move(failure));
 }

@@ -5,6 +5,7 @@
 // it.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <functional>
 #include <memory>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "device/memory_meter.h"
+#include "runtime/arrival.h"
 #include "runtime/core_spread.h"
 #include "runtime/decode.h"
 #include "runtime/failure.h"
@@ -80,8 +82,8 @@ class Executor {
   Message run_action(const Op& op, const Pass& pass, Message input);
   static Message run_on_stage(const Op& op, const RunContext& context, Message input);
   bool fetch(const Input& input, const Pass& pass, Message& message);
-  // Throws ValueError: the sender of `input` is at step `other`, and this rank at step `own`.
-  [[noreturn]] void refuse_step(const Input& input, std::int64_t own, std::int64_t other) const;
+  // Throws ValueError unless the message is the one that `input` is to bring in this pass.
+  void check(const Message& message, const Input& input, const Pass& pass) const;
   bool move(const Op& op, const Pass& pass);
   void send(const Op& op, const Pass& pass);
   bool release(const Op& op);
@@ -117,7 +119,8 @@ class Executor {
   // and the bytes that it sent.
   std::int64_t started_ns_ = 0;
   std::int64_t sent_bytes_ = 0;
-  bool has_input_ = false;  // the Run or Move at hand has what it reads
+  bool has_input_ = false;           // the Run or Move at hand has what it reads
+  std::array<Arrival, 2> arrivals_;  // that it reads; both halves of a pair
   bool last_was_training_ = true;
   std::int64_t middle_ns_ = 0;     // of the joint pair at hand: where its forward ends in the trace
   std::optional<Action> failing_;  // what failed, where it isn't the Run at hand

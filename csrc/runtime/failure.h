@@ -24,7 +24,7 @@ struct Failure {
   FailureKind kind = FailureKind::kAction;
   Rank rank = 0;
   std::optional<Action> action;
-  std::string message;
+  std::string message;       // kAction: what the action had been given
   std::exception_ptr cause;  // null for kTimeout, kRemote, kInterrupted
 };
 

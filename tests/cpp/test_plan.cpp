@@ -280,6 +280,12 @@ void instructions_print_on_one_line_and_waits_in_words() {
         "to run 1F0, for the activation of stage 0, microbatch 0, from rank 0");
   CHECK(describe_wait(program, program.instructions.size() - 1) ==
         "until rank 0 has the gradient of stage 1, microbatch 0");
+  CHECK(describe_transfer(program, 0) ==
+        "posted the receive of the activation of stage 0, microbatch 0, from rank 0");
+  CHECK(describe_transfer(program, 1) ==
+        "waited to run 1F0, for the activation of stage 0, microbatch 0, from rank 0");
+  CHECK(describe_transfer(program, 3) ==
+        "sent the gradient of stage 1, microbatch 0, to stage 0 on rank 0");
   CHECK(to_string(program).starts_with("program of rank 1 of 2: 5 instructions"));
 }
 

@@ -186,7 +186,7 @@ def test_a_failing_loss_module_is_named_as_the_loss_function():
         pytest.raises(pipert.PipelineError, match="in the loss function") as raised,
     ):
         pipe.step(torch.randn(2, 2), target=torch.tensor([0, 7]))
-    assert "came from stage" not in str(raised.value)
+    assert "stage 0 got" not in str(raised.value)
 
 
 def test_a_failing_function_says_what_it_got():
