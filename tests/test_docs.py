@@ -195,6 +195,17 @@ def step(rows=8, target_rows=None, stages=None, **arguments):
         pipe.step(torch.ones(rows, 4), target=torch.ones(target_rows or rows, 4), **arguments)
 
 
+def step_with_a_stage_that_changes_its_mind():
+    layer = nn.Linear(4, 4)
+
+    def stage(x):
+        y = layer(x)
+        return y[:1] if pipert.current_microbatch().is_recomputing else y
+
+    with make_pipeline([stage, nn.Linear(4, 4)], recompute=[0]) as pipe:
+        pipe.step(torch.ones(8, 4), target=torch.ones(8, 4))
+
+
 def step_without_target():
     with make_pipeline() as pipe:
         pipe.step(torch.ones(8, 4))
@@ -211,6 +222,7 @@ MISTAKES = {
     "no target": step_without_target,
     "unknown keyword": lambda: step(mask=torch.ones(8, 4)),
     "a module for stages": lambda: make_pipeline(nn.Sequential(nn.Linear(4, 4))),
+    "gradients that don't fit": step_with_a_stage_that_changes_its_mind,
     "stages that don't fit": lambda: step(stages=[nn.Linear(4, 8), nn.Linear(16, 4)]),
 }
 

@@ -2,11 +2,14 @@
 
 #include "base/error.h"
 #include "base/index.h"
+#include "device/message.h"
 
 namespace py = pybind11;
 
 namespace pipert {
 namespace {
+
+using Keywords = std::optional<std::vector<std::string>>;
 
 // Of a dict, the entries whose keys are in `keywords`.
 py::object select(const py::handle& whole, const std::vector<std::string>& keywords) {
@@ -50,14 +53,32 @@ BatchShares::BatchShares(const StepArguments& arguments, int num_microbatches, b
   if (!size_.has_value() && !has_first) weights_.clear();
 }
 
-std::vector<BatchPiece> BatchShares::kwargs(const std::optional<std::vector<std::string>>& keywords,
-                                            bool flat) const {
+std::vector<BatchPiece> BatchShares::kwargs(const Keywords& keywords, bool flat) const {
+  const char* const what = arguments_.is_cut && keywords.has_value() ? "microbatches" : "kwargs";
+  return cut(selected(keywords), what, flat);
+}
+
+py::object BatchShares::selected(const Keywords& keywords) const {
   const py::object& whole = arguments_.kwargs;
-  if (whole.is_none() || !keywords.has_value()) return cut(whole, "kwargs", flat);
-  if (!arguments_.is_cut) return cut(select(whole, *keywords), "kwargs", flat);
+  if (whole.is_none() || !keywords.has_value()) return whole;
+  if (!arguments_.is_cut) return select(whole, *keywords);
   py::list selected;
   for (const py::handle entry : whole) selected.append(select(entry, *keywords));
-  return cut(selected, "microbatches", flat);
+  return selected;
+}
+
+std::int64_t BatchShares::rows(const StagePosition& position, const Keywords& keywords) const {
+  if (position.is_first) return arguments_.is_cut ? kInPieces : size_.value_or(0);
+  const py::object kwargs = selected(keywords);
+  const py::object target = position.is_last ? arguments_.target : py::object(py::none());
+  if (!arguments_.is_cut) {
+    const auto size = batch_size(py::make_tuple(kwargs, target));
+    return size.value_or(0);
+  }
+  bool is_given = !target.is_none();
+  for (const py::handle entry : kwargs.is_none() ? py::object(py::tuple()) : kwargs)
+    is_given = is_given || py::len(entry) > 0;
+  return is_given ? kInPieces : 0;
 }
 
 std::vector<BatchPiece> BatchShares::cut(const py::object& value, const char* what,

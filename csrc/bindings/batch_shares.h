@@ -37,8 +37,10 @@ class BatchShares {
 
   // The share of each microbatch in the mean loss; empty where that comes with the messages.
   const std::vector<double>& weights() const { return weights_; }
-  // Rows of the whole batch; 0 when it came in pieces.
-  std::int64_t rows() const { return size_.value_or(0); }
+  // Rows of the whole batch, as the stage there is given it: see Stage::begin. `keywords`: those
+  // that it takes; nothing: any.
+  std::int64_t rows(const StagePosition& position,
+                    const std::optional<std::vector<std::string>>& keywords) const;
 
   // Pieces by microbatch, or none. They are flat if `flat` says so and they can be.
   std::vector<BatchPiece> args(bool flat) const { return cut(arguments_.args, "args", flat); }
@@ -53,6 +55,8 @@ class BatchShares {
                                  bool flat) const;
 
  private:
+  // Of the keyword arguments, those whose names are in `keywords`; in a list if they are cut.
+  pybind11::object selected(const std::optional<std::vector<std::string>>& keywords) const;
   std::vector<BatchPiece> cut(const pybind11::object& value, const char* what, bool flat) const;
   std::vector<BatchPiece> entries(const pybind11::object& value, const char* what, bool flat) const;
   static BatchPiece piece(const pybind11::object& value, const char* what, bool flat);

@@ -160,7 +160,7 @@ void PythonRuntime::set_batches(const StepArguments& arguments) {
     body->set_batch(std::move(batch));
     const bool knows_weights = position.is_first || position.is_last;
     stages_.at(stage)->begin(knows_weights ? shares.weights() : std::vector<double>(),
-                             shares.rows());
+                             shares.rows(position, keywords_.at(stage)));
     if (flat) held_ = arguments;
   }
   // An export changes what all of torch does in this process: it waits for another time if a pass

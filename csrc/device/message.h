@@ -14,6 +14,9 @@
 
 namespace pipert {
 
+// Instead of a number of rows: the caller had cut the batch.
+inline constexpr std::int64_t kInPieces = -1;
+
 struct Message {
   MessageKey key;
   std::int64_t epoch =
@@ -21,7 +24,8 @@ struct Message {
   bool training = true;   // of the pass: a rank that evaluates refuses those of one that trains
   std::int64_t step = 0;  // of the pass, as the sender's user counts them
   double weight = 0.0;    // of this microbatch in the mean loss; activations alone
-  std::int64_t batch_size = 0;  // rows of the whole batch; 0 when it came in pieces; likewise
+  // Rows of the whole batch, or kInPieces; 0 where nothing in it has rows; likewise.
+  std::int64_t batch_size = 0;
 
   // Any shape, dtype and device. A gradient that nobody needs is an undefined tensor.
   std::vector<at::Tensor> tensors;

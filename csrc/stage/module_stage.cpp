@@ -9,6 +9,7 @@
 
 #include "autograd/backward.h"
 #include "autograd/graph.h"
+#include "stage/gradient_check.h"
 #include "stage/microbatch_scope.h"
 
 namespace pipert {
@@ -32,6 +33,10 @@ std::size_t num_bytes(const std::vector<at::Tensor>& tensors) {
 at::Tensor number_of(const at::Tensor& loss) {
   const bool is_alone = !loss.has_storage() || loss.storage().nbytes() == loss.nbytes();
   return is_alone ? loss.detach() : loss.detach().clone();
+}
+
+std::string describe_rows(std::int64_t rows) {
+  return rows == kInPieces ? "a batch that is cut already" : c10::str("a batch of ", rows, " rows");
 }
 
 std::vector<std::int64_t> versions_of(const std::vector<at::Tensor>& tensors) {
@@ -59,9 +64,9 @@ ModuleStage::ModuleStage(StagePosition position, int num_microbatches,
       in_flight_(as_index(num_microbatches)),
       shares_gil_(shares_gil) {}
 
-void ModuleStage::begin(std::vector<double> weights, std::int64_t batch_size) {
+void ModuleStage::begin(std::vector<double> weights, std::int64_t rows) {
   weights_ = std::move(weights);
-  batch_size_ = batch_size;
+  rows_ = rows;
   losses_.clear();
   loss_weights_.clear();
 }
@@ -69,7 +74,7 @@ void ModuleStage::begin(std::vector<double> weights, std::int64_t batch_size) {
 Message ModuleStage::forward(const RunContext& context, Message input) {
   InFlight& state = entry(context, Phase::kIdle);
   const double weight = weight_of(context, input);
-  const std::int64_t batch_size = position_.is_first ? batch_size_ : input.batch_size;
+  const std::int64_t batch_size = position_.is_first ? rows_ : input.batch_size;
   if (context.pass.training) {
     state.phase = Phase::kForwardDone;
     ++num_in_flight_;
@@ -165,6 +170,7 @@ void ModuleStage::recompute(const RunContext& context) {
                     context.microbatch, ", and ", result.tensors.size(), " when it ran again");
   keep_roots(result, state);
   set_absent(&InFlight::lacks_graph, false, state);
+  state.ran_again = true;
 }
 
 void ModuleStage::set_absent(bool InFlight::* why, bool value, InFlight& state) {
@@ -186,22 +192,22 @@ void ModuleStage::keep_roots(const BodyResult& result, InFlight& state) const {
 }
 
 double ModuleStage::weight_of(const RunContext& context, const Message& input) const {
-  if (weights_.empty()) return input.weight;
   if (!position_.is_first) check_batches(context, input);
-  return weights_[as_index(context.microbatch)];
+  return weights_.empty() ? input.weight : weights_[as_index(context.microbatch)];
 }
 
 void ModuleStage::check_batches(const RunContext& context, const Message& input) const {
-  const bool is_cut = batch_size_ == 0 || input.batch_size == 0;
-  TORCH_CHECK_VALUE(is_cut || batch_size_ == input.batch_size,
-                    "ranks were given different batches: ", input.batch_size,
-                    " rows on the first stage's rank, and a target of ", batch_size_,
-                    " on the last stage's rank");
+  if (rows_ != 0 && input.batch_size != 0 && rows_ != input.batch_size) {
+    TORCH_CHECK_VALUE(
+        false, "ranks were given different batches: ", describe_rows(input.batch_size),
+        " on the first stage's rank, and ", describe_rows(rows_), " for stage ", position_.stage);
+  }
+  if (weights_.empty()) return;
   const double weight = weights_[as_index(context.microbatch)];
   TORCH_CHECK_VALUE(weight == input.weight, "ranks were given different batches: microbatch ",
                     context.microbatch, " has a share of ", input.weight,
-                    " of the batch on the first stage's rank and of ", weight,
-                    " of the target on the last stage's rank");
+                    " of the batch on the first stage's rank and of ", weight, " for stage ",
+                    position_.stage);
 }
 
 void ModuleStage::keep_loss(const RunContext& context, double weight, const at::Tensor& loss) {
@@ -222,7 +228,7 @@ Message ModuleStage::backward(const RunContext& context, Message gradients) {
   recompute(context);
   InFlight state = std::exchange(entry(context, Phase::kForwardDone), {});
   --num_in_flight_;
-  Seeds seeds = take_seeds(state, std::move(gradients));
+  Seeds seeds = take_seeds(context, state, std::move(gradients));
   const bool keep_graph = keeps_graph(state, seeds.roots);
   run_engine([&] { run_backward(seeds.roots, seeds.gradients, keep_graph); });
   if (keep_graph) {
@@ -234,7 +240,7 @@ Message ModuleStage::backward(const RunContext& context, Message gradients) {
 Message ModuleStage::backward_input(const RunContext& context, Message gradients) {
   recompute(context);
   InFlight& state = entry(context, Phase::kForwardDone);
-  Seeds seeds = take_seeds(state, std::move(gradients));
+  Seeds seeds = take_seeds(context, state, std::move(gradients));
   state.keep_graph = keeps_graph(state, seeds.roots);
   state.was_split = !recomputes_ && state.sink.node != nullptr;
   run_engine([&] {
@@ -289,11 +295,14 @@ ModuleStage::InFlight& ModuleStage::entry(const RunContext& context, Phase phase
   return state;
 }
 
-ModuleStage::Seeds ModuleStage::take_seeds(InFlight& state, Message gradients) const {
-  if (position_.is_last) gradients.tensors = std::exchange(state.seeds, {});
-  TORCH_INTERNAL_ASSERT(gradients.tensors.size() == state.roots.size(), "stage ", position_.stage,
-                        " returned ", state.roots.size(), " tensors and got ",
-                        gradients.tensors.size(), " gradients");
+ModuleStage::Seeds ModuleStage::take_seeds(const RunContext& context, InFlight& state,
+                                           Message gradients) const {
+  if (position_.is_last) {
+    gradients.tensors = std::exchange(state.seeds, {});
+  } else {
+    check_gradients({position_.stage, context.microbatch, state.ran_again}, state.roots,
+                    gradients.tensors);
+  }
   Seeds seeds;
   for (std::size_t i = 0; i < state.roots.size(); ++i) {
     if (!gradients.tensors[i].defined() || !state.roots[i].is_valid()) continue;

@@ -43,7 +43,7 @@ class ModuleStage final : public Stage {
   ModuleStage(StagePosition position, int num_microbatches, std::unique_ptr<StageBody> body,
               bool shares_gil);
 
-  void begin(std::vector<double> weights, std::int64_t batch_size) override;
+  void begin(std::vector<double> weights, std::int64_t rows) override;
   Message forward(const RunContext& context, Message input) override;
   Message backward(const RunContext& context, Message gradients) override;
   Message backward_input(const RunContext& context, Message gradients) override;
@@ -91,6 +91,7 @@ class ModuleStage final : public Stage {
     std::size_t num_bytes = 0;               // of inputs and outputs
     double weight = 0.0;                     // the microbatch's
     std::size_t num_outputs = 0;             // tensors
+    bool ran_again = false;                  // its graph is that of a second run
     bool lacks_graph = false;                // as long as it must be recomputed; then:
     Message input;                           // of the forward
     RandomState random;                      // before the forward
@@ -125,7 +126,7 @@ class ModuleStage final : public Stage {
   void keep_loss(const RunContext& context, double weight, const at::Tensor& loss);
   // The microbatch's entry. REQUIRES that it is in `phase`.
   InFlight& entry(const RunContext& context, Phase phase);
-  Seeds take_seeds(InFlight& state, Message gradients) const;
+  Seeds take_seeds(const RunContext& context, InFlight& state, Message gradients) const;
   static Message input_gradients(InFlight& state);
   bool keeps_graph(const InFlight& state, const std::vector<torch::autograd::Edge>& roots) const;
   // Runs a piece of backward; where it throws, takes back what the engine left set.
@@ -148,7 +149,7 @@ class ModuleStage final : public Stage {
   std::vector<bool> recomputed_;  // by microbatch, or empty
   bool changes_input_ = false;    // whether the code was seen to work in place on its input
   std::vector<double> weights_;
-  std::int64_t batch_size_ = 0;
+  std::int64_t rows_ = 0;
   std::vector<at::Tensor> losses_;
   std::vector<double> loss_weights_;
 };

@@ -52,9 +52,10 @@ class Stage {
   virtual ~Stage() = default;
 
   // Before a pass. `weights`: the share of each microbatch in the mean loss, summing to 1. Given on
-  // the first stage; may be given on the last one, and is then checked against what comes with the
-  // messages; else empty. `batch_size`: rows of the whole batch; 0 when it came in pieces.
-  virtual void begin(std::vector<double> weights, std::int64_t batch_size) = 0;
+  // the first stage; may be given on the last one, else empty. `rows`: of the whole batch, as in
+  // Message::batch_size; 0 where this stage is given none of it. On other stages than the first
+  // both are checked against what comes with the messages.
+  virtual void begin(std::vector<double> weights, std::int64_t rows) = 0;
 
   // REQUIRES that the microbatch is not in flight on this stage. `input`: what the stage before
   // returned; without tensors on the first stage. Returns what the next stage gets; without tensors

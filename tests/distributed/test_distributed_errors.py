@@ -395,7 +395,7 @@ def test_batches_of_different_size_are_an_error_even_if_they_are_cut_alike() -> 
     x, y = data(16)
     if setup.rank == 0:
         x = x[:8]
-    message = "8 rows on the first stage's rank, and a target of 16 on the last stage's rank"
+    message = "a batch of 8 rows on the first stage's rank, and a batch of 16 rows for stage 1"
     with within(1.0), pytest.raises(pipert.PipelineError, match=message):
         setup.pipe.step(x, target=y)
     setup.works()
