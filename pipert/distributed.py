@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,9 +11,11 @@ from concurrent import futures
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, ClassVar, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
+import pipert
 from pipert import _C
 from pipert.errors import (
     PipelineError,
@@ -191,14 +194,21 @@ class Peers:
         Raises:
             ValueError: on every rank, with the first difference.
         """
+        software = _software()
         arguments = {
+            **software,
             "num_microbatches": schedule.num_microbatches,
             "num_stages": schedule.num_stages,
             "schedule.placement.ranks": schedule.placement.ranks,
             "schedule.placement.num_copies": schedule.placement.num_copies,
             **options,
         }
-        _check_same(self.exchange(call, arguments))
+        told = self.exchange(call, arguments)
+        # First: another version may have other options.
+        _check_same(
+            [{name: rank[name] for name in software} for rank in told], "run different software"
+        )
+        _check_same(told)
         # All actions to all ranks would be gigabytes for a large schedule.
         digest = hashlib.sha256(schedule.to_csv().encode()).hexdigest()
         if len(set(self.exchange(call, digest))) == 1:
@@ -262,15 +272,25 @@ def _ask(question: Callable[[], _Answer], limit_s: float) -> _Answer:
             thread.join()
 
 
-def _check_same(everybody: list[dict[str, Any]]) -> None:
+def _software() -> dict[str, str]:
+    """What the bytes of a message depend on, and of a result."""
+    return {
+        "version of pipert": pipert.__version__,
+        "version of torch": torch.__version__.partition("+")[0],
+        "byte order": sys.byteorder,
+    }
+
+
+def _check_same(
+    everybody: list[dict[str, Any]], how: str = "were given different arguments"
+) -> None:
     """Raises ValueError with the first difference between what the ranks gave."""
     for name, mine in everybody[0].items():
         for rank, theirs in enumerate(everybody):
             if theirs[name] != mine:
                 where, first, other = _first_difference(name, mine, theirs[name])
                 raise ValueError(
-                    f"ranks were given different arguments: {where} is {first} on rank 0 and "
-                    f"{other} on rank {rank}"
+                    f"ranks {how}: {where} is {first} on rank 0 and {other} on rank {rank}"
                 )
 
 

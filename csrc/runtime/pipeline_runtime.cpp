@@ -1,5 +1,8 @@
 #include "runtime/pipeline_runtime.h"
 
+#include <c10/util/Exception.h>
+
+#include <new>
 #include <thread>
 #include <utility>
 
@@ -21,11 +24,18 @@ constexpr std::int64_t kPollEveryNs = 200'000'000;
 constexpr std::chrono::milliseconds kReasonPatience{400};
 constexpr std::chrono::milliseconds kGlance{10};  // the caller has more to watch than the store
 
-// Whether this rank found itself that a message was wrong, or that a process is gone: then it has
-// nobody's reason to wait for.
+// Whether this rank found itself that a message was wrong, that there is no memory for it, or that
+// a process is gone: then it has nobody's reason to wait for. Else a connection was lost, perhaps
+// because a peer failed, which will say why. Of those, gloo's are no errors of torch's.
 bool is_own_finding(const Failure& failure) {
   try {
     if (failure.cause != nullptr) std::rethrow_exception(failure.cause);
+  } catch (const c10::DistError&) {
+    return false;
+  } catch (const c10::Error&) {
+    return true;
+  } catch (const std::bad_alloc&) {
+    return true;
   } catch (const ValueError&) {
     return true;
   } catch (const ProcessGone&) {

@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "base/wire.h"
+#include "device/tensor_type.h"
 
 namespace pipert {
 namespace {
@@ -62,6 +63,22 @@ std::int64_t extent(at::IntArrayRef sizes, at::IntArrayRef strides) {
 // Whether the memory between the first and the last element holds nothing but elements.
 bool can_keep_strides(const at::Tensor& tensor) {
   return extent(tensor.sizes(), tensor.strides()) <= tensor.numel();
+}
+
+// Whether there is memory with its elements: not for a wrapper of other tensors, or a fake one.
+bool has_elements(const at::Tensor& tensor) {
+  if (!tensor.has_storage()) return false;
+  return !tensor.device().is_cpu() || tensor.numel() == 0 || tensor.storage().data() != nullptr;
+}
+
+// Throws ValueError for a tensor that is more, or less, than its elements, sizes and strides.
+void check_dense(const at::Tensor& tensor, const MessageKey& key) {
+  const bool is_strided = tensor.layout() == at::kStrided && !tensor.is_nested();
+  if (is_strided && !tensor.is_quantized() && has_elements(tensor)) return;
+  throw ValueError(concat(
+      "the ", to_string(key), " holds a tensor ", type_of(tensor), " (layout ", tensor.layout(),
+      tensor.is_quantized() ? ", quantized" : "",
+      "): expected dense ones with elements of their own, which alone can leave the process"));
 }
 
 struct TensorDescription {
@@ -130,6 +147,8 @@ FrameWriter::FrameWriter(Message message)
     const bool requires_grad = i < message_.requires_grad.size() && message_.requires_grad[i];
     const bool is_beside = tensor.defined() && !tensor.device().is_cpu();
     if (tensor.defined()) {
+      if (tensor._is_zerotensor()) tensor = tensor.clone();  // torch's own, which has no elements
+      check_dense(tensor, message_.key);
       tensor = tensor.resolve_neg().resolve_conj();
       if (!can_keep_strides(tensor))
         tensor = tensor.clone();  // dense, its dimensions in the same order

@@ -20,6 +20,7 @@ namespace pipert {
 class FrameWriter {
  public:
   // Keeps a reference to the tensors, and a dense copy of those whose strides can't be kept.
+  // ValueError for tensors that are more, or less, than their elements: sparse, quantized, fake.
   explicit FrameWriter(Message message);
 
   // Of the whole frame.
