@@ -184,6 +184,19 @@ def test_empty_and_zero_dimensional_tensors_cross() -> None:
 
 
 @pytest.mark.processes(2)
+def test_zeros_that_torch_keeps_no_elements_of_cross() -> None:
+    def first(weight: Tensor, x: Tensor) -> Any:
+        return x * weight, torch._efficientzerotensor(x.shape)
+
+    def second(weight: Tensor, product: Tensor, zeros: Tensor) -> Tensor:
+        assert zeros.shape == product.shape
+        return product * weight + zeros
+
+    x, y = data(5)
+    _run(lambda: [Probe(first), Probe(second)], x, y)
+
+
+@pytest.mark.processes(2)
 def test_value_without_a_tensor_crosses() -> None:
     def first(weight: Tensor, x: Tensor) -> Any:
         return {"rows": len(x)}
