@@ -20,7 +20,8 @@ bool is_transfer(const Instruction& instruction) {
 }
 
 // The lanes of all ranks stand in one row. Each goes through its instructions step by step: a
-// transfer takes two steps, it begins and it ends; another takes one.
+// transfer takes two steps, it begins and it ends; so do the halves of a joint pair, both of which
+// have what they read before either ends; another takes one.
 class LaneWalk {
  public:
   LaneWalk(std::span<const Program> programs, std::span<const RankProof> proofs,
@@ -44,9 +45,9 @@ class LaneWalk {
   struct RankLayout {
     int first_lane = 0;
     int num_lanes = 0;                  // and one behind them, of Releases
-    std::vector<int> ends;              // by instruction: the steps of its lane when it is done
+    std::vector<int> begins;            // by instruction: the steps of its lane when it has begun
+    std::vector<int> ends;              // and when it is done
     std::vector<std::size_t> blockers;  // by instruction: the last before it that blocks the thread
-    std::vector<bool> begins_pair;      // by instruction
   };
 
   void lay_out(const Program& program) {
@@ -55,16 +56,25 @@ class LaneWalk {
     layout.num_lanes = static_cast<int>(program.lanes.size());
     steps_.resize(steps_.size() + program.lanes.size() + 1);
     rank_of_.resize(steps_.size(), program.rank);
-    layout.begins_pair.resize(program.instructions.size());
-    for (const std::size_t first : program.joint_pairs) layout.begins_pair[first] = true;
+    auto pair = program.joint_pairs.begin();
     std::size_t blocker = kNone;
     for (std::size_t i = 0; i < program.instructions.size(); ++i) {
-      const Instruction& instruction = program.instructions[i];
-      auto& lane = steps_[as_index(lane_of(layout, instruction))];
-      lane.insert(lane.end(), is_transfer(instruction) ? 2 : 1, i);
-      layout.ends.push_back(static_cast<int>(lane.size()));
-      layout.blockers.push_back(blocker);
-      if (!is_transfer(instruction)) blocker = i;
+      const bool is_pair = pair != program.joint_pairs.end() && *pair == i;
+      if (is_pair) ++pair;
+      const std::size_t last = is_pair ? i + 1 : i;
+      auto& lane = steps_[as_index(lane_of(layout, program.instructions[i]))];
+      for (std::size_t half = i; half <= last; ++half) {
+        lane.push_back(half);
+        layout.begins.push_back(static_cast<int>(lane.size()));
+        layout.blockers.push_back(blocker);
+      }
+      const bool takes_two = is_pair || is_transfer(program.instructions[i]);
+      for (std::size_t half = i; half <= last; ++half) {
+        if (takes_two) lane.push_back(half);
+        layout.ends.push_back(static_cast<int>(lane.size()));
+      }
+      if (!is_transfer(program.instructions[i])) blocker = last;
+      i = last;
     }
   }
 
@@ -73,10 +83,14 @@ class LaneWalk {
     return layout.first_lane + (releases ? layout.num_lanes : instruction.lane);
   }
 
-  // For instruction `i` of `rank` to be done, or one step less: a transfer to have begun.
-  Wait wait_for(Rank rank, std::size_t i, int less = 0) const {
+  // For instruction `i` of `rank` to have begun, or to be done.
+  Wait begin_of(Rank rank, std::size_t i) const {
     const RankLayout& layout = ranks_[as_index(rank)];
-    return {lane_of(layout, programs_[as_index(rank)].instructions[i]), layout.ends[i] - less};
+    return {lane_of(layout, programs_[as_index(rank)].instructions[i]), layout.begins[i]};
+  }
+  Wait end_of(Rank rank, std::size_t i) const {
+    const RankLayout& layout = ranks_[as_index(rank)];
+    return {lane_of(layout, programs_[as_index(rank)].instructions[i]), layout.ends[i]};
   }
   bool is_over(const Wait& wait) const { return done_[as_index(wait.rank)] >= wait.steps; }
 
@@ -84,23 +98,32 @@ class LaneWalk {
     const Rank rank = rank_of_[as_index(lane)];
     const std::size_t at = steps_[as_index(lane)][as_index(step)];
     const Instruction& instruction = programs_[as_index(rank)].instructions[at];
-    if (step > 0 && steps_[as_index(lane)][as_index(step - 1)] == at) return peer_wait(rank, at);
     const RankLayout& layout = ranks_[as_index(rank)];
+    if (step >= layout.begins[at])  // it has begun
+      return is_transfer(instruction) ? std::optional(peer_wait(rank, at)) : std::nullopt;
     if (layout.blockers[at] != kNone) {
-      const Wait issue = wait_for(rank, layout.blockers[at]);
+      const Wait issue = end_of(rank, layout.blockers[at]);
       if (!is_over(issue)) return issue;
     }
     if (auto wait = mark_wait(rank, instruction)) return wait;
-    if (!layout.begins_pair[at]) return std::nullopt;
-    return mark_wait(rank, programs_[as_index(rank)].instructions[at + 1]);
+    if (const auto* release = std::get_if<Release>(&instruction.op))
+      return reader_wait(rank, instruction.lane, release->sequence);
+    return std::nullopt;
   }
 
   std::optional<Wait> mark_wait(Rank rank, const Instruction& instruction) const {
     for (const MarkId mark : instruction.waits) {
-      const Wait wait = wait_for(rank, proofs_[as_index(rank)].setters[as_index(mark)]);
+      const Wait wait = end_of(rank, proofs_[as_index(rank)].setters[as_index(mark)]);
       if (!is_over(wait)) return wait;
     }
     return std::nullopt;
+  }
+
+  // For a message that `lane` of `rank` sends to be taken.
+  Wait reader_wait(Rank rank, LaneId lane, int sequence) const {
+    const MessageEnds::End peer = ends_.peer(rank, as_index(lane));
+    const auto& readers = proofs_[as_index(peer.rank)].transfers[peer.lane].readers;
+    return begin_of(peer.rank, readers[as_index(sequence)]);
   }
 
   Wait peer_wait(Rank rank, std::size_t at) const {
@@ -109,7 +132,7 @@ class LaneWalk {
     const auto* send = std::get_if<Send>(&instruction.op);
     const int sequence = send != nullptr ? send->sequence : std::get<Recv>(instruction.op).sequence;
     const auto& others = proofs_[as_index(peer.rank)].transfers[peer.lane].instructions;
-    return wait_for(peer.rank, others[as_index(sequence)], /*less=*/1);
+    return begin_of(peer.rank, others[as_index(sequence)]);
   }
 
   // Each lane that is stuck waits for one that is stuck.

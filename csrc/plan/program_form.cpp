@@ -14,6 +14,8 @@ class FormCheck {
   explicit FormCheck(const Program& program) : program_(program) {}
 
   MaybeFinding operator()() {
+    if (program_.num_marks < 0)
+      return find(Flaw::kMalformed, program_, {}, "expected a number of marks of 0 or more");
     if (auto finding = check_lanes()) return finding;
     for (at_ = 0; at_ < program_.instructions.size(); ++at_) {
       const Instruction& instruction = program_.instructions[at_];
@@ -118,20 +120,27 @@ class FormCheck {
     return wrong("stage or microbatch is out of range");
   }
 
-  MaybeFinding check_pairs() {
+  MaybeFinding check_pairs() const {
     std::size_t free_from = 0;
     for (const std::size_t first : program_.joint_pairs) {
-      at_ = std::min(first, program_.instructions.size() - 1);
-      const bool is_good = first >= free_from && first + 1 < program_.instructions.size() &&
-                           is_run(first) && is_run(first + 1);
-      if (!is_good)
-        return wrong("a joint pair must be two Runs behind each other, of no other pair");
+      const std::size_t size = program_.instructions.size();
+      const bool is_good = first >= free_from && first < size && size - first > 1 &&
+                           is_half(first, /*forward=*/true) && is_half(first + 1, false);
+      if (!is_good) {
+        return find(Flaw::kMalformed, program_, {},
+                    concat("expected a joint pair at %", first,
+                           ": a forward, then a backward (B or I), both in no other pair"));
+      }
       free_from = first + 2;
     }
     return std::nullopt;
   }
-  bool is_run(std::size_t i) const {
-    return std::holds_alternative<Run>(program_.instructions[i].op);
+  bool is_half(std::size_t i, bool forward) const {
+    const auto* run = std::get_if<Run>(&program_.instructions[i].op);
+    if (run == nullptr) return false;
+    const ActionKind kind = run->action.kind;
+    if (forward) return kind == ActionKind::kForward;
+    return kind == ActionKind::kBackward || kind == ActionKind::kInputGrad;
   }
 
   const Program& program_;

@@ -19,7 +19,8 @@ class RankProver {
         clocks_(program, marks),
         slots_(program, clocks_),
         held_(program, clocks_),
-        known_(program.lanes.size()) {
+        known_(program.lanes.size()),
+        posted_(program.slots.size()) {
     proof_.transfers.resize(program.lanes.size());
     for (std::size_t lane = 0; lane < program.lanes.size(); ++lane) {
       if (program.lanes[lane].kind == LaneKind::kReceive) receive_lanes_.push_back(lane);
@@ -53,6 +54,7 @@ class RankProver {
     if (const auto* recv = std::get_if<Recv>(&op)) finding = take_transfer(at, recv->sequence);
     if (const auto* send = std::get_if<Send>(&op)) finding = take_transfer(at, send->sequence);
     if (!finding) finding = slots_.take(at);
+    if (!finding) note_reader(at);
     if (!finding) finding = held_.take(at);
     proof_.step_of.resize(slots_.refills().size(), proof_.num_steps - 1);
     return finding;
@@ -100,6 +102,22 @@ class RankProver {
     return std::nullopt;
   }
 
+  void note_reader(std::size_t at) {
+    const Instruction& instruction = program_.instructions[at];
+    if (const auto* recv = std::get_if<Recv>(&instruction.op)) {
+      auto& readers = proof_.transfers[as_index(instruction.lane)].readers;
+      posted_[as_index(recv->slot)] = {as_index(instruction.lane), readers.size()};
+      readers.push_back(at);  // until it is read
+    }
+    const auto* run = std::get_if<Run>(&instruction.op);
+    if (run == nullptr) return;
+    for (const SlotId slot : run->reads) {
+      if (program_.slots[as_index(slot)].kind != SlotKind::kReceive) continue;
+      const auto& [lane, sequence] = posted_[as_index(slot)];
+      proof_.transfers[lane].readers[sequence] = at;
+    }
+  }
+
   // A step of a pair has begun when either half is done.
   int num_steps_known() const {
     const int num_pairs = clocks_.num_done(clocks_.second_halves());
@@ -114,7 +132,9 @@ class RankProver {
   HeldState held_;
   RankProof proof_;
   std::vector<std::size_t> receive_lanes_;
-  std::vector<int> known_;       // by receive lane: messages that are here at the last step
+  std::vector<int> known_;  // by receive lane: messages that are here at the last step
+  // By receive slot: the lane and the sequence of the message that it was posted for last.
+  std::vector<std::pair<std::size_t, std::size_t>> posted_;
   std::vector<int> pair_steps_;  // by pair: the number of steps up to it, with it
 };
 

@@ -19,6 +19,7 @@ struct LaneTransfers {
   // Of a Send: how many steps have surely begun when it begins. Of a Recv: the first step that
   // begins with its message surely here; -1: none does.
   std::vector<int> steps;
+  std::vector<std::size_t> readers;  // of a Recv: the Run that reads its message
 };
 
 // A step before which messages come in: those of `lane` from `begin` to `end` are here then, and

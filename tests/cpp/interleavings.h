@@ -1,9 +1,11 @@
 // interleavings: what can become of small Programs, by trying every order in which lanes and ranks
-// may go on. Knows nothing of clocks: for tests of the prover. Programs without joint pairs.
+// may go on. Knows nothing of clocks: for tests of the prover.
 //
 // A lane begins its instructions in order; those of transfer lanes may overlap, others don't. A
-// Release goes by its marks alone. A message is there when its Send and its Recv have begun and the
-// Recv ends, which copies what the slot of the Send holds at that moment.
+// Release goes by its marks alone. The halves of a joint pair begin together, and take out what
+// both read; what follows on their lane begins when both are done. A message is there when its Send
+// and its Recv have begun and the Recv ends, which copies what the slot of the Send holds at that
+// moment.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +15,7 @@
 #include <unordered_set>
 #include <vector>
 
-#include "base/index.h"
-#include "plan/program.h"
+#include "program_layout.h"
 
 namespace pipert {
 
@@ -22,223 +23,223 @@ enum class Fate : std::uint8_t {
   kRight,  // every order ends, and reads what it should
   kWrong,  // some order uses a slot or activations too early, or reads the wrong message
   kStuck,  // some order doesn't end
+  kVast,   // there are more states than were asked for
 };
 
 class Interleavings {
  public:
-  // `in_order`: each rank begins its instructions in their order and waits at each but transfers.
-  Interleavings(std::span<const Program> programs, bool in_order)
-      : programs_(programs), in_order_(in_order) {
-    for (const Program& program : programs) lay_out(program);
+  // `in_order`: each rank begins its instructions in their order and waits at each but transfers,
+  // and at a Release until its message is read: a channel may take it in no earlier.
+  Interleavings(std::span<const Program> programs, bool in_order,
+                std::size_t most_states = static_cast<std::size_t>(-1))
+      : layout_(programs), in_order_(in_order), most_states_(most_states) {
+    for (const Program& program : programs) {
+      first_slot_.push_back(num_cells_);
+      num_cells_ += program.slots.size();
+      first_held_.push_back(num_cells_);
+      num_cells_ += as_index(program.num_stages) * as_index(program.num_microbatches);
+    }
   }
 
   Fate fate() {
-    std::string start(2 * lanes_.size() + num_slots_, 0);
-    std::vector<std::string> open = {start};
+    const State start(2 * layout_.lanes().size() + num_cells_, 0);
+    std::vector<State> open = {start};
     seen_.insert(start);
     while (!open.empty()) {
-      const std::string state = open.back();
+      if (seen_.size() > most_states_) return Fate::kVast;
+      const State state = open.back();
       open.pop_back();
-      bool is_over = true;
-      bool moves = false;
-      for (std::size_t lane = 0; lane < lanes_.size(); ++lane) {
-        is_over &= count(state, lane, kDone) == lanes_[lane].size();
-        for (const Half half : {kBegun, kDone}) {
-          auto next = half == kBegun ? begin(state, lane) : end(state, lane);
-          if (is_wrong_) return Fate::kWrong;
-          if (!next) continue;
-          moves = true;
-          if (seen_.insert(*next).second) open.push_back(std::move(*next));
-        }
+      const std::vector<State> following = next(state);
+      if (is_wrong_) return Fate::kWrong;
+      if (following.empty() && !is_over(state)) return Fate::kStuck;
+      for (const State& each : following) {
+        if (seen_.insert(each).second) open.push_back(each);
       }
-      if (!is_over && !moves) return Fate::kStuck;
     }
     return Fate::kRight;
   }
   std::size_t num_states() const { return seen_.size(); }
 
  private:
+  using At = ProgramLayout::At;
+  using State = std::string;  // by lane how many have begun and are done, then the cells
   enum Half : std::size_t { kBegun, kDone };
-  struct At {  // an instruction
-    Rank rank = 0;
-    std::size_t index = 0;
-    std::size_t lane = 0;      // among all lanes
-    std::size_t position = 0;  // on it
-  };
-  using State = std::string;
-
-  void lay_out(const Program& program) {
-    const std::size_t first = lanes_.size();
-    lanes_.resize(first + program.lanes.size() + 1);  // and one for each Release below
-    first_slot_.push_back(num_slots_);
-    num_slots_ += program.slots.size();
-    auto& places = places_.emplace_back();
-    std::size_t releases = first + program.lanes.size();
-    for (std::size_t i = 0; i < program.instructions.size(); ++i) {
-      const Instruction& instruction = program.instructions[i];
-      std::size_t lane = first + as_index(instruction.lane);
-      if (std::holds_alternative<Release>(instruction.op)) {
-        if (!lanes_[releases].empty()) lanes_.resize((releases = lanes_.size()) + 1);
-        lane = releases;
-      }
-      places.push_back({program.rank, i, lane, lanes_[lane].size()});
-      lanes_[lane].push_back(places.back());
-    }
-  }
+  enum Held : char { kNone, kHere, kOnHost, kHalf, kGone, kInUse };  // activations
 
   static std::size_t count(const State& state, std::size_t lane, Half half) {
     return static_cast<std::uint8_t>(state[2 * lane + half]);
   }
-  const Instruction& instruction(const At& at) const {
-    return programs_[as_index(at.rank)].instructions[at.index];
-  }
-  static bool has(const State& state, const At& at, Half half) {
+  bool has(const State& state, const At& at, Half half) const {
     return count(state, at.lane, half) > at.position;
   }
-  static bool is_transfer(const Instruction& instruction) {
-    return std::holds_alternative<Send>(instruction.op) ||
-           std::holds_alternative<Recv>(instruction.op);
+  bool is_over(const State& state) const {
+    for (std::size_t lane = 0; lane < layout_.lanes().size(); ++lane) {
+      if (count(state, lane, kDone) != layout_.lanes()[lane].size()) return false;
+    }
+    return true;
   }
+  template <typename Typed>
+  bool is(const At& at) const {
+    return std::holds_alternative<Typed>(layout_.instruction(at).op);
+  }
+  bool is_transfer(const At& at) const { return is<Send>(at) || is<Recv>(at); }
+
+  std::vector<State> next(const State& state) {
+    std::vector<State> all;
+    for (std::size_t lane = 0; lane < layout_.lanes().size(); ++lane) {
+      for (const Half half : {kBegun, kDone}) {
+        const std::size_t at = count(state, lane, half);
+        if (at == layout_.lanes()[lane].size()) continue;
+        const At& place = layout_.lanes()[lane][at];
+        auto after = half == kBegun ? begin(state, place) : end(state, place);
+        if (!after) continue;
+        // Touches nothing and holds nobody up: no other order shows more.
+        if (is<Release>(place) || (is<Send>(place) && half == kDone)) return {*after};
+        all.push_back(std::move(*after));
+      }
+    }
+    return all;
+  }
+
   char& content(State& state, Rank rank, SlotId slot) const {
-    return state[2 * lanes_.size() + first_slot_[as_index(rank)] + as_index(slot)];
+    return state[2 * layout_.lanes().size() + first_slot_[as_index(rank)] + as_index(slot)];
   }
-  static char code(MessageKind kind, StageIndex stage, Microbatch microbatch) {
-    return static_cast<char>(1 + (stage * 8 + microbatch) * 2 +
-                             (kind == MessageKind::kGradient ? 1 : 0));
+  char& held(State& state, Rank rank, const Action& action) const {
+    const int row = action.stage * layout_.program(rank).num_microbatches;
+    return state[2 * layout_.lanes().size() + first_held_[as_index(rank)] +
+                 as_index(row + action.microbatch)];
   }
-
-  // The Send of a Recv, or the Recv of a Send.
-  std::optional<At> peer(const At& at) const {
-    const Program& program = programs_[as_index(at.rank)];
-    const auto* send = std::get_if<Send>(&instruction(at).op);
-    const auto* recv = std::get_if<Recv>(&instruction(at).op);
-    const Edge edge = program.slots[as_index(send ? send->slot : recv->slot)].edge;
-    const int sequence = send ? send->sequence : recv->sequence;
-    for (const At& other : places_[as_index(send ? edge.destination : edge.source)]) {
-      const auto* sent = std::get_if<Send>(&instruction(other).op);
-      const auto* received = std::get_if<Recv>(&instruction(other).op);
-      const auto& slots = programs_[as_index(other.rank)].slots;
-      if (send && received && received->sequence == sequence &&
-          slots[as_index(received->slot)].edge == edge)
-        return other;
-      if (recv && sent && sent->sequence == sequence && slots[as_index(sent->slot)].edge == edge)
-        return other;
-    }
-    return std::nullopt;
-  }
-
-  bool is_set(const State& state, Rank rank, MarkId mark) const {
-    for (const At& at : places_[as_index(rank)]) {
-      if (instruction(at).mark == mark) return has(state, at, kDone);
-    }
-    return false;
-  }
-
-  static std::vector<SlotId> slots_of(const Instruction& instruction) {
-    std::vector<SlotId> slots;
-    if (const auto* run = std::get_if<Run>(&instruction.op)) {
-      slots.assign(run->reads.begin(), run->reads.end());
-      slots.insert(slots.end(), run->writes.begin(), run->writes.end());
-    }
-    if (const auto* recv = std::get_if<Recv>(&instruction.op)) slots = {recv->slot};
-    if (const auto* send = std::get_if<Send>(&instruction.op)) slots = {send->slot};
-    return slots;
-  }
-
-  static const Action* action_of(const Instruction& instruction) {
-    if (const auto* run = std::get_if<Run>(&instruction.op)) return &run->action;
-    if (const auto* move = std::get_if<Move>(&instruction.op)) return &move->action;
-    return nullptr;
+  static char code(bool is_activation, StageIndex stage, Microbatch microbatch) {
+    return static_cast<char>(1 + (stage * 8 + microbatch) * 2 + (is_activation ? 0 : 1));
   }
 
   // A Send holds its slot until the message is there.
   bool holds_slots(const State& state, const At& at) const {
-    if (!has(state, at, kBegun)) return false;
-    if (!std::holds_alternative<Send>(instruction(at).op)) return !has(state, at, kDone);
-    const auto other = peer(at);
-    return !other || !has(state, *other, kDone);
+    if (!has(state, at, kBegun) || is<Release>(at)) return false;
+    const At* other = is<Send>(at) ? layout_.peer(at) : &at;
+    return other == nullptr || !has(state, *other, kDone);
   }
-
-  // Whether somebody uses what `at` would use.
+  std::vector<SlotId> slots_of(const At& at) const {
+    const auto& op = layout_.instruction(at).op;
+    std::vector<SlotId> slots;
+    if (const auto* run = std::get_if<Run>(&op)) {
+      slots.assign(run->reads.begin(), run->reads.end());
+      slots.insert(slots.end(), run->writes.begin(), run->writes.end());
+    }
+    if (const auto* recv = std::get_if<Recv>(&op)) slots = {recv->slot};
+    if (const auto* send = std::get_if<Send>(&op)) slots = {send->slot};
+    return slots;
+  }
+  // Whether somebody uses a slot that `at` would use.
   bool clashes(const State& state, const At& at) const {
-    const Action* action = action_of(instruction(at));
-    for (const At& other : places_[as_index(at.rank)]) {
-      if (other.index == at.index) continue;
-      const Action* earlier = action_of(instruction(other));
-      const bool is_same = action && earlier && earlier->stage == action->stage &&
-                           earlier->microbatch == action->microbatch;
-      if (is_same && other.index < at.index && !has(state, other, kDone)) return true;
-      if (!holds_slots(state, other)) continue;
-      for (const SlotId slot : slots_of(instruction(at))) {
-        for (const SlotId held : slots_of(instruction(other))) {
-          if (slot == held) return true;
-        }
+    const auto slots = slots_of(at);
+    for (const At& other : layout_.places(at.rank)) {
+      if (other.index == at.index || !holds_slots(state, other)) continue;
+      for (const SlotId slot : slots_of(other)) {
+        if (std::find(slots.begin(), slots.end(), slot) != slots.end()) return true;
       }
     }
     return false;
   }
 
-  std::optional<State> begin(const State& state, std::size_t lane) {
-    const std::size_t next = count(state, lane, kBegun);
-    if (next == lanes_[lane].size()) return std::nullopt;
-    const At& at = lanes_[lane][next];
-    const Instruction& here = instruction(at);
-    if (!is_transfer(here) && count(state, lane, kDone) != next) return std::nullopt;
-    for (const MarkId mark : here.waits) {
-      if (!is_set(state, at.rank, mark)) return std::nullopt;
+  bool may_begin(const State& state, const At& at) const {
+    for (const MarkId mark : layout_.instruction(at).waits) {
+      const At* setter = layout_.setter(at.rank, mark);
+      if (setter == nullptr || !has(state, *setter, kDone)) return false;
     }
-    for (const At& earlier : places_[as_index(at.rank)]) {
-      if (!in_order_ || earlier.index >= at.index) break;
-      if (!is_transfer(instruction(earlier)) && !has(state, earlier, kDone)) return std::nullopt;
+    for (const At& earlier : layout_.places(at.rank)) {
+      if (earlier.index >= at.index) break;
+      const bool is_partner = at.is_second && earlier.index + 1 == at.index;
+      if (is_partner || has(state, earlier, kDone)) continue;
+      if (in_order_ && !is_transfer(earlier)) return false;
+      if (is<Run>(at) && is<Run>(earlier)) return false;  // the compute lane, both halves of pairs
     }
-    is_wrong_ |= clashes(state, at);
+    if (!in_order_ || !is<Release>(at)) return true;
+    const At* recv = layout_.peer(at);
+    const At* reader = recv == nullptr ? nullptr : layout_.reader(*recv);
+    if (reader == nullptr) return false;
+    // The first half of a pair takes its message before the second has its own.
+    return has(state, *reader, kBegun) || (!reader->is_second && may_begin(state, *reader));
+  }
+
+  std::optional<State> begin(const State& state, const At& at) {
+    const bool is_busy = count(state, at.lane, kDone) != count(state, at.lane, kBegun);
+    if (at.is_second || (!is_transfer(at) && is_busy)) return std::nullopt;
+    const At* second = layout_.second_of(at);
+    if (!may_begin(state, at) || (second != nullptr && !may_begin(state, *second)))
+      return std::nullopt;
+    is_wrong_ |= clashes(state, at) || (second != nullptr && clashes(state, *second));
     State after = state;
-    ++after[2 * lane + kBegun];
-    if (const auto* run = std::get_if<Run>(&here.op)) {
-      for (const SlotId slot : run->reads) {
-        const bool forward = run->action.kind == ActionKind::kForward;
-        const MessageKind kind = forward ? MessageKind::kActivation : MessageKind::kGradient;
-        const StageIndex from = run->action.stage + (forward ? -1 : 1);
-        char& held = content(after, at.rank, slot);
-        is_wrong_ |= held != code(kind, from, run->action.microbatch);
-        held = 0;
-      }
-    }
+    take(after, at);
+    if (second != nullptr) take(after, *second);
     return after;
   }
 
-  std::optional<State> end(const State& state, std::size_t lane) {
-    const std::size_t next = count(state, lane, kDone);
-    if (next == count(state, lane, kBegun)) return std::nullopt;
-    const At& at = lanes_[lane][next];
+  // Its inputs out of their slots.
+  void take(State& state, const At& at) {
+    ++state[2 * at.lane + kBegun];
+    const auto& op = layout_.instruction(at).op;
+    if (const auto* move = std::get_if<Move>(&op)) use(state, at.rank, move->action);
+    const auto* run = std::get_if<Run>(&op);
+    if (run == nullptr) return;
+    use(state, at.rank, run->action);
+    for (const SlotId slot : run->reads) {
+      const bool forward = run->action.kind == ActionKind::kForward;
+      const StageIndex from = run->action.stage + (forward ? -1 : 1);
+      char& found = content(state, at.rank, slot);
+      is_wrong_ |= found != code(forward, from, run->action.microbatch);
+      found = 0;
+    }
+  }
+  void use(State& state, Rank rank, const Action& action) {
+    char& found = held(state, rank, action);
+    is_wrong_ |= found != needed(action.kind);
+    found = kInUse;
+  }
+  static Held needed(ActionKind kind) {
+    if (kind == ActionKind::kForward) return kNone;
+    if (kind == ActionKind::kReload) return kOnHost;
+    return kind == ActionKind::kWeightGrad ? kHalf : kHere;
+  }
+  static Held left(ActionKind kind) {
+    if (kind == ActionKind::kOffload) return kOnHost;
+    if (kind == ActionKind::kInputGrad) return kHalf;
+    const bool ends = kind == ActionKind::kBackward || kind == ActionKind::kWeightGrad;
+    return ends ? kGone : kHere;
+  }
+
+  std::optional<State> end(const State& state, const At& at) {
+    if (has(state, at, kDone) || !has(state, at, kBegun)) return std::nullopt;
     State after = state;
-    if (const auto* run = std::get_if<Run>(&instruction(at).op)) {
+    const auto& op = layout_.instruction(at).op;
+    if (const auto* move = std::get_if<Move>(&op)) {
+      held(after, at.rank, move->action) = left(move->action.kind);
+    } else if (const auto* run = std::get_if<Run>(&op)) {
+      held(after, at.rank, run->action) = left(run->action.kind);
       const bool forward = run->action.kind == ActionKind::kForward;
       for (const SlotId slot : run->writes) {
-        content(after, at.rank, slot) =
-            code(forward ? MessageKind::kActivation : MessageKind::kGradient, run->action.stage,
-                 run->action.microbatch);
+        content(after, at.rank, slot) = code(forward, run->action.stage, run->action.microbatch);
       }
-    } else if (const auto* recv = std::get_if<Recv>(&instruction(at).op)) {
-      const auto sender = peer(at);
-      if (!sender || !has(state, *sender, kBegun)) return std::nullopt;
-      const SlotId from = std::get<Send>(instruction(*sender).op).slot;
+    } else if (const auto* recv = std::get_if<Recv>(&op)) {
+      const At* sender = layout_.peer(at);
+      if (sender == nullptr || !has(state, *sender, kBegun)) return std::nullopt;
+      const SlotId from = std::get<Send>(layout_.instruction(*sender).op).slot;
       content(after, at.rank, recv->slot) = content(after, sender->rank, from);
-    } else if (std::holds_alternative<Send>(instruction(at).op)) {
-      const auto receiver = peer(at);
-      if (!receiver || !has(state, *receiver, kDone)) return std::nullopt;
+    } else if (is<Send>(at)) {
+      const At* receiver = layout_.peer(at);
+      if (receiver == nullptr || !has(state, *receiver, kDone)) return std::nullopt;
     }
-    ++after[2 * lane + kDone];
+    ++after[2 * at.lane + kDone];
     return after;
   }
 
-  std::span<const Program> programs_;
+  ProgramLayout layout_;
   bool in_order_;
+  std::size_t most_states_;
   bool is_wrong_ = false;
-  std::vector<std::vector<At>> lanes_;   // of all ranks
-  std::vector<std::vector<At>> places_;  // by rank and instruction
-  std::vector<std::size_t> first_slot_;  // by rank
-  std::size_t num_slots_ = 0;
+  std::vector<std::size_t> first_slot_;  // by rank: where its cells begin
+  std::vector<std::size_t> first_held_;
+  std::size_t num_cells_ = 0;
   std::unordered_set<State> seen_;
 };
 

@@ -1,6 +1,7 @@
-// Programs with one mark, wait or slot changed: the prover objects, or they are right in every
-// order in which lanes and ranks may go on.
+// Programs with one mark, wait, slot or place changed: the prover objects, or they are right in
+// every order in which lanes and ranks may go on.
 
+#include <algorithm>
 #include <functional>
 #include <string>
 #include <utility>
@@ -120,6 +121,17 @@ void change_slots(Programs programs, std::size_t rank, std::size_t i, const Visi
   }
 }
 
+void change_place(const Programs& given, std::size_t rank, std::size_t i, const Visit& visit) {
+  for (std::size_t to = 0; to < given[rank].instructions.size(); ++to) {
+    Programs programs = given;
+    auto& instructions = programs[rank].instructions;
+    const Instruction moved = instructions[i];
+    instructions.erase(instructions.begin() + static_cast<std::ptrdiff_t>(i));
+    instructions.insert(instructions.begin() + static_cast<std::ptrdiff_t>(to), moved);
+    if (to != i) visit(programs);
+  }
+}
+
 Tally judge_mutations(const Programs& programs) {
   CHECK(prove(programs).ok());
   CHECK(fate(programs) == Fate::kRight);
@@ -130,6 +142,7 @@ Tally judge_mutations(const Programs& programs) {
       change_waits(programs, rank, i, visit);
       change_mark(programs, rank, i, visit);
       change_slots(programs, rank, i, visit);
+      change_place(programs, rank, i, visit);
     }
   }
   return tally;
@@ -140,6 +153,17 @@ Schedule build(const char* name, int num_ranks, int num_microbatches, int num_st
                                .num_microbatches = num_microbatches,
                                .num_stages = num_stages,
                                .options = {}});
+}
+
+Schedule of_pairs() {
+  const Action first = overlap(forward(0, 2), backward(0, 0));
+  const Action second = overlap(forward(1, 1), backward(1, 0));
+  return {.name = "pairs",
+          .num_microbatches = 3,
+          .num_slices = 1,
+          .placement = Placement::loop(2, 2),
+          .ranks = {{forward(0, 0), forward(0, 1), first, backward(0, 1), backward(0, 2)},
+                    {forward(1, 0), second, backward(1, 1), forward(1, 2), backward(1, 2)}}};
 }
 
 void changes_of(const char* name, const Schedule& schedule, const LowerOptions& options) {
@@ -167,5 +191,6 @@ int main() {
   changes_of("1f1b, 1 message on its way", build("1f1b", 2, 2), {.send_slots = 1});
   changes_of("zb_h1", build("zb_h1", 2, 2), {});
   changes_of("offload", with_offload(build("1f1b", 2, 2), {}), {});
+  changes_of("joint pairs", of_pairs(), {.joint_pairs = true});
   changes_of("offload on one rank", with_offload(build("gpipe", 1, 3), {}), {});
 }
