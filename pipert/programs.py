@@ -1,6 +1,6 @@
 """Programs: those of this process's ranks, proved before any of them runs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pipert import _C
 
@@ -13,7 +13,12 @@ class Programs(tuple[_C.Program, ...]):
     """The programs of this process's ranks; prints as their text."""
 
     @classmethod
-    def proved(cls, lowering: _C.Lowering, ranks: Iterable[int]) -> "Programs":
+    def proved(
+        cls,
+        lowering: "_C.Lowering | Sequence[_C.Program]",
+        ranks: Iterable[int],
+        most_together: int = _MOST_TOGETHER,
+    ) -> "Programs":
         """Makes the programs of some ranks, and proves them.
 
         With those of the others where all are few enough, else each alone: every process has the
@@ -22,6 +27,7 @@ class Programs(tuple[_C.Program, ...]):
         Args:
             lowering: makes the programs.
             ranks: of this process.
+            most_together: the most instructions of all ranks that are proved together.
 
         Raises:
             RuntimeError: a program is wrong, which is a mistake of pipert.
@@ -29,7 +35,7 @@ class Programs(tuple[_C.Program, ...]):
         programs = cls(lowering[rank] for rank in ranks)
         together = programs
         num_others = len(lowering) - len(programs)
-        if num_others and max(map(len, programs)) * len(lowering) <= _MOST_TOGETHER:
+        if num_others and max(map(len, programs)) * len(lowering) <= most_together:
             own = {program.rank: program for program in programs}
             together = cls(own.get(rank) or lowering[rank] for rank in range(len(lowering)))
         proof = _C.prove(together)

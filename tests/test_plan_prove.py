@@ -8,6 +8,7 @@ from schedule_strategies import good_schedules
 
 import pipert
 from pipert import _C, Schedule
+from pipert.programs import Programs
 
 SEEDS = range(4)
 examples = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -128,16 +129,23 @@ def test_a_missing_wait_is_a_race_of_two_instructions():
     assert repr(proof) == f"<Proof: {proof.message}>"
 
 
-def test_a_race_across_ranks_needs_all_programs_to_be_seen():
+def without_a_wait_for_a_release():
     """An evaluation with two send slots, of which a Run no longer waits for the Release."""
     schedule = Schedule.build("gpipe", num_ranks=2, num_microbatches=5).forward_only()
     programs = pipert.lower(schedule, send_slots=1)
-    at = next(
-        i
-        for i, each in enumerate(programs[0].instructions)
-        if each["kind"] == "run" and each["waits"]
-    )
-    programs[0] = changed(programs[0], at, waits=[])
+    programs[0] = changed(programs[0], first_that_waits(programs[0]), waits=[])
+    return programs
+
+
+def first_that_waits(program):
+    runs = [i for i, each in enumerate(program.instructions) if each["kind"] == "run"]
+    return next(i for i in runs if program.instructions[i]["waits"])
+
+
+def test_a_race_across_ranks_needs_all_programs_to_be_seen():
+    programs = without_a_wait_for_a_release()
+    whole = Schedule.build("gpipe", num_ranks=2, num_microbatches=5).forward_only()
+    at = first_that_waits(pipert.lower(whole, send_slots=1)[0])
     alone = pipert.prove(programs[:1])
     assert alone
     assert not alone.is_whole
@@ -181,6 +189,72 @@ def test_marks_that_nobody_needs_are_found():
     assert proof.unneeded == [{"rank": 0, "instruction": 5, "mark": mark, "kind": "wait"}]
     programs[0] = changed(programs[0], 11, mark=programs[0].instructions[3]["mark"])
     assert pipert.prove(programs).flaw == "mark"  # set twice
+
+
+def setter_of(program, mark):
+    return next(each for each in program.instructions if each["mark"] == mark)
+
+
+@examples
+@given(lowered())
+def test_what_lower_leaves_unneeded_is_of_three_kinds(made):
+    _, programs = made
+    for each in pipert.prove(programs).unneeded:
+        program = programs[each["rank"]]
+        instruction = program.instructions[each["instruction"]]
+        setter = setter_of(program, each["mark"])
+        assert (each["kind"], instruction["kind"], setter["kind"]) in {
+            ("wait", "run", "recv"),  # a message that came before one that was read already
+            ("wait", "move", "move"),  # a RELOAD whose OFFLOAD another has waited past
+            ("mark", "run", "run"),  # one behind which no receive takes its slot
+        }
+        if each["kind"] == "mark":
+            assert any(program.slots[slot]["kind"] == "receive" for slot in instruction["reads"])
+
+
+@examples
+@given(lowered())
+def test_what_is_unneeded_can_all_be_left_out(made):
+    schedule, programs = made
+    while unneeded := pipert.prove(programs).unneeded:
+        for each in unneeded:
+            rank, at = each["rank"], each["instruction"]
+            waits = list(programs[rank].instructions[at]["waits"])
+            if each["kind"] == "wait":
+                waits.remove(each["mark"])
+                programs[rank] = changed(programs[rank], at, waits=waits)
+            else:
+                programs[rank] = changed(programs[rank], at, mark=None)
+        proof = pipert.prove(programs)
+        assert proof, proof.message
+    for seed in SEEDS:
+        copies = schedule.placement.num_copies
+        assert run_by_lanes(programs, seed, num_copies=copies) is not None
+
+
+# --- before the first step -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ranks", [[0, 1], [0], [1]])
+def test_a_wrong_program_is_refused_by_every_process_before_it_runs(ranks):
+    programs = named()
+    assert list(Programs.proved(programs, ranks)) == [programs[rank] for rank in ranks]
+    programs[0] = changed(programs[0], 3, waits=[])
+    with pytest.raises(RuntimeError, match=r"please report it\. rank 0: %3 \(send activation"):
+        Programs.proved(programs, ranks)
+
+
+def test_programs_that_are_too_many_together_are_proved_each_alone():
+    programs = without_a_wait_for_a_release()
+    size = len(programs[0]) * 2
+    with pytest.raises(RuntimeError, match="nothing that came back"):
+        Programs.proved(programs, [0], most_together=size)
+    assert Programs.proved(programs, [0], most_together=size - 1).prove().num_assumed > 0
+    with pytest.raises(RuntimeError, match="nothing that came back"):  # all are here already
+        Programs.proved(programs, [0, 1], most_together=size - 1)
+    programs[0] = changed(programs[0], 1, waits=[])
+    with pytest.raises(RuntimeError, match="may use the slot before"):
+        Programs.proved(programs, [0], most_together=size - 1)
 
 
 def test_a_pair_may_fill_the_slot_that_its_other_half_has_emptied():
