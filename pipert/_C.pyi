@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias, TypedDict
 
 from torch import Generator, Tensor
 from torch._C._distributed_c10d import Backend, Store
+from typing_extensions import Required
 
 # --- ir ---------------------------------------------------------------------------------------
 
@@ -473,9 +474,24 @@ class _Slot(TypedDict):
     index: int
 
 class _Lane(TypedDict):
-    kind: Literal["compute", "send", "receive"]
+    kind: Literal["compute", "send", "receive", "offload", "reload"]
     source: int
     destination: int
+
+# A transfer has `message`, `sequence` and `slot`, a run and a move `action`, a run also `reads` and
+# `writes`.
+class _Instruction(TypedDict, total=False):
+    kind: Required[Literal["recv", "run", "send", "release", "move"]]
+    lane: Required[int]
+    waits: Required[list[int]]
+    mark: Required[int | None]
+    text: Required[str]
+    message: tuple[str, int, int]
+    sequence: int
+    slot: int
+    action: Action
+    reads: list[int]
+    writes: list[int]
 
 class Program:
     @property
@@ -491,7 +507,7 @@ class Program:
     @property
     def peak_activations(self) -> int: ...
     @property
-    def instructions(self) -> list[dict[str, Any]]: ...
+    def instructions(self) -> list[_Instruction]: ...
     @property
     def joint_pairs(self) -> list[int]: ...
     @property

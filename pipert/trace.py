@@ -227,7 +227,8 @@ def _plan(program: Program) -> list[_Planned]:
     for at, op in enumerate(instructions):
         message, slot = None, op.get("slot")
         if slot is not None:
-            message = _parse_message(op["message"], slots[slot])
+            edge = slots[slot]
+            message = Message(*op["message"], edge["source"], edge["destination"])
         if op["kind"] == "recv" and message is not None and slot is not None:
             arriving[slot] = message
         for read in op.get("reads", ()):
@@ -251,9 +252,3 @@ def _lane_name(lane: Any) -> str:
     kind: str = lane["kind"]
     is_edge = kind in ("send", "receive")
     return f"{kind} {lane['source']}->{lane['destination']}" if is_edge else kind
-
-
-def _parse_message(text: str, slot: Any) -> Message:
-    """From "activation of stage 1, microbatch 3"."""
-    kind, _, _, stage, _, microbatch = text.replace(",", "").split()
-    return Message(kind, int(stage), int(microbatch), slot["source"], slot["destination"])

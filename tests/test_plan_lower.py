@@ -102,15 +102,15 @@ def gradient_maker(schedule):
 
 
 def crossing_messages(schedule):
-    """(message text, source, destination) of every result that goes to another rank."""
+    """(message, source, destination) of every result that goes to another rank."""
     rank_of = schedule.placement.ranks
     for stage in range(schedule.num_stages - 1):
         here, there = rank_of[stage], rank_of[stage + 1]
         if here == there:
             continue
         for m in range(schedule.num_microbatches):
-            yield f"activation of stage {stage}, microbatch {m}", here, there
-            yield f"gradient of stage {stage + 1}, microbatch {m}", there, here
+            yield ("activation", stage, m), here, there
+            yield ("gradient", stage + 1, m), there, here
 
 
 @examples

@@ -1,11 +1,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "base/error.h"
 #include "base/index.h"
 #include "bindings/bind.h"
 #include "plan/lower.h"
-#include "plan/prove.h"
 
 namespace py = pybind11;
 
@@ -19,7 +17,18 @@ py::list list_of(const FewIds<kMost>& ids) {
   return result;
 }
 
-// An instruction as a dict, for tests and tools; None stands for what its kind doesn't have.
+const char* kind_of(const Recv&) { return "recv"; }
+const char* kind_of(const Run&) { return "run"; }
+const char* kind_of(const Send&) { return "send"; }
+const char* kind_of(const Release&) { return "release"; }
+const char* kind_of(const Move&) { return "move"; }
+
+py::tuple describe(const MessageKey& message) {
+  const char* kind = message.kind == MessageKind::kActivation ? "activation" : "gradient";
+  return py::make_tuple(kind, message.stage, message.microbatch);
+}
+
+// An instruction as a dict, for tests and tools, with what its kind has.
 py::dict describe(const Program& program, std::size_t at) {
   using namespace py::literals;
   const Instruction& instruction = program.instructions[at];
@@ -27,27 +36,21 @@ py::dict describe(const Program& program, std::size_t at) {
       "lane"_a = instruction.lane, "waits"_a = list_of(instruction.waits),
       "mark"_a = instruction.mark == kNoMark ? py::object(py::none()) : py::cast(instruction.mark),
       "text"_a = to_string(program, instruction));
-  const auto transfer = [&](const char* kind, const auto& op) {
-    result["kind"] = kind;
-    result["message"] = to_string(op.message);
-    result["sequence"] = op.sequence;
-    result["slot"] = op.slot;
+  const auto add = [&](const auto& op) {
+    result["kind"] = kind_of(op);
+    if constexpr (requires { op.sequence; }) {
+      result["message"] = describe(op.message);
+      result["sequence"] = op.sequence;
+      result["slot"] = op.slot;
+    } else {
+      result["action"] = op.action;
+    }
+    if constexpr (requires { op.reads; }) {
+      result["reads"] = list_of(op.reads);
+      result["writes"] = list_of(op.writes);
+    }
   };
-  if (const auto* run = std::get_if<Run>(&instruction.op)) {
-    result["kind"] = "run";
-    result["action"] = run->action;
-    result["reads"] = list_of(run->reads);
-    result["writes"] = list_of(run->writes);
-  } else if (const auto* recv = std::get_if<Recv>(&instruction.op)) {
-    transfer("recv", *recv);
-  } else if (const auto* send = std::get_if<Send>(&instruction.op)) {
-    transfer("send", *send);
-  } else if (const auto* move = std::get_if<Move>(&instruction.op)) {
-    result["kind"] = "move";
-    result["action"] = move->action;
-  } else {
-    transfer("release", std::get<Release>(instruction.op));
-  }
+  std::visit(add, instruction.op);
   return result;
 }
 
@@ -124,104 +127,6 @@ Raises:
         send_slots < 1.)");
 }
 
-// The slots stand as they are read and written: as many as the instruction has.
-Program edited(Program program, std::size_t at, const std::vector<MarkId>& waits,
-               std::optional<MarkId> mark, const std::vector<SlotId>& slots) {
-  Instruction& instruction = program.instructions.at(at);
-  instruction.waits = {};
-  for (const MarkId wait : waits) instruction.waits.push_back(wait);
-  instruction.mark = mark.value_or(kNoMark);
-  auto slot = slots.begin();
-  if (auto* run = std::get_if<Run>(&instruction.op)) {
-    for (FewIds<2>* ids : {&run->reads, &run->writes}) {
-      const std::size_t size = ids->size();
-      *ids = {};
-      for (std::size_t i = 0; i < size && slot != slots.end(); ++i) ids->push_back(*slot++);
-    }
-  } else if (slot != slots.end()) {
-    if (auto* recv = std::get_if<Recv>(&instruction.op)) recv->slot = *slot;
-    if (auto* send = std::get_if<Send>(&instruction.op)) send->slot = *slot;
-    if (auto* release = std::get_if<Release>(&instruction.op)) release->slot = *slot;
-  }
-  return program;
-}
-
-py::list places_of(const Proof& proof) {
-  using namespace py::literals;
-  py::list result;
-  for (const InstructionPlace& place : proof.places) {
-    result.append(py::dict("rank"_a = place.rank, "instruction"_a = place.instruction,
-                           "text"_a = place.text));
-  }
-  return result;
-}
-
-py::list unneeded_of(const Proof& proof) {
-  using namespace py::literals;
-  py::list result;
-  for (const Unneeded& each : proof.unneeded) {
-    result.append(py::dict("rank"_a = each.rank, "instruction"_a = each.instruction,
-                           "mark"_a = each.mark, "kind"_a = each.is_wait ? "wait" : "mark"));
-  }
-  return result;
-}
-
-void bind_proof(py::module_& module) {
-  py::class_<Proof>(module, "Proof", "What prove() found. True if the programs are right.")
-      .def_property_readonly("ok", &Proof::ok)
-      .def_property_readonly(
-          "flaw",
-          [](const Proof& self) {
-            return self.ok() ? std::nullopt : std::optional(std::string(flaw_name(self.flaw)));
-          },
-          "None, malformed, mark, slot, message, state, race or deadlock.")
-      .def_readonly("message", &Proof::message, "What is wrong, in words; empty if nothing is.")
-      .def_property_readonly("places", &places_of,
-                             R"(The instructions concerned.
-
-A list of dicts with `rank`, `instruction` (its number) and `text`: the one that is wrong, the two that
-race, or those of a cycle, each waiting for the next.)")
-      .def_property_readonly("unneeded", &unneeded_of,
-                             R"(Waits and marks that nobody needs.
-
-A list of dicts with `rank`, `instruction`, `mark` and `kind`: a wait that lanes and other marks imply,
-or a mark that is set and never waited for.)")
-      .def_readonly("is_whole", &Proof::is_whole,
-                    "Whether all ranks were looked at together; else each alone.")
-      .def_readonly("num_assumed", &Proof::num_assumed,
-                    "How often it was taken on trust that a Release is right; 0 if is_whole.")
-      .def("__bool__", &Proof::ok)
-      .def("__repr__", [](const Proof& self) {
-        return self.ok() ? "<Proof: ok>" : concat("<Proof: ", self.message, ">");
-      });
-  module.def(
-      "prove", [](const std::vector<Program>& programs) { return prove(programs); },
-      py::arg("programs"), py::call_guard<py::gil_scoped_release>(),
-      R"(Shows that programs are right whatever lanes and ranks do when, or names what isn't.
-
-Every two conflicting accesses to a slot or to kept activations are ordered by lanes and marks; slots
-are filled only when empty; the ends of each edge agree; each mark is set once, before it is waited
-for; and no instructions wait for each other, with these slots and no other buffers.
-
-Args:
-    programs: those of all ranks, in rank order, are proved together. Others are proved each alone:
-        what only other ranks can show is assumed.
-
-Returns:
-    A Proof.
-
-Raises:
-    ValueError: no program, or ones that don't belong to one pipeline.)");
-  module.def(
-      "edit_program",
-      [](const Program& program, std::size_t instruction, const std::vector<MarkId>& waits,
-         std::optional<MarkId> mark, const std::vector<SlotId>& slots) {
-        return edited(program, instruction, waits, mark, slots);
-      },
-      py::arg("program"), py::arg("instruction"), py::kw_only(), py::arg("waits"), py::arg("mark"),
-      py::arg("slots"), "A copy with other waits, mark and slots (reads, then writes): for tests.");
-}
-
 }  // namespace
 
 void bind_plan(py::module_& module) {
@@ -247,7 +152,12 @@ str(program) prints it. Made by `Schedule` lowering inside `Pipeline`, or by `lo
               result.append(describe(self, i));
             return result;
           },
-          "A list of dicts, in the order of issue.")
+          R"(A list of dicts, in the order of issue.
+
+Each has `kind` ("recv", "run", "send", "release" or "move"), `lane`, `waits` and `mark` (None if it sets
+none), and `text`. A transfer has its `message` as (kind, stage, microbatch), named after the action
+that made it, `sequence` and `slot`; a run and a move their `action`, a run the slots that it `reads`
+and `writes`.)")
       .def_readonly("joint_pairs", &Program::joint_pairs,
                     "The instructions that are a run which goes jointly with the next one.")
       .def_property_readonly("slots", [](const Program& self) { return describe_all(self.slots); })
@@ -260,7 +170,6 @@ str(program) prints it. Made by `Schedule` lowering inside `Pipeline`, or by `lo
       });
 
   bind_lowering(module);
-  bind_proof(module);
 }
 
 }  // namespace pipert
