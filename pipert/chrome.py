@@ -1,9 +1,14 @@
-"""A trace in Chrome's trace-event format, which ui.perfetto.dev reads."""
+"""A trace in Chrome's trace-event format, which ui.perfetto.dev reads.
+
+An arrow has no slice of its own: a viewer hangs its begin ("s") and its steps ("t") on the slice
+that began last on their track, and its end ("f") on the next one. So each stands at the begin of
+its slice, and records of one time in the order of `_order`.
+"""
 
 import json
 import os
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from pipert.trace import Trace, TraceEvent
@@ -19,18 +24,28 @@ def write_chrome(trace: "Trace", path: str | os.PathLike[str]) -> None:
 
 
 def _records(trace: "Trace") -> Iterator[_Record]:
+    """What names the tracks, then all else by time."""
+    timed: list[_Record] = []
+    tracks = {rank.rank: _lanes(trace.events_of(rank.rank)) for rank in trace.ranks}
     for rank in trace.ranks:
         yield _metadata("process_name", rank.rank, name=f"rank {rank.rank}")
         yield _metadata("process_sort_index", rank.rank, sort_index=rank.rank)
-        events = trace.events_of(rank.rank)
-        lanes = _lanes(events)
-        for lane, track in lanes.items():
+        for lane, track in tracks[rank.rank].items():
             yield _metadata("thread_name", rank.rank, track, name=lane)
             yield _metadata("thread_sort_index", rank.rank, track, sort_index=track)
+        events = trace.events_of(rank.rank)
         for at, event in enumerate(events):
-            yield from _instruction(event, at, events, lanes[event.lane])
-        yield from _arrivals(trace, events, lanes)
-    yield from _arrows(trace)
+            timed += _instruction(event, at, events, tracks[rank.rank][event.lane])
+    for number, arrival in enumerate(_arrivals(trace)):
+        timed += _arrival(arrival, number, tracks)
+    yield from sorted(timed, key=lambda record: (record["ts"], _order(record)))
+
+
+def _order(record: _Record) -> int:
+    """Of records of one time: an arrow's begin and steps behind their slices, its end before."""
+    if record["ph"] in "stf":
+        return 1 + "stf".index(record["ph"])
+    return 4 if record["cat"] == "run" else 0
 
 
 def _lanes(events: "list[TraceEvent]") -> dict[str, int]:
@@ -91,49 +106,63 @@ def _instruction(
     yield {**_slice(event.name, event, track, begin, event.ended), "args": args}
 
 
-def _arrivals(
-    trace: "Trace", events: "list[TraceEvent]", lanes: dict[str, int]
+class _Arrival(NamedTuple):
+    """A message on its receive lane.
+
+    Attributes:
+        reader: the run that reads it.
+        post: its receive.
+        sent: its send; None where the sender isn't in the trace.
+        begin: from when it is the one that comes next.
+    """
+
+    reader: "TraceEvent"
+    post: "TraceEvent"
+    sent: "TraceEvent | None"
+    begin: float
+
+
+def _arrivals(trace: "Trace") -> Iterator[_Arrival]:
+    for rank in trace.ranks:
+        events = trace.events_of(rank.rank)
+        posts = {event.message: event for event in events if event.kind == "recv"}
+        busy: dict[str, float] = {}  # by lane, until when its last slice goes
+        for event in events:
+            if event.kind != "run" or event.message is None:
+                continue
+            post = posts[event.message]
+            sent = trace.send_of(event)
+            begin = post.issued if sent is None else sent.issued
+            begin = min(max(begin, busy.get(post.lane, begin)), event.started)
+            busy[post.lane] = event.started
+            yield _Arrival(event, post, sent, begin)
+
+
+def _arrival(
+    arrival: _Arrival, number: int, tracks: Mapping[int, Mapping[str, int]]
 ) -> Iterator[_Record]:
-    """On the receive lanes: the message that comes next, until it is read."""
-    posts = {event.message: event for event in events if event.kind == "recv"}
-    busy: dict[str, float] = {}  # by lane, until when its last slice goes
-    for event in events:
-        if event.kind != "run" or event.message is None:
+    """A slice until the message is read, and an arrow from its send, through it, to the run."""
+    reader, post, sent, begin = arrival
+    here = tracks[reader.rank]
+    args = {"posted": _microseconds(post.issued), "slot": reader.slot, "peer": reader.peer}
+    shown = _slice(str(reader.message), reader, here[post.lane], begin, reader.started)
+    yield {**shown, "cat": "message", "args": args}
+    if sent is None or sent.issued > reader.started:  # clocks of two hosts that differ by so much
+        return
+    steps = [
+        ("s", sent.rank, tracks[sent.rank][sent.lane], sent.issued),
+        ("t", reader.rank, here[post.lane], begin),
+        ("f", reader.rank, here[reader.lane], reader.started),
+    ]
+    for phase, rank, track, when in steps:
+        if phase == "t" and shown["dur"] == 0:
             continue
-        post = posts[event.message]
-        sent = trace.send_of(event)
-        begin = post.issued if sent is None else sent.issued
-        begin = min(max(begin, busy.get(post.lane, begin)), event.started)
-        busy[post.lane] = event.started
-        arrival = _slice(str(event.message), event, lanes[post.lane], begin, event.started)
-        args = {"posted": _microseconds(post.issued), "slot": event.slot, "peer": event.peer}
-        yield {**arrival, "cat": "message", "args": args}
-
-
-def _arrows(trace: "Trace") -> Iterator[_Record]:
-    """From each send to the arrival, and on to the run that reads it."""
-    tracks = {rank.rank: _lanes(trace.events_of(rank.rank)) for rank in trace.ranks}
-    number = 0
-    for event in trace.events:
-        sent = trace.send_of(event)
-        if event.kind != "run" or sent is None or event.message is None:
-            continue
-        number += 1
-        message = event.message
-        arrival = f"receive {message.source}->{message.destination}"
-        started = _microseconds(event.started)
-        for phase, rank, lane, when in (
-            ("s", sent.rank, sent.lane, min(_microseconds(sent.issued), started)),
-            ("t", event.rank, arrival, started),
-            ("f", event.rank, event.lane, started),
-        ):
-            arrow = {
-                "ph": phase,
-                "id": number,
-                "name": message.kind,
-                "cat": "message",
-                "pid": rank,
-                "tid": tracks[rank][lane],
-                "ts": when,
-            }
-            yield {**arrow, "bp": "e"} if phase == "f" else arrow
+        yield {
+            "ph": phase,
+            "id": number,
+            "name": reader.message.kind if reader.message is not None else "",
+            "cat": "message",
+            "pid": rank,
+            "tid": track,
+            "ts": _microseconds(when),
+        }

@@ -69,8 +69,9 @@ class Report:
 
     Attributes:
         ranks: by rank.
-        bubble_measured: by rank, 1 - compute / the time from the first action's start on any rank
-            to the last one's end on any.
+        bubble_measured: by rank, 1 - what its actions took (computing, and moving activations to
+            the host and back) / the time from the first one's start on any rank to the last one's
+            end on any.
         bubble_predicted: by rank, simulated from this step's mean stage times, transfers free.
         step_s: the longest rank's step.
         predicted_step_s: the simulated makespan.

@@ -4,6 +4,8 @@ Traces made by hand come from `trace_of`: their arithmetic has exact answers.
 """
 
 import json
+import threading
+import time
 from collections import defaultdict
 from itertools import pairwise
 
@@ -187,6 +189,27 @@ def test_waiting_is_the_peers_time_until_it_sends_and_the_transfers_from_then_on
     assert first.wait_s == first.downstream_s
 
 
+ONE_F_ONE_B = pipert.Schedule.build("1f1b", num_ranks=2, num_microbatches=8)
+OFFLOADED = pipert.Schedule.build("gpipe", num_ranks=2, num_microbatches=8).with_offload(ahead=0)
+
+
+def with_recomputation(schedule):
+    """The same, with an R right before each B."""
+    rows = []
+    for actions in schedule.actions:
+        rows.append(row := [])
+        for action in map(str, actions):
+            row += [action.replace("B", "R"), action] if "B" in action else [action]
+    return pipert.Schedule(rows)
+
+
+def side_by_side(forward, backward):
+    other = threading.Thread(target=backward)
+    other.start()
+    forward()
+    other.join()
+
+
 @pytest.mark.parametrize(
     ("schedule", "stages", "options"),
     [
@@ -196,17 +219,46 @@ def test_waiting_is_the_peers_time_until_it_sends_and_the_transfers_from_then_on
         ("zb_v", 4, {"num_ranks": 2}),
         ("dualpipe_v", 4, {"num_ranks": 2, "overlap_fn": lambda f, b: (b(), f())}),
         ("chimera", 2, {}),
+        ("dualpipe", 2, {}),
+        ("dualpipe", 2, {"overlap_fn": side_by_side}),
+        (OFFLOADED, 2, {}),
+        (with_recomputation(ONE_F_ONE_B), 2, {}),
+        ("zb_h1", 2, {"recompute": "all"}),
+        ("1f1b", 2, {"network": pipert.Costs(latency=1e-3)}),
     ],
 )
 def test_the_parts_add_up_to_the_steps_wall_time_on_every_rank(schedule, stages, options):
     x, y = batch(16)
     with make_pipe(schedule, stages, 8, **options) as pipe:
         for run in (pipe.step, pipe.step, pipe.evaluate):
+            called = time.monotonic_ns()
             run(x, target=y)
-            for rank in pipe.report().ranks:
+            returned = time.monotonic_ns()
+            report, trace = pipe.report(), pipe.trace()
+            assert [rank.rank for rank in report.ranks] == list(range(pipe.schedule.num_ranks))
+            for rank, frame in zip(report.ranks, trace.ranks, strict=True):
                 parts = [getattr(rank, part) for part in PARTS]
                 assert min(parts) >= -1e-12
                 assert sum(parts) == pytest.approx(rank.step_s, rel=0.02)
+                assert called <= trace.origin_ns + round(frame.begun * 1e9)
+                assert trace.origin_ns + round(frame.ended * 1e9) <= returned
+                runs = [e for e in trace.events_of(rank.rank) if e.kind == "run"]
+                assert rank.compute_s == pytest.approx(sum(e.ended - e.started for e in runs))
+
+
+def test_moves_to_the_host_are_transfer_and_no_bubble():
+    x, y = batch(16)
+    with make_pipe(OFFLOADED, 2, 8) as pipe:
+        pipe.step(x, target=y)
+        report, trace = pipe.report(), pipe.trace()
+    actions = [event for event in trace.events if event.action is not None]
+    makespan = max(e.ended for e in actions) - min(e.started for e in actions)
+    for rank, bubble in zip(report.ranks, report.bubble_measured, strict=True):
+        moves = [e for e in trace.events_of(rank.rank) if e.kind == "move"]
+        assert moves
+        moving = sum(e.ended - e.started for e in moves)
+        assert rank.transfer_s >= moving
+        assert bubble == pytest.approx(1 - (rank.compute_s + moving) / makespan)
 
 
 def test_the_bubble_is_predicted_from_the_stage_times_of_that_very_step():
@@ -291,8 +343,8 @@ def test_costs_need_a_step():
 
 
 def check_chrome(records):
-    """What the format asks for, and what its viewers need to draw it."""
-    slices, arrows, named = defaultdict(list), defaultdict(list), set()
+    """What the format asks for, and what its viewers need to draw it. Returns {id: slices}."""
+    slices, named, last = defaultdict(list), set(), 0.0
     for record in records:
         assert isinstance(record["name"], str)
         assert isinstance(record["pid"], int)
@@ -301,30 +353,47 @@ def check_chrome(records):
         phase = record["ph"]
         assert phase in "MXistf"
         if phase == "M":
+            assert last == 0.0, "a name comes behind an event"
             if record["name"] == "thread_name":
                 assert isinstance(record["args"]["name"], str)
                 named.add(track)
             continue
         assert track in named, "an event comes before its track's name"
-        assert record["ts"] >= 0
+        assert record["ts"] >= last, "out of order"
+        last = record["ts"]
         if phase == "X":
             assert record["dur"] >= 0
             slices[track].append((record["ts"], record["ts"] + record["dur"]))
         if phase == "i":
             assert record["s"] == "t"
-        if phase in "stf":
-            arrows[record["cat"], record["id"]].append(record)
     for of_track in slices.values():  # viewers stack what is nested and drop what overlaps
         for before, after in pairwise(sorted(of_track)):
             assert before[1] <= after[0] + 1e-6
-    for steps in arrows.values():
-        assert [step["ph"] for step in steps] == ["s", "t", "f"]
-        assert [step["ts"] for step in steps] == sorted(step["ts"] for step in steps)
-        assert len({step["name"] for step in steps}) == 1
-        assert steps[-1]["bp"] == "e"
-        for step in steps:  # an arrow hangs on a slice
-            of_track = slices[step["pid"], step["tid"]]
-            assert any(begin - 1e-6 <= step["ts"] <= end + 1e-6 for begin, end in of_track)
+    return hang(records)
+
+
+def hang(records):
+    """{id: the slices that an arrow hangs on}, as Perfetto has it.
+
+    It takes records one at a time: an arrow's begin and its steps go to the slice that began last
+    on their track, its end to the next that begins.
+    """
+    top, arrows, pending = {}, {}, defaultdict(list)
+    for record in records:
+        track = (record["pid"], record["tid"])
+        if record["ph"] == "X":
+            top[track] = record
+            for arrow in pending.pop(track, ()):
+                arrow.append(record)
+        elif record["ph"] == "s":
+            assert record["id"] not in arrows
+            arrows[record["id"]] = [top[track]]
+        elif record["ph"] == "t":
+            arrows[record["id"]].append(top[track])
+        elif record["ph"] == "f":
+            assert "bp" not in record
+            pending[track].append(arrows[record["id"]])
+    assert not pending
     return arrows
 
 
@@ -343,6 +412,14 @@ def test_chromes_form_has_tracks_for_lanes_and_arrows_between_ranks(tmp_path, sc
     records = content["traceEvents"]
     arrows = check_chrome(records)
     assert len(arrows) == sum(event.kind == "send" for event in trace.events)
+    for send, *arrival, run in arrows.values():
+        message = send["args"]["message"]
+        assert send["name"] == f"send {message}"
+        assert [each["name"] for each in arrival] == [message]
+        assert run["cat"] == "run"
+        assert run["args"]["message"] == message
+        assert send["pid"] == run["args"]["peer"]
+        assert {each["pid"] for each in arrival} == {run["pid"]}
     for rank in trace.ranks:
         tracks = {
             r["args"]["name"]
