@@ -20,8 +20,8 @@ bool is_transfer(const Instruction& instruction) {
 }
 
 // The lanes of all ranks stand in one row. Each goes through its instructions step by step: a
-// transfer takes two steps, it begins and it ends; so do the halves of a joint pair, both of which
-// have what they read before either ends; another takes one.
+// transfer takes two steps, it begins and it ends; another takes one. Of a joint pair neither half
+// is done before both have come to theirs.
 class LaneWalk {
  public:
   LaneWalk(std::span<const Program> programs, std::span<const RankProof> proofs,
@@ -68,12 +68,12 @@ class LaneWalk {
         layout.begins.push_back(static_cast<int>(lane.size()));
         layout.blockers.push_back(blocker);
       }
-      const bool takes_two = is_pair || is_transfer(program.instructions[i]);
-      for (std::size_t half = i; half <= last; ++half) {
-        if (takes_two) lane.push_back(half);
-        layout.ends.push_back(static_cast<int>(lane.size()));
+      if (is_transfer(program.instructions[i])) {
+        lane.push_back(i);
+      } else {
+        blocker = last;
       }
-      if (!is_transfer(program.instructions[i])) blocker = last;
+      layout.ends.resize(last + 1, static_cast<int>(lane.size()));
       i = last;
     }
   }

@@ -102,6 +102,6 @@ void what_is_accepted_is_right(std::uint64_t seed, int rounds) {
 // Others than the usual seed and number of rounds may be given.
 int main(int argc, char** argv) {
   const std::uint64_t seed = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 1;
-  const int rounds = argc > 2 ? std::atoi(argv[2]) : 100;
+  const int rounds = argc > 2 ? std::atoi(argv[2]) : 60;
   pipert::what_is_accepted_is_right(seed, rounds);
 }
