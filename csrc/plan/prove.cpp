@@ -30,14 +30,6 @@ void require_one_pipeline(std::span<const Program> programs) {
   }
 }
 
-bool are_all(std::span<const Program> programs) {
-  if (programs.size() != as_index(programs.front().num_ranks)) return false;
-  for (std::size_t rank = 0; rank < programs.size(); ++rank) {
-    if (as_index(programs[rank].rank) != rank) return false;
-  }
-  return true;
-}
-
 MaybeFinding prove_together(std::span<const Program> programs, std::span<const RankProof> proofs) {
   const MessageEnds ends(programs, proofs);
   if (ends.finding()) return ends.finding();
@@ -46,6 +38,15 @@ MaybeFinding prove_together(std::span<const Program> programs, std::span<const R
 }
 
 }  // namespace
+
+bool are_all_ranks(std::span<const Program> programs) {
+  for (std::size_t rank = 0; rank < programs.size(); ++rank) {
+    const Program& program = programs[rank];
+    const bool is_next = as_index(program.rank) == rank;
+    if (!is_next || as_index(program.num_ranks) != programs.size()) return false;
+  }
+  return !programs.empty();
+}
 
 Proof prove(std::span<const Program> programs) {
   require_one_pipeline(programs);
@@ -57,7 +58,7 @@ Proof prove(std::span<const Program> programs) {
     proof.unneeded.insert(proof.unneeded.end(), rank.unneeded.begin(), rank.unneeded.end());
     if (!finding) finding = rank.finding;
   }
-  proof.is_whole = are_all(programs);
+  proof.is_whole = are_all_ranks(programs);
   if (!finding && proof.is_whole) finding = prove_together(programs, ranks);
   if (!proof.is_whole) {
     for (const RankProof& rank : ranks)

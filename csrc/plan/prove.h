@@ -18,10 +18,14 @@
 
 namespace pipert {
 
+// Whether these are the Programs of all ranks of a pipeline, in rank order.
+bool are_all_ranks(std::span<const Program> programs);
+
 // `programs`: all ranks', in rank order; or any of them, each of which is then proved alone
 // (Proof::is_whole). Names the first flaw: on each rank, then between ranks. ValueError for none,
-// for Programs of pipelines of different sizes, and for a rank that is out of range or there twice.
-// O(instructions x lanes of their rank); together, also O(messages x ranks) much smaller steps.
+// for Programs of pipelines of different numbers of ranks, and for a rank that is out of range or
+// there twice. O(instructions x lanes of their rank); together, also O(messages x ranks) much
+// smaller steps.
 Proof prove(std::span<const Program> programs);
 
 }  // namespace pipert

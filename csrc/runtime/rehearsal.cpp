@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/index.h"
+#include "plan/prove.h"
 #include "runtime/blank_stage.h"
 #include "runtime/pipeline_runtime.h"
 #include "transport/bounded_channel.h"
@@ -156,14 +157,12 @@ Rehearsal rehearse_here(const std::vector<Program>& programs, const Placement& p
 
 Rehearsal rehearse(const std::vector<Program>& programs, const Placement& placement,
                    const RehearsalOptions& options) {
-  if (as_index(placement.num_ranks()) != programs.size() || programs.empty()) {
+  if (as_index(placement.num_ranks()) != programs.size() || !are_all_ranks(programs)) {
+    std::string got;
+    for (const Program& program : programs) got += concat(got.empty() ? "" : ", ", program.rank);
     throw ValueError(concat("expected one program for each of the ", placement.num_ranks(),
-                            " ranks of the placement, got ", programs.size()));
-  }
-  for (std::size_t rank = 0; rank < programs.size(); ++rank) {
-    if (as_index(programs[rank].rank) == rank) continue;
-    throw ValueError(concat("expected the program of rank ", rank, " at place ", rank,
-                            ", got that of rank ", programs[rank].rank));
+                            " ranks of the placement, in rank order, got those of ranks [", got,
+                            ']'));
   }
   return rehearse_here(programs, placement, ExternalChannels(), options);
 }

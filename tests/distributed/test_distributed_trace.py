@@ -209,6 +209,23 @@ def test_reschedule_works_after_a_step_that_failed_somewhere() -> None:
 
 
 @pytest.mark.processes(2)
+def test_a_pass_that_fails_ends_the_trace_everywhere() -> None:
+    with _make(layers(4), trace=4) as pipe:
+        x, y = data(8)
+        for _ in range(2):
+            pipe.step(x, target=y)
+        with pytest.raises(pipert.PipelineError):
+            pipe.step(x[:, :3] if dist.get_rank() == 0 else x, target=y)
+        with within(2.0), pytest.raises(ValueError, match="the last pass failed"):
+            pipe.trace()
+        for ran in range(2):
+            pipe.step(x, target=y)
+            assert len(pipe.trace(all_ranks=True, ago=ran).ranks) == 2
+            with pytest.raises(ValueError, match=f"ago must be from 0 to {ran}"):
+                pipe.trace(ago=ran + 1)
+
+
+@pytest.mark.processes(2)
 def test_reschedule_leaves_no_threads_and_no_files() -> None:
     def resources() -> tuple[int, int]:
         return (
