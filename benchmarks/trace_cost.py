@@ -2,14 +2,17 @@
 
     python benchmarks/trace_cost.py
 
-Pipelines that differ in nothing but `trace` take turns: without a trace, with that of the last
-step, with a ring of 64 steps, and without one again, which shows what the machine's noise alone
-makes of a pair. Stages are Python functions that return their input (a step is then nothing but the
-runtime's work: the worst case), native ones that do as little, and the plain modules of a small
-MLP. All ranks are threads of this process; where both stages are on one, no thread waits for
-another, and a ratio shows what the instructions cost and not how the threads met. A ratio is taken
-between two runs of one round, each of several steps; beside it stands that of the fastest tenth of
-the runs.
+Pipelines that differ in nothing but `trace` take turns, a few steps each: without a trace, with
+that of the last step, with a ring of 64 steps, and without one again. Each is compared with the
+first, pair by pair within a round, over hundreds of rounds; of all pairs come the median, the 95 %
+interval of that median, and the spread. "off again" shows what is left of the machine's noise, and
+that no pipeline is faster because of where its memory lies: all are made anew, in another order,
+several times.
+
+Stages are Python functions that return their input (a step is then nothing but the runtime's work:
+the worst case), native ones that do as little, and the plain modules of a small MLP. All ranks are
+threads of this process. Where both stages are on one, no thread waits for another, so that the time
+that a trace adds is the instructions': there it is also told in nanoseconds for each.
 """
 
 from __future__ import annotations
@@ -17,13 +20,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import pathlib
-import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from environment import RESULTS, write_json
-from pairs import Contender, alternate, milliseconds, table, times_faster
+from pairs import Contender, Summary, alternate, median_interval, table
 from torch import Tensor, nn
 
 import pipert
@@ -73,20 +76,57 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], int, int]] = {
 }
 
 
-def measure(case: str, rounds: int, steps: int) -> dict[str, Any]:
+def measure(case: str, turns: int, rounds: int, steps: int) -> dict[str, Any]:
     """Times all contenders on one kind of stages."""
+    num_ranks = CASES[case][2]
+    samples: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    names = list(CONTENDERS)
+    instructions = 0
+    for _ in range(turns):
+        names = [*names[1:], names[0]]
+        taken, instructions = time_once(case, names, rounds, steps)
+        for name, seconds in taken.items():
+            samples[name] += seconds
+    plain = samples["off"]
+    found: dict[str, Any] = {
+        "instructions": instructions,
+        "milliseconds_a_step": {
+            name: asdict(Summary.of([1e3 * second / steps for second in seconds]))
+            for name, seconds in samples.items()
+        },
+        "cost_percent": {},
+    }
+    if num_ranks == 1:
+        found["nanoseconds_an_instruction"] = {}
+    for name, seconds in samples.items():
+        if name == "off":
+            continue
+        pairs = list(zip(seconds, plain, strict=True))
+        found["cost_percent"][name] = told([100 * (traced / off - 1) for traced, off in pairs])
+        if num_ranks == 1:
+            each = 1e9 / (steps * instructions)
+            found["nanoseconds_an_instruction"][name] = told(
+                [each * (traced - off) for traced, off in pairs]
+            )
+    return found
+
+
+def time_once(
+    case: str, names: Sequence[str], rounds: int, steps: int
+) -> tuple[dict[str, list[float]], int]:
+    """Seconds of each contender's runs, of pipelines made in this order; and the instructions."""
     make, width, num_ranks = CASES[case]
     x = torch.randn(ROWS * MICROBATCHES, width)
     with contextlib.ExitStack() as open_pipes:
         contenders = []
-        for name, trace in CONTENDERS.items():
+        for name in names:
             pipe = open_pipes.enter_context(
                 pipert.Pipeline(
                     **make(),
                     schedule="1f1b" if num_ranks > 1 else "interleaved_1f1b",
                     num_ranks=num_ranks,
                     num_microbatches=MICROBATCHES,
-                    trace=trace,
+                    trace=CONTENDERS[name],
                 )
             )
 
@@ -95,72 +135,48 @@ def measure(case: str, rounds: int, steps: int) -> dict[str, Any]:
                     pipe.step(x, target=x)
 
             contenders.append(Contender(name, run))
-        samples = alternate(contenders, rounds)
-    instructions = sum(map(len, pipe.program))
-    saved = {
-        name: [traced - off for traced, off in zip(samples[name], samples["off"], strict=True)]
-        for name in CONTENDERS
-    }
-    return {
-        "instructions": instructions,
-        "milliseconds": {
-            name: {key: value for key, value in summary.items() if key != "samples"}
-            for name, summary in milliseconds(samples).items()
-        },
-        "cost_percent": {
-            name: {
-                key: round(100 * (ratio - 1), 3)
-                for key, ratio in times_faster(samples, "off", than=name).items()
-            }
-            for name in CONTENDERS
-            if name != "off"
-        },
-        "cost_of_fastest_percent": {
-            name: round(100 * (_fastest(samples[name]) / _fastest(samples["off"]) - 1), 3)
-            for name in CONTENDERS
-            if name != "off"
-        },
-        "nanoseconds_an_instruction": {
-            name: round(1e9 * statistics.median(saved[name]) / steps / instructions, 1)
-            for name in CONTENDERS
-            if name != "off"
-        },
-    }
+        return alternate(contenders, rounds, collect_every=20), sum(map(len, pipe.program))
 
 
-def _fastest(seconds: Sequence[float]) -> float:
-    """The median of the fastest tenth: what else ran on the machine only ever adds."""
-    fastest = sorted(seconds)[: max(1, len(seconds) // 10)]
-    return statistics.median(fastest)
+def told(values: Sequence[float]) -> dict[str, Any]:
+    """Of all pairs: median, its 95 % interval, and the spread."""
+    return {**asdict(Summary.of(values, 2)), "interval": median_interval(values, 2)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=QUESTION)
-    parser.add_argument("--rounds", type=int, default=200, help="timed runs of each contender")
-    parser.add_argument("--steps", type=int, default=5, help="steps of each run")
+    parser.add_argument("--turns", type=int, default=4, help="how often all are made anew")
+    parser.add_argument("--rounds", type=int, default=120, help="timed runs of each, each turn")
+    parser.add_argument("--steps", type=int, default=2, help="steps of each run")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "trace_cost.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
 
-    cases = {case: measure(case, args.rounds, args.steps) for case in CASES}
-    head = ["stages", "trace", "ms a run", "cost %", "p10", "p90", "of fastest %", "ns/instruction"]
+    cases = {case: measure(case, args.turns, args.rounds, args.steps) for case in args.cases}
+    head = ["stages", "trace", "ms a step", "cost %", "95 % of it", "p10", "p90"]
+    head += ["ns an instruction", "95 % of it"]
     lines = []
     for case, found in cases.items():
         for name in CONTENDERS:
             cost = found["cost_percent"].get(name, {})
+            each = found.get("nanoseconds_an_instruction", {}).get(name, {})
             lines.append(
                 [
                     case,
                     name,
-                    found["milliseconds"][name]["median"],
-                    *(cost.get(key) for key in ("median", "p10", "p90")),
-                    found["cost_of_fastest_percent"].get(name),
-                    found["nanoseconds_an_instruction"].get(name),
+                    found["milliseconds_a_step"][name]["median"],
+                    cost.get("median"),
+                    " .. ".join(f"{end:.2f}" for end in cost.get("interval", [])),
+                    cost.get("p10"),
+                    cost.get("p90"),
+                    each.get("median"),
+                    " .. ".join(f"{end:.0f}" for end in each.get("interval", [])),
                 ]
             )
     print(table(head, lines))
-    content = {"rounds": args.rounds, "steps_a_run": args.steps, "cases": cases}
-    write_json(QUESTION, content, args.out)
+    sizes = {"turns": args.turns, "rounds_a_turn": args.rounds, "steps_a_run": args.steps}
+    write_json(QUESTION, {**sizes, "cases": cases}, args.out)
 
 
 if __name__ == "__main__":
