@@ -80,7 +80,7 @@ LowerOptions make_options(int receive_slots, std::optional<int> send_slots, bool
   return {.receive_slots = receive_slots, .send_slots = send_slots, .joint_pairs = joint_pairs};
 }
 
-void bind_lowering(py::module_& module) {
+void bind_lowering_class(py::module_& module) {
   py::class_<Lowering>(module, "Lowering",
                        R"(A schedule that is ready to be lowered, one rank at a time.
 
@@ -98,6 +98,9 @@ one. Arguments and errors are those of `lower`.)")
       .def("__getitem__", &Lowering::program, py::arg("rank"),
            py::call_guard<py::gil_scoped_release>())
       .def("__len__", &Lowering::num_ranks);
+}
+
+void bind_lower(py::module_& module) {
   module.def(
       "lower",
       [](const Schedule& schedule, int receive_slots, std::optional<int> send_slots,
@@ -127,9 +130,7 @@ Raises:
         send_slots < 1.)");
 }
 
-}  // namespace
-
-void bind_plan(py::module_& module) {
+void bind_program(py::module_& module) {
   py::class_<Program>(
       module, "Program",
       R"(What one rank does in one step: instructions on lanes, with marks and slots.
@@ -168,8 +169,14 @@ and `writes`.)")
         return "<pipert.Program of rank " + std::to_string(self.rank) + ": " +
                std::to_string(self.instructions.size()) + " instructions>";
       });
+}
 
-  bind_lowering(module);
+}  // namespace
+
+void bind_plan(py::module_& module) {
+  bind_program(module);
+  bind_lowering_class(module);
+  bind_lower(module);
 }
 
 }  // namespace pipert

@@ -60,10 +60,7 @@ py::list unneeded_of(const Proof& proof) {
   return result;
 }
 
-}  // namespace
-
-// REQUIRES bind_plan.
-void bind_proof(py::module_& module) {
+void bind_class(py::module_& module) {
   py::class_<Proof>(module, "Proof", "What prove() found. True if the programs are right.")
       .def_property_readonly("ok", &Proof::ok)
       .def_property_readonly(
@@ -91,6 +88,13 @@ or a mark that is set and never waited for.)")
       .def("__repr__", [](const Proof& self) {
         return self.ok() ? "<Proof: ok>" : concat("<Proof: ", self.message, ">");
       });
+}
+
+}  // namespace
+
+// REQUIRES bind_plan.
+void bind_proof(py::module_& module) {
+  bind_class(module);
   module.def(
       "prove", [](const std::vector<Program>& programs) { return prove(programs); },
       py::arg("programs"), py::call_guard<py::gil_scoped_release>(),
