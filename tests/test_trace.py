@@ -151,13 +151,13 @@ def test_marks_lead_from_a_send_to_its_run_and_from_a_receive_to_the_one_that_fr
 TWO = pipert.Schedule.build("gpipe", num_ranks=2, num_microbatches=1)
 
 
-def two_ranks():
+def two_ranks(last_release=(8.5, 8.5, 8.5)):
     """Rank 0: recv, run 0F0, send, run 0B0, release. Rank 1: recv, run 1F0, run 1B0, send, release.
 
     Checked by the test below.
     """
     first = [(1, 1, 1), (1, 1, 3), (3, 3, 3.5), (3.5, 9, 10), (10, 10, 10)]
-    second = [(0.5, 0.5, 1), (1, 4, 6), (6, 6, 8), (8, 8, 8.5), (8.5, 8.5, 8.5)]
+    second = [(0.5, 0.5, 1), (1, 4, 6), (6, 6, 8), (8, 8, 8.5), last_release]
     kinds = [[each["kind"] for each in program.instructions] for program in pipert.lower(TWO)]
     rows = [
         [
@@ -173,7 +173,7 @@ def two_ranks():
             strict=True,
         )
     ]
-    return trace_of(TWO, rows, ends=[(0, 10, 12), (0, 8.5, 12)])
+    return trace_of(TWO, rows, ends=[(0, 10, 12), (0, last_release[2], 12)])
 
 
 def test_waiting_is_the_peers_time_until_it_sends_and_the_transfers_from_then_on():
@@ -201,6 +201,19 @@ def with_recomputation(schedule):
         for action in map(str, actions):
             row += [action.replace("B", "R"), action] if "B" in action else [action]
     return pipert.Schedule(rows)
+
+
+def test_a_release_that_waits_is_the_time_of_the_rank_that_has_not_taken_the_message():
+    forwards = TWO.forward_only()
+    first = [(0, 0, 2), (2, 2, 3), (3, 7, 7.5)]  # run, send, release
+    second = [(0, 0, 0.5), (0.5, 3, 7)]  # receive, run
+    trace = trace_of(forwards, [first, second])
+    activation = report_rank(trace, trace.ranks[0], 7.5)
+    assert [getattr(activation, part) for part in PARTS] == pytest.approx([2, 1, 0, 4, 0, 0.5])
+    gradients = two_ranks(last_release=(8.5, 9.5, 9.75))
+    gradient = report_rank(gradients, gradients.ranks[1], 10)
+    assert gradient.upstream_s == pytest.approx(2 + 1)
+    assert gradient.downstream_s == 0
 
 
 def side_by_side(forward, backward):
