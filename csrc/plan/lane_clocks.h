@@ -11,7 +11,7 @@
 //  - A Release has the order of its marks alone: it must not wait for what was sent behind its
 //    message. So nobody knows it to be done but who waits for its mark.
 //  - An instruction begins after the marks that it waits for are set, by instructions that are
-//  done.
+//    done.
 //  - The halves of a joint pair begin together, once all that either waits for is there and was
 //    taken out of its slots, and in no order between them: the second has a lane of its own here.
 //    What follows them on the compute lane begins when both are done.

@@ -2,8 +2,8 @@
 //
 // What is shown, of all lanes and ranks at any speed (docs/prover.md):
 //  - every two conflicting accesses to a slot, or to the activations of a microbatch on a stage,
-//  are
-//    ordered by lanes and marks, on one rank or by way of others (lane_clocks.h, known_arrivals.h);
+//    are ordered by lanes and marks, on one rank or by way of others (lane_clocks.h,
+//    known_arrivals.h);
 //  - a slot is filled only when it is empty, and emptied by whoever needs what it holds
 //    (slot_accesses.h, held_state.h);
 //  - both ends of an edge name the same messages in the same order (message_ends.h);
