@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <limits>
 
 namespace pipert {
 namespace {
@@ -16,25 +15,26 @@ std::size_t round_up(std::size_t num_bytes) {
 
 }  // namespace
 
-BlockPool::BlockPool(Segment& segment, std::size_t offset) : segment_(segment) {
+BlockPool::BlockPool(Segment& segment, std::size_t offset,
+                     std::span<std::atomic<std::uint32_t>> loans)
+    : segment_(segment), loans_(loans) {
   for (std::size_t i = 0; i < kNumFirst; ++i)
     blocks_.push_back({.offset = offset + i * kFirstBytes, .num_bytes = kFirstBytes});
+}
+
+bool BlockPool::is_free(const Block& block, std::uint64_t taken) const {
+  return block.free_at <= taken && (block.loan == kNoLoan || loans_[block.loan].load() == 0);
 }
 
 BlockPool::Block* BlockPool::take(std::size_t num_bytes, std::uint64_t taken) {
   Block* best = nullptr;
   for (Block& block : blocks_) {
-    const bool fits = block.free_at <= taken && block.num_bytes >= num_bytes;
-    if (!fits || (best != nullptr && best->num_bytes <= block.num_bytes)) continue;
-    best = &block;
+    if (block.num_bytes < num_bytes || !is_free(block, taken)) continue;
+    if (best == nullptr || best->num_bytes > block.num_bytes) best = &block;
   }
-  if (best != nullptr && !best->is_backed) {
-    best->is_backed = segment_.take_again(best->offset, best->num_bytes);
-    if (!best->is_backed) best = nullptr;
-  } else if (best == nullptr) {
-    best = make(num_bytes, taken);
-  }
-  if (best != nullptr) best->last_pass = pass_;
+  if (best == nullptr) best = make(num_bytes, taken);
+  if (best == nullptr || (!best->is_backed && !take_again(*best))) return nullptr;
+  best->last_pass = pass_;
   return best;
 }
 
@@ -44,36 +44,47 @@ BlockPool::Block* BlockPool::make(std::size_t num_bytes, std::uint64_t taken) {
   const std::size_t offset = segment_.num_bytes();
   if (!segment_.grow(size)) {
     for (std::size_t i = kNumFirst; i < blocks_.size(); ++i) {  // too small, or it had been taken
-      if (blocks_[i].free_at <= taken && blocks_[i].is_backed) give_back(blocks_[i]);
+      if (is_free(blocks_[i], taken) && blocks_[i].is_backed) give_back(blocks_[i]);
     }
     if (!segment_.grow(size)) return nullptr;
   }
-  return &blocks_.emplace_back(Block{.offset = offset, .num_bytes = size});
+  Block& block = blocks_.emplace_back(Block{.offset = offset, .num_bytes = size});
+  block.loan = loan_of(block);
+  return &block;
+}
+
+bool BlockPool::take_again(Block& block) {
+  block.is_backed = segment_.take_again(block.offset, block.num_bytes);
+  block.loan = loan_of(block);
+  return block.is_backed;
+}
+
+std::uint64_t BlockPool::loan_of(const Block& block) const {
+  const auto index = static_cast<std::size_t>(&block - blocks_.data());
+  const bool has_flag = index >= kNumFirst && index - kNumFirst < loans_.size();
+  return has_flag && segment_.is_half_free() ? index - kNumFirst : kNoLoan;
 }
 
 BlockPool::Block* BlockPool::take_largest(std::uint64_t taken) {
   Block* best = nullptr;
   for (Block& block : blocks_) {
-    if (block.free_at > taken || !block.is_backed) continue;
+    if (!block.is_backed || !is_free(block, taken)) continue;
     if (best == nullptr || best->num_bytes < block.num_bytes) best = &block;
   }
   if (best != nullptr) best->last_pass = pass_;
   return best;
 }
 
-std::uint64_t BlockPool::next_free_at() const {
-  std::uint64_t next = std::numeric_limits<std::uint64_t>::max();
-  for (const Block& block : blocks_) {
-    if (block.is_backed) next = std::min(next, block.free_at);
-  }
-  return next;
+bool BlockPool::has_free(std::uint64_t taken) const {
+  return std::any_of(blocks_.begin(), blocks_.end(),
+                     [&](const Block& block) { return block.is_backed && is_free(block, taken); });
 }
 
 void BlockPool::begin_pass(std::uint64_t taken) {
   ++pass_;
   for (std::size_t i = kNumFirst; i < blocks_.size(); ++i) {
     Block& block = blocks_[i];
-    const bool is_idle = block.free_at <= taken && block.last_pass + kKeptPasses < pass_;
+    const bool is_idle = block.last_pass + kKeptPasses < pass_ && is_free(block, taken);
     if (is_idle && block.is_backed) give_back(block);
   }
 }

@@ -43,6 +43,7 @@ class RingEnd {
   RingSide& other() const { return layout_->*other_; }
   RingLayout& layout() const { return *layout_; }
   Segment& segment() const { return *segment_; }
+  const std::shared_ptr<Segment>& shared_segment() const { return segment_; }
 
  private:
   void check_other_process() const;

@@ -1,5 +1,7 @@
 #include "shm/ring_reader.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -7,6 +9,28 @@
 #include "base/error.h"
 
 namespace pipert {
+namespace {
+
+// Returns what was lent, when its last pointer is gone.
+class Loan {
+ public:
+  Loan(std::shared_ptr<Segment> segment, std::uint64_t index)
+      : segment_(std::move(segment)), index_(index), pid_(getpid()) {}
+
+  void operator()(char* /*data*/) const {
+    if (pid_ != getpid()) return;  // a fork has the object, and none of the memory
+    auto* layout = reinterpret_cast<RingLayout*>(segment_->data());
+    layout->loans[index_].store(0);
+    layout->writer.bell.ring();
+  }
+
+ private:
+  std::shared_ptr<Segment> segment_;  // shared with the ring's ends and the other loans
+  std::uint64_t index_;
+  std::int32_t pid_;
+};
+
+}  // namespace
 
 std::unique_ptr<Segment> open_ring_segment(const std::string& name, const std::string& folder) {
   auto segment = Segment::open(name, sizeof(RingLayout), folder);
@@ -20,6 +44,17 @@ RingReader::RingReader(std::shared_ptr<Segment> segment, std::chrono::microsecon
 std::optional<std::size_t> RingReader::wait_for_message() {
   if (!end_.wait([this] { return has_next(); })) return std::nullopt;
   return next().message_bytes;
+}
+
+std::shared_ptr<char> RingReader::borrow() {
+  const RingPiece& piece = next();
+  const std::uint64_t loan = piece.loan;
+  if (loan >= kNumLoans || piece.num_bytes != piece.message_bytes) return nullptr;
+  check(piece, piece.message_bytes);
+  std::shared_ptr<char> lent(end_.segment().data() + piece.offset,
+                             Loan(end_.shared_segment(), loan));
+  finish_piece(true);
+  return lent;
 }
 
 bool RingReader::read(char* destination) {
@@ -38,11 +73,16 @@ bool RingReader::read(char* destination) {
       done = written;
     }
     rest -= size;
-    if (rest == 0) end_.own().num_messages.fetch_add(1);
-    end_.own().num_pieces.store(++num_pieces_);
-    end_.other().bell.ring();
+    if (piece.loan < kNumLoans) end_.layout().loans[piece.loan].store(0);
+    finish_piece(rest == 0);
   }
   return true;
+}
+
+void RingReader::finish_piece(bool is_last) {
+  if (is_last) end_.own().num_messages.fetch_add(1);
+  end_.own().num_pieces.store(++num_pieces_);
+  end_.other().bell.ring();
 }
 
 // What another process wrote is believed only as far as it can do no harm.

@@ -22,7 +22,7 @@ std::unique_ptr<Segment> make_ring_segment(const std::string& folder) {
 
 RingWriter::RingWriter(std::shared_ptr<Segment> segment, std::chrono::microseconds spin)
     : end_(std::move(segment), &RingLayout::writer, &RingLayout::reader, spin),
-      blocks_(end_.segment(), kLayoutBytes) {}
+      blocks_(end_.segment(), kLayoutBytes, end_.layout().loans) {}
 
 void RingWriter::begin_pass() { blocks_.begin_pass(num_taken()); }
 
@@ -32,8 +32,27 @@ bool RingWriter::try_write(std::size_t num_bytes, const Fill& fill) {
   if (block == nullptr) return false;
   block->free_at = num_pieces_ + 1;
   RingPiece& piece = describe(*block, num_bytes, num_bytes);
+  char* const destination = end_.segment().data() + block->offset;
+  if (block->loan != kNoLoan) {
+    write_lent(destination, piece, block->loan, fill);
+  } else {
+    write_followed(destination, piece, fill);
+  }
+  return true;
+}
+
+void RingWriter::write_lent(char* destination, RingPiece& piece, std::uint64_t loan,
+                            const Fill& fill) {
+  fill(destination, {});
+  end_.layout().loans[loan].store(1);
+  piece.loan = loan;
+  piece.num_written.store(piece.num_bytes);
+  publish();
+}
+
+void RingWriter::write_followed(char* destination, RingPiece& piece, const Fill& fill) {
   bool is_published = false;
-  fill(end_.segment().data() + block->offset, [&](std::size_t num_written) {
+  fill(destination, [&](std::size_t num_written) {
     piece.num_written.store(num_written);
     if (std::exchange(is_published, true)) {
       end_.other().bell.ring();
@@ -41,19 +60,18 @@ bool RingWriter::try_write(std::size_t num_bytes, const Fill& fill) {
       publish();
     }
   });
-  piece.num_written.store(num_bytes);
+  piece.num_written.store(piece.num_bytes);
   if (is_published) {
     end_.other().bell.ring();
   } else {
     publish();
   }
-  return true;
 }
 
 bool RingWriter::write_in_pieces(const char* message, std::size_t num_bytes) {
   for (std::size_t done = 0; done < num_bytes;) {
     const bool has_room =
-        end_.wait([this] { return has_entry() && blocks_.next_free_at() <= num_taken(); });
+        end_.wait([this] { return has_entry() && blocks_.has_free(num_taken()); });
     if (!has_room) return false;
     BlockPool::Block* block = blocks_.take_largest(num_taken());
     const std::size_t step = std::min(num_bytes - done, block->num_bytes);
@@ -77,6 +95,7 @@ RingPiece& RingWriter::describe(const BlockPool::Block& block, std::size_t num_b
   piece.offset = block.offset;
   piece.num_bytes = num_bytes;
   piece.message_bytes = message_bytes;
+  piece.loan = kNoLoan;
   piece.num_written.store(0);
   return piece;
 }

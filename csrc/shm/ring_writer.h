@@ -18,15 +18,16 @@ class RingWriter {
  public:
   // Called while a message is written, with the number of its bytes that are done.
   using Progress = std::function<void(std::size_t)>;
-  // Writes a message to an address, and may tell how far it is.
+  // Writes a message to an address, and may tell how far it is, if anybody asks: else there is no
+  // function to call.
   using Fill = std::function<void(char*, const Progress&)>;
 
   RingWriter(std::shared_ptr<Segment> segment, std::chrono::microseconds spin);
 
   // Before the first message of a pass.
   void begin_pass();
-  // Writes a message of `num_bytes`, at least 1, into the segment. False, and nothing is written,
-  // if there is no room for it now. Never waits.
+  // Writes a message of `num_bytes`, at least 1, into the segment, and lends it to the reader if
+  // its block may be. False, and nothing is written, if there is no room for it now. Never waits.
   bool try_write(std::size_t num_bytes, const Fill& fill);
   // Writes one in as many pieces as there is room for, and waits for room. False if aborted;
   // ConnectionLost if the reader is gone.
@@ -43,6 +44,8 @@ class RingWriter {
   bool has_entry() const { return num_pieces_ - num_taken() < kNumPieces; }
   RingPiece& describe(const BlockPool::Block& block, std::size_t num_bytes,
                       std::size_t message_bytes);
+  void write_followed(char* destination, RingPiece& piece, const Fill& fill);
+  void write_lent(char* destination, RingPiece& piece, std::uint64_t loan, const Fill& fill);
   void publish();
 
   RingEnd end_;

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -173,6 +174,11 @@ bool Segment::take_again(std::size_t offset, std::size_t num_bytes) {
   if (allocate(file_, offset, num_bytes) == 0) return true;
   give_back(offset, num_bytes);
   return false;
+}
+
+bool Segment::is_half_free() const noexcept {
+  struct statvfs info{};
+  return fstatvfs(file_, &info) == 0 && info.f_bavail >= info.f_blocks / 2;
 }
 
 int remove_stale_segments(const std::string& folder) {

@@ -57,6 +57,8 @@ class Segment {
   // REQUIRES whole pages of the segment.
   void give_back(std::size_t offset, std::size_t num_bytes) noexcept;
   bool take_again(std::size_t offset, std::size_t num_bytes);
+  // Whether at least half of the folder's memory is free, for all who use it.
+  bool is_half_free() const noexcept;
 
  private:
   Segment(std::string folder, std::string name, int file, bool is_creator);

@@ -1,12 +1,14 @@
 // The channel between two processes of one host, for tensors of the CPU: frames in shared memory
 // (csrc/shm). The sender's process makes the segment, the receiver's opens it.
 //
-// Note [Two copies at once]
+// Note [One copy]
 //
-// The sender writes a frame into the segment, the receiver copies it out, large frames while they
-// are still being written: one core's copy runs beside the other's, part by part, through caches
-// that both share. So a message takes little longer than one copy, and its tensors own their
-// memory: the room in the segment is free again before the receiver's stage runs.
+// The sender writes a frame into the segment. Large frames stay there: the receiver's tensors share
+// that memory, which the sender gets back when the last of them dies. So a message is copied once,
+// and memory for it is held once. What a stage keeps for its backward lies in /dev/shm then; of
+// which half is left to others (BlockPool). Frames beyond that, small ones, and those that come in
+// pieces are copied out: while they are still being written if they are large, so that one core's
+// copy runs beside the other's.
 //
 // A send never waits. Where /dev/shm has no room, a thread brings the frame in pieces (Courier).
 #pragma once

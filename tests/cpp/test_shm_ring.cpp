@@ -41,7 +41,7 @@ std::size_t size_of(std::size_t number, std::size_t max_bytes) {
 void fill(char* destination, const std::string& bytes, const RingWriter::Progress& progress) {
   const std::size_t half = bytes.size() / 2;
   std::memcpy(destination, bytes.data(), half);
-  if (bytes.size() % 2 == 0) progress(half);
+  if (progress && bytes.size() % 2 == 0) progress(half);
   std::memcpy(destination + half, bytes.data() + half, bytes.size() - half);
 }
 
