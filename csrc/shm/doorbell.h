@@ -80,7 +80,8 @@ class Doorbell {
 #endif
   }
 
-  // Until the bell has been rung since it was rung `rings` times; false if kGlance is over.
+  // Until the bell has been rung since it was rung `rings` times; false if it wasn't, and kGlance
+  // is over or a signal came.
   bool sleep(std::uint32_t rings) noexcept;
   void wake_all() noexcept;
 

@@ -1,38 +1,54 @@
 #include "shm/process_id.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <fstream>
-#include <optional>
+#include <array>
+#include <cerrno>
 #include <sstream>
 #include <string>
+#include <variant>
 
 #include "base/error.h"
 
 namespace pipert {
 namespace {
 
+// What isn't known (there may be no file descriptor left to look with) stays as it is here.
 struct Status {
-  char state = 'Z';
+  bool exists = true;
+  char state = '?';
   std::uint64_t start_time = 0;
 };
 
-// The third and the 22nd field of /proc/<pid>/stat; the second, the program's name, may hold
-// anything, so they are counted from its closing parenthesis.
-std::optional<Status> status_of(std::int32_t pid) {
-  std::ifstream file(concat("/proc/", pid, "/stat"));
-  std::string line;
-  if (!std::getline(file, line)) return std::nullopt;
-  const std::size_t name_end = line.rfind(')');
-  if (name_end == std::string::npos) return std::nullopt;
-  std::istringstream fields(line.substr(name_end + 1));
+// The start of /proc/<pid>/stat, all that is of interest; an errno if it can't be read.
+std::variant<std::string, int> read_stat(std::int32_t pid) {
+  const int file = open(concat("/proc/", pid, "/stat").c_str(), O_RDONLY | O_CLOEXEC);
+  if (file < 0) return errno;
+  std::array<char, 1024> bytes{};
+  const ssize_t count = read(file, bytes.data(), bytes.size());
+  const int error = errno;
+  close(file);
+  if (count < 0) return error;
+  return std::string(bytes.data(), static_cast<std::size_t>(count));
+}
+
+// The third and the 22nd field; the second, the program's name, may hold anything, so they are
+// counted from its closing parenthesis.
+Status status_of(std::int32_t pid) {
+  const auto stat = read_stat(pid);
+  if (const int* error = std::get_if<int>(&stat))
+    return {.exists = *error != ENOENT && *error != ESRCH};
+  const auto& line = std::get<std::string>(stat);
   Status status;
+  const std::size_t name_end = line.rfind(')');
+  if (name_end == std::string::npos) return status;
+  std::istringstream fields(line.substr(name_end + 1));
   fields >> status.state;
   std::string skipped;
   for (int field = 4; field < 22; ++field) fields >> skipped;
   fields >> status.start_time;
-  if (!fields) return std::nullopt;
   return status;
 }
 
@@ -44,20 +60,19 @@ std::uint64_t own_pid_namespace() {
 }  // namespace
 
 ProcessId this_process() {
-  ProcessId process;
-  process.pid = getpid();
-  process.pid_namespace = own_pid_namespace();
-  if (const auto status = status_of(process.pid)) process.start_time = status->start_time;
-  return process;
+  const std::int32_t pid = getpid();
+  return {
+      .pid_namespace = own_pid_namespace(), .start_time = status_of(pid).start_time, .pid = pid};
 }
 
 bool is_running(const ProcessId& process) {
   const std::uint64_t own = own_pid_namespace();
   if (own == 0 || own != process.pid_namespace) return true;
-  const auto status = status_of(process.pid);
-  if (!status.has_value()) return false;
-  const bool has_ended = status->state == 'Z' || status->state == 'X' || status->state == 'x';
-  return !has_ended && status->start_time == process.start_time;
+  const Status status = status_of(process.pid);
+  if (!status.exists || status.state == 'Z' || status.state == 'X' || status.state == 'x')
+    return false;
+  const bool is_known = status.start_time != 0 && process.start_time != 0;
+  return !is_known || status.start_time == process.start_time;
 }
 
 }  // namespace pipert

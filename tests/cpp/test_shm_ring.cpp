@@ -191,6 +191,28 @@ void test_sleeping_reader_is_woken_each_time() {
   receiver.join();
 }
 
+// A profiler's signals, say, which end every sleep early.
+void test_signals_do_not_keep_a_waiter_from_looking_around() {
+  struct sigaction action{};
+  action.sa_handler = [](int) {};
+  CHECK(sigaction(SIGUSR1, &action, nullptr) == 0);
+  Doorbell bell;
+  std::atomic<int> num_looks{0};
+  std::atomic<bool> is_ready{false};
+  std::thread waiting([&] {
+    bell.wait(std::chrono::microseconds(0), [&] { return is_ready.load(); }, [&] { ++num_looks; });
+  });
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(2);
+  while (num_looks.load() < 3 && std::chrono::steady_clock::now() < end) {
+    std::this_thread::sleep_for(Doorbell::kGlance / 10);
+    CHECK(pthread_kill(waiting.native_handle(), SIGUSR1) == 0);
+  }
+  is_ready.store(true);
+  bell.ring();
+  waiting.join();
+  CHECK(num_looks.load() >= 3);
+}
+
 // --- two processes -----------------------------------------------------------------------------
 
 template <typename Life>
@@ -313,6 +335,7 @@ int main() {
   test_room_is_used_again_and_given_back_when_it_is_idle();
   test_abort_ends_the_waits_of_both_ends();
   test_sleeping_reader_is_woken_each_time();
+  test_signals_do_not_keep_a_waiter_from_looking_around();
   test_foreign_bytes_and_second_readers_are_refused();
   test_piece_outside_of_the_segment_is_refused();
 }

@@ -233,6 +233,21 @@ void test_dead_process_is_told_from_a_later_one_with_its_number() {
   CHECK(!is_running(dying));
 }
 
+// Who has no file descriptors left can't look into /proc: nobody is dead for that.
+void test_process_that_cannot_be_looked_at_counts_as_running() {
+  const ProcessId own = this_process();
+  rlimit before{};
+  CHECK(getrlimit(RLIMIT_NOFILE, &before) == 0);
+  rlimit none = before;
+  none.rlim_cur = 0;
+  CHECK(setrlimit(RLIMIT_NOFILE, &none) == 0);
+  const bool runs = is_running(own);
+  const ProcessId unsure = this_process();
+  CHECK(setrlimit(RLIMIT_NOFILE, &before) == 0);
+  CHECK(runs);
+  CHECK(unsure.pid == own.pid && is_running(unsure));
+}
+
 }  // namespace
 }  // namespace pipert
 
@@ -250,4 +265,5 @@ int main() {
   test_what_a_killed_process_left_is_removed_by_the_next();
   test_files_of_others_are_not_touched();
   test_dead_process_is_told_from_a_later_one_with_its_number();
+  test_process_that_cannot_be_looked_at_counts_as_running();
 }
