@@ -4,9 +4,14 @@
 
 Two processes, each on a core of its own. `latency`: half of a round trip of 4 KB. `bandwidth`: a
 stream of messages of one size, two of them on their way. Both with everything that a message of the
-pipeline has: its frame is written, checked and taken apart, and its tensor owns its memory. The
-channels take turns in every round; `memcpy` is one core's copy of as many bytes between two buffers
-that it has used before, in the same round.
+pipeline has: its frame is written, checked and taken apart, and the receiver gets a tensor that it
+may keep. Over shared memory a large message is copied once and never moved again, so the receiver
+of this stream doesn't touch what it gets; in `shm, read` it looks at each cache line, as a stage
+would, and that time counts too.
+
+The channels take turns in every round, beside one core's memcpy of as many bytes from one warm
+buffer: `memcpy` into two others by turns, which is what a sender with two messages on their way
+must do; `memcpy, one` always into the same one, which stays in the cache where the stream can't.
 """
 
 from __future__ import annotations
@@ -29,6 +34,8 @@ from pipert.distributed import Peers
 
 QUESTION = "How fast is a message between two processes, through shared memory and through gloo?"
 CHANNELS = ("shm", "process_group")
+STREAMS = {"shm": False, "shm, read": True, "process_group": False}  # whether the receiver reads
+COPIES = {"memcpy": 2, "memcpy, one": 1}  # buffers that are written, by turns
 LATENCY_BYTES = 4096
 SIZES = [4 << 10, 64 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20]
 STREAM_BYTES = 256 << 20  # of one timed stream, at most; and at most 2000 messages
@@ -57,7 +64,7 @@ def measure(channels: dict[str, _C.ExternalChannels], rounds: int, echoes: int) 
     rank = dist.get_rank()
     latency: dict[str, list[float]] = {name: [] for name in channels}
     streams: dict[str, dict[int, list[float]]] = {
-        name: {size: [] for size in SIZES} for name in (*channels, "memcpy")
+        name: {size: [] for size in SIZES} for name in (*STREAMS, *COPIES)
     }
     for epoch in range(rounds + 1):  # the first one makes room, and isn't counted
         names = list(channels) if epoch % 2 else list(reversed(channels))
@@ -73,23 +80,25 @@ def measure(channels: dict[str, _C.ExternalChannels], rounds: int, echoes: int) 
             if epoch > 0:
                 latency[name] += [second / 2 for second in seconds]
         for at, size in enumerate(SIZES):
-            count = max(4, min(2000, STREAM_BYTES // size))
-            for name in names:
+            count = max(8, min(2000, STREAM_BYTES // size))
+            for name, reads in STREAMS.items() if epoch % 2 else reversed(STREAMS.items()):
                 dist.barrier()
                 second = _C.time_stream(
-                    channels[name],
+                    channels[name.partition(",")[0]],
                     rank=rank,
                     num_bytes=size,
                     num_messages=count,
-                    epoch=epoch * 100 + 1 + at,
+                    epoch=epoch * 100 + 1 + 2 * at + reads,
+                    reads=reads,
                 )
                 if epoch > 0:
                     streams[name][size].append(second / count)
             dist.barrier()
             if rank == 0:
-                copies = _C.time_copies(num_bytes=size, count=count)
-                if epoch > 0:
-                    streams["memcpy"][size].append(statistics.median(copies))
+                for name, buffers in COPIES.items():
+                    copies = _C.time_copies(num_bytes=size, count=count, num_destinations=buffers)
+                    if epoch > 0:
+                        streams[name][size].append(statistics.median(copies))
             dist.barrier()
     return {"latency": latency, "streams": streams}
 
@@ -110,11 +119,11 @@ def answer(measured: dict[str, Any]) -> dict[str, Any]:
             name: vars(Summary.of([size / second / 1e9 for second in seconds], 3))
             for name, seconds in by_name.items()
         }
-        for name in CHANNELS:
-            shares = [
-                copy / own for copy, own in zip(by_name["memcpy"], by_name[name], strict=True)
-            ]
-            entry[f"{name}_of_memcpy"] = vars(Summary.of(shares, 3))
+        for name in STREAMS:
+            for baseline in COPIES:
+                pairs = zip(by_name[baseline], by_name[name], strict=True)
+                shares = Summary.of([copy / own for copy, own in pairs], 3)
+                entry[f"{name} of {baseline}"] = vars(shares)
         bandwidth[str(size)] = entry
     return {"latency_us": latency, "bandwidth_gb_per_s": bandwidth}
 
@@ -127,18 +136,19 @@ def print_tables(content: dict[str, Any]) -> None:
         for name, numbers in content["latency_us"].items()
     ]
     print(table(["channel", "median", "p10", "p90", "p99"], rows))
-    print("\nbandwidth, GB/s (median), and share of memcpy")
-    names = [*CHANNELS, "memcpy"]
-    rows = [
-        [
-            f"{int(size) / 2**20:g} MB",
-            *(entry[name]["median"] for name in names),
-            *(entry[f"{name}_of_memcpy"]["median"] for name in CHANNELS),
+    for title, columns in (
+        ("bandwidth, GB/s (median)", [*STREAMS, *COPIES]),
+        (
+            "shares of memcpy (median)",
+            [f"{name} of {baseline}" for baseline in COPIES for name in STREAMS],
+        ),
+    ):
+        print(f"\n{title}")
+        rows = [
+            [f"{int(size) / 2**20:g} MB", *(entry[name]["median"] for name in columns)]
+            for size, entry in content["bandwidth_gb_per_s"].items()
         ]
-        for size, entry in content["bandwidth_gb_per_s"].items()
-    ]
-    shares = [f"{name} of memcpy" for name in CHANNELS]
-    print(table(["message", *names, *shares], rows))
+        print(table(["message", *columns], rows))
 
 
 def main() -> None:
@@ -152,8 +162,10 @@ def main() -> None:
     if group is None or group.size() != 2:
         raise SystemExit("two processes are needed: torchrun --nproc-per-node 2 " + __file__)
     channels = connect(group)
+    cores = os.sched_getaffinity(0)
     core = own_core(group.rank())
     measured = measure(channels, arguments.rounds, arguments.echoes)
+    os.sched_setaffinity(0, cores)  # the environment that is written down is the host's
     if group.rank() == 0:
         content = answer(measured)
         print_tables(content)

@@ -637,6 +637,9 @@ class ShmSegment:
     def name(self) -> str: ...
     def remove_name(self) -> None: ...
 
+def this_process() -> tuple[int, int, int]: ...
+def is_running(process: tuple[int, int, int]) -> bool: ...
+
 _Carrier: TypeAlias = ShmSegment | tuple[Backend, Backend | None]
 
 def connect_processes(
@@ -658,9 +661,15 @@ def time_echoes(
     channels: ExternalChannels, *, rank: int, num_bytes: int, num_messages: int, epoch: int
 ) -> list[float]: ...
 def time_stream(
-    channels: ExternalChannels, *, rank: int, num_bytes: int, num_messages: int, epoch: int
+    channels: ExternalChannels,
+    *,
+    rank: int,
+    num_bytes: int,
+    num_messages: int,
+    epoch: int,
+    reads: bool,
 ) -> float: ...
-def time_copies(*, num_bytes: int, count: int) -> list[float]: ...
+def time_copies(*, num_bytes: int, count: int, num_destinations: int) -> list[float]: ...
 
 class Rehearsal:
     @property

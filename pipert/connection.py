@@ -70,8 +70,34 @@ class Connection:
 
         told = peers.exchange("connect", asdict(Home.of(device)))
         self._homes = [Home(**home) for home in told]
-        refused = self._share_memory()
-        store, board_store = peers.begin_connection()
+        try:
+            refused = self._share_memory()
+            self.channels = self._make_channels(copies, *peers.begin_connection())
+            # Or a rank would wait in a step for one that failed here. From now on both ends of all
+            # that is shared are open, so each sees when the other dies.
+            peers.exchange("end connecting")
+        except BaseException:
+            self._let_go()
+            raise
+        self.transports = [
+            EdgeTransport(a, b, "shm", _ON_ONE_HOST)
+            if f"edge/{a}-{b}" in self._segments
+            else EdgeTransport(a, b, "process_group", refused[f"edge/{a}-{b}"])
+            for a, b in edges
+        ]
+        self._segments.clear()  # the channels own them
+
+    def _let_go(self) -> None:
+        """Leaves nothing behind at a failure, however long somebody keeps the error."""
+        for segment in self._segments.values():
+            segment.remove_name()
+        self._segments.clear()
+        vars(self).pop("channels", None)
+
+    def _make_channels(
+        self, copies: Sequence[int], store: c10d.Store, board_store: c10d.Store
+    ) -> _C.ExternalChannels:
+        peers = self._peers
         # In the same order on all ranks: the least edge that anybody waits for can always be made.
         carriers = {
             key: self._segments[key] if key in self._segments else self._backends(store, key)
@@ -81,18 +107,15 @@ class Connection:
         if everybody is None:
             with peers.losing_peers("while it connected to all ranks"):
                 everybody = self._gloo(c10d.PrefixStore("all", store), peers.rank, peers.size)
-        peers.exchange("end connecting")  # or a rank would wait in a step for one that failed here
-        self.transports = [
-            EdgeTransport(a, b, "shm", _ON_ONE_HOST)
-            if f"edge/{a}-{b}" in self._segments
-            else EdgeTransport(a, b, "process_group", refused[f"edge/{a}-{b}"])
-            for a, b in edges
-        ]
-        self.channels = _C.connect_processes(
+        return _C.connect_processes(
             rank=peers.rank,
             num_ranks=peers.size,
-            device=str(device),
-            edges=[(a, b, carriers[f"edge/{a}-{b}"]) for a, b in edges],
+            device=str(self._device),
+            edges=[
+                (a, b, carriers[key])
+                for key, (a, b) in self._edges.items()
+                if key.startswith("edge/")
+            ],
             copies=[
                 (
                     other,
@@ -106,7 +129,6 @@ class Connection:
             max_values=self._max_values,
             spin_us=spin_us(self._homes, peers.rank),
         )
-        self._segments.clear()  # the channels own them
 
     # --- shared memory -----------------------------------------------------------------------
 

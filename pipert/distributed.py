@@ -24,6 +24,7 @@ from pipert.errors import (
     error_of_peer,
     make_pipeline_error,
 )
+from pipert.neighbours import NeighbourGoneError, Neighbours
 
 _LONGEST_PAUSE_S = 0.02  # between two questions to the store
 _STORE_PATIENCE_S = 3.0  # beyond a time limit, or to tell of a failure
@@ -48,6 +49,7 @@ class Peers:
         self._store = c10d.PrefixStore(name, base)
         self._board_store: c10d.Store | None = None
         self.timeout_s = 300.0  # of every wait for another rank
+        self._neighbours = Neighbours()
         self._exchanges = itertools.count()
         self._num_connections = 0  # that were begun by all ranks
         self._is_lost = False
@@ -74,6 +76,8 @@ class Peers:
         number = next(self._exchanges)
         with self.losing_peers(f"while it waited for the others to {call} too"):
             told = self._exchange(number, call, value)
+        if number == 0:
+            self._neighbours.learn([part.get("process") for part in told])
         for part in told:
             if "error" in part:
                 raise error_of_peer(part["error"])
@@ -137,7 +141,10 @@ class Peers:
         is_over = threading.Event()
 
         def ask() -> list[Any] | None:
-            self._post(number, {"call": call, "value": value})
+            said = {"call": call, "value": value}
+            if number == 0:
+                said["process"] = self._neighbours.own()
+            self._post(number, said)
             told = self._collect(number, is_over)
             if told is not None and number > 0:  # all have read the one before: they are here
                 self._store.delete_key(self._key(number - 1, self.rank))
@@ -149,6 +156,9 @@ class Peers:
                 return told
             missing = _ask(lambda: self._missing(number), _STORE_PATIENCE_S)
             waited_for = ", ".join(f"rank {rank}" for rank in missing)
+        except NeighbourGoneError:
+            self._is_lost = True
+            raise
         except TimeoutError:
             waited_for = "torch.distributed's store, which doesn't answer,"
         finally:
@@ -167,16 +177,30 @@ class Peers:
         self._store.set(self._key(number, self.rank), json.dumps(told))
 
     def _collect(self, number: int, is_over: threading.Event) -> list[Any] | None:
-        """What all ranks posted; None if some didn't in time."""
+        """What all ranks posted; None if some didn't in time.
+
+        Raises:
+            NeighbourGoneError: one that didn't never will.
+        """
         keys = [self._key(number, rank) for rank in range(self.size)]
         end = time.monotonic() + self.timeout_s
         pause = 1e-4
         while not self._store.check(keys):
             if time.monotonic() > end or is_over.is_set():
                 return None
+            if self._neighbours.is_due():
+                self._require_alive(number)
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
         return [json.loads(self._store.get(key)) for key in keys]
+
+    def _require_alive(self, number: int) -> None:
+        gone = self._neighbours.gone(self._missing(number))
+        for rank in self._missing(number) if gone else []:  # again: it may have posted and left
+            if rank in gone:
+                raise NeighbourGoneError(
+                    f"connection closed: process {gone[rank]} of rank {rank} is gone"
+                )
 
     def _missing(self, number: int) -> list[int]:
         return [r for r in range(self.size) if not self._store.check([self._key(number, r)])]

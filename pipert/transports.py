@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,13 @@ class EdgeTransport:
         return f"edge {self.source}->{self.destination}: {self.transport} ({self.reason})"
 
 
+def boot_id() -> str | None:
+    """The kernel's number of this start of the host; None: not known."""
+    with suppress(OSError):  # no Linux, or no /proc
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return None
+
+
 @dataclass(frozen=True)
 class Home:
     """Where a rank is, as the other ranks are told.
@@ -53,12 +61,10 @@ class Home:
     @classmethod
     def of(cls, device: torch.device) -> "Home":
         """This process's, for a rank on `device`."""
-        try:
-            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot, pids = boot_id(), None
+        with suppress(OSError):
             pids = os.stat("/proc/self/ns/pid").st_ino
-        except OSError:  # no Linux, or no /proc
-            boot, pids = None, None
-        return cls(socket.gethostname(), boot, pids, os.geteuid(), device.type)
+        return cls(socket.gethostname(), boot if pids else None, pids, os.geteuid(), device.type)
 
     def apart_from(self, other: "Home") -> str | None:
         """Why the two can't share memory; None: as far as is known they can."""

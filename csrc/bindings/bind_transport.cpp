@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "bindings/bind.h"
 #include "bindings/python_runtime.h"
+#include "shm/process_id.h"
 #include "shm/ring_reader.h"
 #include "shm/ring_writer.h"
 #include "transport/process_group_agreement.h"
@@ -122,6 +123,27 @@ void bind_segment(py::module_& module) {
       .def("remove_name", &Segment::remove_name, "All who need it have it.");
 }
 
+// (namespace of the number, start time, number).
+using ProcessTuple = std::tuple<std::uint64_t, std::uint64_t, std::int32_t>;
+
+void bind_process(py::module_& module) {
+  module.def(
+      "this_process",
+      [] {
+        const ProcessId own = this_process();
+        return ProcessTuple(own.pid_namespace, own.start_time, own.pid);
+      },
+      "Which process this is: what is_running takes.");
+  module.def(
+      "is_running",
+      [](const ProcessTuple& process) {
+        const auto& [pid_namespace, start_time, pid] = process;
+        return is_running({pid_namespace, start_time, pid});
+      },
+      py::arg("process"),
+      "Whether a process of this host still runs; True where that can't be known.");
+}
+
 }  // namespace
 
 void bind_transport(py::module_& module) {
@@ -129,6 +151,7 @@ void bind_transport(py::module_& module) {
       module, "ExternalChannels",
       "The ends of the channels that leave this process. Consumed by Runtime.");
   bind_segment(module);
+  bind_process(module);
 
   module.def("connect_processes", &connect_processes, py::kw_only(), py::arg("rank"),
              py::arg("num_ranks"), py::arg("device"), py::arg("edges"), py::arg("copies"),

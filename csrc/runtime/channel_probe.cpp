@@ -3,6 +3,7 @@
 #include <ATen/ops/ones.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <utility>
 
@@ -24,6 +25,7 @@ class Probe {
       : sender_(*channels.senders.at(times ? options.there : options.back)),
         receiver_(*channels.receivers.at(times ? options.back : options.there)),
         epoch_(options.epoch),
+        reads_(options.reads),
         tensor_(at::ones({options.num_bytes / 4})) {
     const ChannelPass pass{.epoch = epoch_, .training = true, .num_messages = options.num_messages};
     sender_.begin(pass);
@@ -45,6 +47,7 @@ class Probe {
     const auto message = receiver_.take(sequence, sequence % kSlots, lane_);
     if (!message.has_value()) throw InternalError("a probe's channel was aborted");
     check_arrival(*message, {MessageKind::kActivation, 0, sequence}, epoch_, true);
+    if (reads_) look_at(message->tensors.front());
   }
   void post(int sequence) { receiver_.post(sequence, sequence % kSlots); }
   void release_rest() {
@@ -55,6 +58,17 @@ class Probe {
  private:
   static constexpr int kSlots = 2;
 
+  // One word of each cache line, as a stage would at least.
+  static void look_at(const at::Tensor& tensor) {
+    constexpr std::int64_t kStep = 16;
+    const auto* words = tensor.const_data_ptr<float>();
+    std::array<float, 4> sums{};  // several: one would wait for its own addition
+    const std::int64_t count = tensor.numel();
+    for (std::int64_t i = 0; i < count; i += kStep)
+      sums[static_cast<std::size_t>(i / kStep % 4)] += words[i];
+    asm volatile("" : : "m"(sums) : "memory");  // or the loop would be left out
+  }
+
   void release(int sequence) {
     if (!sender_.release(sequence, sequence % kSlots))
       throw InternalError("a probe's channel was aborted");
@@ -63,6 +77,7 @@ class Probe {
   Sender& sender_;
   Receiver& receiver_;
   std::int64_t epoch_;
+  bool reads_;
   at::Tensor tensor_;
   CpuLane lane_;
   int num_sent_ = 0;
@@ -102,13 +117,15 @@ double time_stream(ExternalChannels& channels, bool times, const ProbeOptions& o
   return seconds_since(start);
 }
 
-std::vector<double> time_copies(std::int64_t num_bytes, int count) {
+std::vector<double> time_copies(std::int64_t num_bytes, int count, int num_destinations) {
   const auto options = at::TensorOptions().dtype(at::kByte);
   // Not zeros, whose pages would all be the same one.
   const at::Tensor source = at::ones({num_bytes}, options);
-  const at::Tensor destination = at::ones({num_bytes}, options);
+  std::vector<at::Tensor> destinations;
+  for (int i = 0; i < num_destinations; ++i) destinations.push_back(at::ones({num_bytes}, options));
   std::vector<double> seconds;
   for (int i = 0; i < count; ++i) {
+    const at::Tensor& destination = destinations[static_cast<std::size_t>(i % num_destinations)];
     const std::int64_t start = now_ns();
     std::memcpy(destination.mutable_data_ptr(), source.const_data_ptr(),
                 static_cast<std::size_t>(num_bytes));

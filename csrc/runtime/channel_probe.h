@@ -14,6 +14,7 @@ struct ProbeOptions {
   std::int64_t num_bytes = 0;  // of the one tensor of a message, a multiple of 4
   int num_messages = 0;
   std::int64_t epoch = 0;  // counts these calls, the same on both ends
+  bool reads = false;      // who gets a message looks at each of its cache lines
 };
 
 // Sends a message and waits for the answer, again and again; seconds of each round trip. Empty on
@@ -25,7 +26,8 @@ std::vector<double> time_echoes(ExternalChannels& channels, bool times,
 // The end that `times` sends, the other one takes.
 double time_stream(ExternalChannels& channels, bool times, const ProbeOptions& options);
 
-// Seconds of each of so many memcpys between the same two buffers.
-std::vector<double> time_copies(std::int64_t num_bytes, int count);
+// Seconds of each of so many memcpys of one buffer, into so many others by turns; all were used
+// before.
+std::vector<double> time_copies(std::int64_t num_bytes, int count, int num_destinations);
 
 }  // namespace pipert
