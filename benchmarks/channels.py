@@ -9,7 +9,8 @@ may keep. Over shared memory a large message is copied once and never moved agai
 of this stream doesn't touch what it gets; in `shm, read` it looks at each cache line, as a stage
 would, and that time counts too.
 
-The channels take turns in every round, beside one core's memcpy of as many bytes from one warm
+As between two steps, the memory that a stream needs is there: some messages went ahead of it. The
+channels take turns in every round, beside one core's memcpy of as many bytes from one warm
 buffer: `memcpy` into two others by turns, which is what a sender with two messages on their way
 must do; `memcpy, one` always into the same one, which stays in the cache where the stream can't.
 """
@@ -34,7 +35,12 @@ from pipert.distributed import Peers
 
 QUESTION = "How fast is a message between two processes, through shared memory and through gloo?"
 CHANNELS = ("shm", "process_group")
-STREAMS = {"shm": False, "shm, read": True, "process_group": False}  # whether the receiver reads
+STREAMS = {
+    "shm": False,
+    "shm, read": True,
+    "process_group": False,
+}  # whether the receiver reads
+WARM_UP = 4  # messages before a stream, of its size
 COPIES = {"memcpy": 2, "memcpy, one": 1}  # buffers that are written, by turns
 LATENCY_BYTES = 4096
 SIZES = [4 << 10, 64 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20]
@@ -47,7 +53,9 @@ def connect(group: dist.ProcessGroup) -> dict[str, _C.ExternalChannels]:
     program = pipert.lower(schedule)[dist.get_rank()]
     peers = Peers(group)
     cpu = torch.device("cpu")
-    return {name: Connection(peers, program, cpu, [], name).channels for name in CHANNELS}
+    return {
+        name: Connection(peers, program, cpu, [], name).channels for name in CHANNELS
+    }
 
 
 def own_core(rank: int) -> int | None:
@@ -59,7 +67,9 @@ def own_core(rank: int) -> int | None:
     return cores[rank]
 
 
-def measure(channels: dict[str, _C.ExternalChannels], rounds: int, echoes: int) -> dict[str, Any]:
+def measure(
+    channels: dict[str, _C.ExternalChannels], rounds: int, echoes: int
+) -> dict[str, Any]:
     """Seconds by channel: of each round trip's half, and of each stream by size."""
     rank = dist.get_rank()
     latency: dict[str, list[float]] = {name: [] for name in channels}
@@ -81,22 +91,30 @@ def measure(channels: dict[str, _C.ExternalChannels], rounds: int, echoes: int) 
                 latency[name] += [second / 2 for second in seconds]
         for at, size in enumerate(SIZES):
             count = max(8, min(2000, STREAM_BYTES // size))
-            for name, reads in STREAMS.items() if epoch % 2 else reversed(STREAMS.items()):
-                dist.barrier()
-                second = _C.time_stream(
-                    channels[name.partition(",")[0]],
-                    rank=rank,
-                    num_bytes=size,
-                    num_messages=count,
-                    epoch=epoch * 100 + 1 + 2 * at + reads,
-                    reads=reads,
-                )
+            for name, reads in (
+                STREAMS.items() if epoch % 2 else reversed(STREAMS.items())
+            ):
+                for messages in (
+                    WARM_UP,
+                    count,
+                ):  # a channel gives memory back that rests
+                    dist.barrier()
+                    second = _C.time_stream(
+                        channels[name.partition(",")[0]],
+                        rank=rank,
+                        num_bytes=size,
+                        num_messages=messages,
+                        epoch=epoch * 100 + 1 + 2 * at + reads,
+                        reads=reads,
+                    )
                 if epoch > 0:
                     streams[name][size].append(second / count)
             dist.barrier()
             if rank == 0:
                 for name, buffers in COPIES.items():
-                    copies = _C.time_copies(num_bytes=size, count=count, num_destinations=buffers)
+                    copies = _C.time_copies(
+                        num_bytes=size, count=count, num_destinations=buffers
+                    )
                     if epoch > 0:
                         streams[name][size].append(statistics.median(copies))
             dist.barrier()
@@ -154,13 +172,17 @@ def print_tables(content: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=QUESTION)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--echoes", type=int, default=2000, help="round trips in each round")
+    parser.add_argument(
+        "--echoes", type=int, default=2000, help="round trips in each round"
+    )
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "channels.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     group = pipert.init()
     if group is None or group.size() != 2:
-        raise SystemExit("two processes are needed: torchrun --nproc-per-node 2 " + __file__)
+        raise SystemExit(
+            "two processes are needed: torchrun --nproc-per-node 2 " + __file__
+        )
     channels = connect(group)
     cores = os.sched_getaffinity(0)
     core = own_core(group.rank())
