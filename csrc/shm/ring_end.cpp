@@ -37,8 +37,11 @@ void RingEnd::abort() noexcept {
   own().bell.ring();  // this end's own waits
 }
 
-void RingEnd::check_other_process() const {
-  if (other().is_open.load() == 0 || is_running(other().process)) return;
+bool RingEnd::is_other_gone() const {
+  return other().is_open.load() != 0 && !is_running(other().process);
+}
+
+void RingEnd::throw_gone() const {
   throw ProcessGone(
       concat("connection closed: process ", other().process.pid, " of the other end is gone"));
 }

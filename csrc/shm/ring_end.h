@@ -32,7 +32,8 @@ class RingEnd {
     own().bell.wait(
         spin_, [&] { return has_come() || aborted_.load() || other().is_closed.load() != 0; },
         [&] {
-          if (!has_come()) check_other_process();
+          // Asked again after the look: it may have come, and its sender have left, meanwhile.
+          if (!has_come() && is_other_gone() && !has_come()) throw_gone();
         });
     if (aborted_.load()) return false;
     if (has_come()) return true;  // asked after `is_closed`: what came before that counts
@@ -46,7 +47,8 @@ class RingEnd {
   const std::shared_ptr<Segment>& shared_segment() const { return segment_; }
 
  private:
-  void check_other_process() const;
+  bool is_other_gone() const;
+  [[noreturn]] void throw_gone() const;
 
   std::shared_ptr<Segment> segment_;  // shared: both ends of a ring may be in one process
   RingLayout* layout_;

@@ -295,6 +295,21 @@ void test_death_is_told_within_a_second_and_leaves_nothing(std::chrono::microsec
   CHECK(folder.num_files() == 0);
 }
 
+// It may write its last message and end while this end looks for it.
+void test_what_came_before_the_death_counts_however_late_it_is_seen() {
+  const SharedFolder folder;
+  const std::shared_ptr<Segment> segment = make_ring_segment(folder.path());
+  const pid_t child = start_child([&] {
+    RingWriter writer(open_ring_segment(segment->name(), folder.path()), kSpin);
+    _exit(0);  // as if killed: it closes nothing
+  });
+  check_child(child);
+  RingEnd end(segment, &RingLayout::reader, &RingLayout::writer, std::chrono::microseconds(0));
+  int num_asked = 0;
+  CHECK(end.wait([&] { return ++num_asked > 3; }));  // the third time is before the look at /proc
+  CHECK_THROWS(end.wait([] { return false; }), ProcessGone);
+}
+
 void test_foreign_bytes_and_second_readers_are_refused() {
   const SharedFolder folder;
   const std::shared_ptr<Segment> other = Segment::create(sizeof(RingLayout), folder.path());
@@ -329,6 +344,7 @@ int main() {
     test_death_is_told_within_a_second_and_leaves_nothing(
         std::chrono::microseconds(i < 2 ? 0 : 300 * i * i + 77));
   }
+  test_what_came_before_the_death_counts_however_late_it_is_seen();
   test_threads_exchange_messages_of_any_size();
   test_messages_that_find_no_room_come_in_pieces_and_in_order();
   test_sender_never_waits_however_many_messages_nobody_reads();
