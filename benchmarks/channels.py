@@ -53,9 +53,7 @@ def connect(group: dist.ProcessGroup) -> dict[str, _C.ExternalChannels]:
     program = pipert.lower(schedule)[dist.get_rank()]
     peers = Peers(group)
     cpu = torch.device("cpu")
-    return {
-        name: Connection(peers, program, cpu, [], name).channels for name in CHANNELS
-    }
+    return {name: Connection(peers, program, cpu, [], name).channels for name in CHANNELS}
 
 
 def own_core(rank: int) -> int | None:
@@ -67,9 +65,7 @@ def own_core(rank: int) -> int | None:
     return cores[rank]
 
 
-def measure(
-    channels: dict[str, _C.ExternalChannels], rounds: int, echoes: int
-) -> dict[str, Any]:
+def measure(channels: dict[str, _C.ExternalChannels], rounds: int, echoes: int) -> dict[str, Any]:
     """Seconds by channel: of each round trip's half, and of each stream by size."""
     rank = dist.get_rank()
     latency: dict[str, list[float]] = {name: [] for name in channels}
@@ -91,9 +87,7 @@ def measure(
                 latency[name] += [second / 2 for second in seconds]
         for at, size in enumerate(SIZES):
             count = max(8, min(2000, STREAM_BYTES // size))
-            for name, reads in (
-                STREAMS.items() if epoch % 2 else reversed(STREAMS.items())
-            ):
+            for name, reads in STREAMS.items() if epoch % 2 else reversed(STREAMS.items()):
                 for messages in (
                     WARM_UP,
                     count,
@@ -112,9 +106,7 @@ def measure(
             dist.barrier()
             if rank == 0:
                 for name, buffers in COPIES.items():
-                    copies = _C.time_copies(
-                        num_bytes=size, count=count, num_destinations=buffers
-                    )
+                    copies = _C.time_copies(num_bytes=size, count=count, num_destinations=buffers)
                     if epoch > 0:
                         streams[name][size].append(statistics.median(copies))
             dist.barrier()
@@ -172,17 +164,13 @@ def print_tables(content: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=QUESTION)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument(
-        "--echoes", type=int, default=2000, help="round trips in each round"
-    )
+    parser.add_argument("--echoes", type=int, default=2000, help="round trips in each round")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "channels.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     group = pipert.init()
     if group is None or group.size() != 2:
-        raise SystemExit(
-            "two processes are needed: torchrun --nproc-per-node 2 " + __file__
-        )
+        raise SystemExit("two processes are needed: torchrun --nproc-per-node 2 " + __file__)
     channels = connect(group)
     cores = os.sched_getaffinity(0)
     core = own_core(group.rank())

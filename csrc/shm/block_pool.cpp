@@ -62,7 +62,9 @@ bool BlockPool::take_again(Block& block) {
 std::uint64_t BlockPool::loan_of(const Block& block) const {
   const auto index = static_cast<std::size_t>(&block - blocks_.data());
   const bool has_flag = index >= kNumFirst && index - kNumFirst < loans_.size();
-  return has_flag && segment_.is_half_free() ? index - kNumFirst : kNoLoan;
+  // Sizes that grow leave blocks behind that nobody fits into: addresses must last for those too.
+  const bool has_addresses = segment_.num_bytes() <= Segment::kMaxBytes / 2;
+  return has_flag && has_addresses && segment_.is_half_free() ? index - kNumFirst : kNoLoan;
 }
 
 BlockPool::Block* BlockPool::take_largest(std::uint64_t taken) {

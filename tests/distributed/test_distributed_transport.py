@@ -161,6 +161,44 @@ def test_messages_that_find_no_room_in_shared_memory_arrive_all_the_same() -> No
             same(result.losses, losses if is_last(pipe) else None, "losses")
 
 
+class Keeper(nn.Module):
+    """Keeps what it was given, as a hook of the user's may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.kept.append(x.detach())
+        return x[:, :8]
+
+
+@pytest.mark.processes(2)
+def test_large_messages_that_a_stage_keeps_stay_as_they_are() -> None:
+    """They lie in shared memory, which isn't used again while anybody has them."""
+    keeper = Keeper()
+    pieces = nn.Sequential(layers(1), Wide(), keeper, layers(1, seed=3))
+    with pipert.Pipeline(
+        [pieces[:2], pieces[2:]],
+        num_microbatches=4,
+        loss_fn=functional.mse_loss,
+        group=pipert.init(),
+        transport="shm",
+        timeout_s=20,
+    ) as pipe:
+        batches = [data(16, seed=seed) for seed in range(5)]
+        for x, y in batches:
+            pipe.step(x, target=y)
+        if is_last(pipe):
+            with torch.no_grad():
+                sent = [pieces[:2](part) for x, _ in batches for part in x.chunk(4)]
+            for kept, expected in zip(keeper.kept, sent, strict=True):
+                same(kept, expected, "kept")
+    for kept in keeper.kept:
+        kept += 1  # the pipeline is closed: they are this process's still
+    keeper.kept.clear()
+
+
 @pytest.mark.processes(2)
 def test_full_shared_memory_is_said_or_gone_round() -> None:
     rank = pipert.init().rank()
