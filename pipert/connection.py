@@ -72,7 +72,8 @@ class Connection:
         self._homes = [Home(**home) for home in told]
         try:
             refused = self._share_memory()
-            self.channels = self._make_channels(copies, *peers.begin_connection())
+            self._store, self._board_store = peers.begin_connection()
+            self.channels = self._make_channels(copies)
             # Or a rank would wait in a step for one that failed here. From now on both ends of all
             # that is shared are open, so each sees when the other dies.
             peers.exchange("end connecting")
@@ -94,19 +95,16 @@ class Connection:
         self._segments.clear()
         vars(self).pop("channels", None)
 
-    def _make_channels(
-        self, copies: Sequence[int], store: c10d.Store, board_store: c10d.Store
-    ) -> _C.ExternalChannels:
+    def _make_channels(self, copies: Sequence[int]) -> _C.ExternalChannels:
         peers = self._peers
         # In the same order on all ranks: the least edge that anybody waits for can always be made.
         carriers = {
-            key: self._segments[key] if key in self._segments else self._backends(store, key)
+            key: self._segments[key] if key in self._segments else self._backends(key)
             for key in self._edges
         }
         everybody: _C.ShmSegment | Backend | None = self._segments.get(_ALL)
         if everybody is None:
-            with peers.losing_peers("while it connected to all ranks"):
-                everybody = self._gloo(c10d.PrefixStore("all", store), peers.rank, peers.size)
+            everybody = self._gloo("all", peers.rank, peers.size, "while it connected to all ranks")
         return _C.connect_processes(
             rank=peers.rank,
             num_ranks=peers.size,
@@ -125,7 +123,7 @@ class Connection:
                 for other in copies
             ],
             everybody=everybody,
-            board_store=board_store,
+            board_store=self._board_store,
             max_values=self._max_values,
             spin_us=spin_us(self._homes, peers.rank),
         )
@@ -208,18 +206,18 @@ class Connection:
 
     # --- torch.distributed's backends --------------------------------------------------------
 
-    def _backends(self, store: c10d.Store, key: str) -> "tuple[Backend, Backend | None]":
+    def _backends(self, key: str) -> "tuple[Backend, Backend | None]":
         source, destination = self._edges[key]
         peer = destination if source == self._peers.rank else source
-        with self._peers.losing_peers(f"while it connected to rank {peer}"):
-            return self._open_edge(store, key, 0 if source == self._peers.rank else 1)
-
-    def _open_edge(
-        self, store: c10d.Store, key: str, rank: int
-    ) -> "tuple[Backend, Backend | None]":
-        cpu = self._gloo(c10d.PrefixStore(f"cpu/{key}", store), rank, 2)
+        rank = 0 if source == self._peers.rank else 1
+        doing = f"while it connected to rank {peer}"
+        cpu = self._gloo(key, rank, 2, doing)
         if self._device.type == "cpu":
             return cpu, None
+        with self._peers.losing_peers(doing):
+            return cpu, self._nccl(key, rank)
+
+    def _nccl(self, key: str, rank: int) -> "Backend":
         if self._device.type != "cuda" or not dist.is_nccl_available():
             raise ValueError(
                 f"group: stages on {self._device} need a backend of torch.distributed for it, this "
@@ -227,13 +225,18 @@ class Connection:
             )
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = _NEVER
-        accelerator = dist.ProcessGroupNCCL(
-            c10d.PrefixStore(f"cuda/{key}", store), rank, 2, options
-        )
+        store = c10d.PrefixStore(f"cuda/{key}", self._store)
+        accelerator = dist.ProcessGroupNCCL(store, rank, 2, options)
         accelerator.eager_connect_single_device(self._device)
-        return cpu, accelerator
+        return accelerator
 
-    def _gloo(self, store: c10d.Store, rank: int, size: int) -> "Backend":
-        """The time limit is for connecting; C++ waits for messages with none."""
+    def _gloo(self, key: str, rank: int, size: int, doing: str) -> "Backend":
+        """The time limit is for connecting; C++ waits for messages with none.
+
+        Connecting holds the store's client up, which this rank needs if it is to tell of a failure.
+        """
+        store = c10d.PrefixStore(f"cpu/{key}", self._board_store)
         limit = timedelta(seconds=self._peers.timeout_s)
-        return dist.ProcessGroupGloo(store, rank, size, timeout=limit)
+        return self._peers.in_store(
+            doing, lambda _: dist.ProcessGroupGloo(store, rank, size, timeout=limit)
+        )

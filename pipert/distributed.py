@@ -6,7 +6,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, ClassVar, TypeVar
@@ -27,6 +27,7 @@ from pipert.errors import (
 from pipert.neighbours import NeighbourGoneError, Neighbours
 
 _LONGEST_PAUSE_S = 0.02  # between two questions to the store
+_GLANCE_S = 0.2  # between two looks whether the others live
 _STORE_PATIENCE_S = 3.0  # beyond a time limit, or to tell of a failure
 
 _Answer = TypeVar("_Answer")
@@ -101,7 +102,14 @@ class Peers:
         """
         with self.losing_peers(doing):
             try:
-                return _ask(lambda: run(self._store), self.timeout_s + _STORE_PATIENCE_S)
+                return _ask(
+                    lambda: run(self._store),
+                    self.timeout_s + _STORE_PATIENCE_S,
+                    lambda: self._require_alive(range(self.size)),
+                )
+            except NeighbourGoneError:
+                self._is_lost = True
+                raise
             except TimeoutError:
                 self._is_lost = True
                 raise PipelineTimeoutError(
@@ -189,18 +197,16 @@ class Peers:
             if time.monotonic() > end or is_over.is_set():
                 return None
             if self._neighbours.is_due():
-                self._require_alive(number)
+                gone = self._neighbours.gone(self._missing(number))
+                # Asked again after the look: one may have posted, and left.
+                self._require_alive(rank for rank in self._missing(number) if rank in gone)
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
         return [json.loads(self._store.get(key)) for key in keys]
 
-    def _require_alive(self, number: int) -> None:
-        gone = self._neighbours.gone(self._missing(number))
-        for rank in self._missing(number) if gone else []:  # again: it may have posted and left
-            if rank in gone:
-                raise NeighbourGoneError(
-                    f"connection closed: process {gone[rank]} of rank {rank} is gone"
-                )
+    def _require_alive(self, ranks: Iterable[int]) -> None:
+        for rank, process in self._neighbours.gone(ranks).items():
+            raise NeighbourGoneError(f"connection closed: process {process} of rank {rank} is gone")
 
     def _missing(self, number: int) -> list[int]:
         return [r for r in range(self.size) if not self._store.check([self._key(number, r)])]
@@ -246,7 +252,8 @@ class Peers:
         All call this as often.
 
         Returns:
-            One to connect through, and one with a client of its own, for the failure board.
+            One to connect through, and one with a client of its own: for what holds the client up
+            while it connects, and for the failure board, which has nothing to tell before that.
         """
         # Once, not for each connection: torch's server looks up the name of every new client, and
         # answers nobody meanwhile. A slow resolver would hold up each recovery for seconds.
@@ -268,10 +275,17 @@ def telling(peers: Peers | None) -> AbstractContextManager[None]:
     return nullcontext() if peers is None else peers.telling()
 
 
-def _ask(question: Callable[[], _Answer], limit_s: float) -> _Answer:
+def _ask(
+    question: Callable[[], _Answer], limit_s: float, look: Callable[[], None] = lambda: None
+) -> _Answer:
     """Asks the store on a thread of its own.
 
     If the process that serves it hangs, a question never ends, and who waits in it sees no Ctrl-C.
+
+    Args:
+        question: whose answer is wanted.
+        limit_s: how long to wait for it.
+        look: called now and then; ends the wait by what it raises.
 
     Raises:
         TimeoutError: there was no answer in time. The thread ends when there is one.
@@ -286,10 +300,13 @@ def _ask(question: Callable[[], _Answer], limit_s: float) -> _Answer:
 
     thread = threading.Thread(target=run, name="pipert store", daemon=True)
     thread.start()
+    end = time.monotonic() + limit_s
     try:
-        return answer.result(limit_s)
-    except futures.TimeoutError:  # before Python 3.11 it is no TimeoutError
-        raise TimeoutError from None
+        while not futures.wait([answer], min(_GLANCE_S, max(0.0, end - time.monotonic()))).done:
+            if time.monotonic() >= end:
+                raise TimeoutError
+            look()
+        return answer.result()
     finally:
         # One that still runs when the process ends may be stopped where C++ can't bear it.
         if answer.done():

@@ -68,6 +68,16 @@ def test_death_before_the_channels_are_made_is_told() -> None:
     _death_while_connecting_is_told(_C, "connect_processes")
 
 
+@pytest.mark.processes(2, dies=(1,))
+def test_death_before_the_process_groups_are_connected_is_told() -> None:
+    if pipert.init().rank() == 1:
+        connection.Connection._gloo = _die  # type: ignore[method-assign,assignment]
+    message = r"while it connected to rank 1: .*process \d+ of rank 1 is gone"
+    with within(1.5), pytest.raises(pipert.PipelineError, match=message) as caught:
+        _pipeline(transport="process_group")
+    assert caught.value.kind == "transfer"
+
+
 @pytest.mark.processes(3, dies=(1,))
 def test_death_between_two_calls_is_told_to_those_who_make_another() -> None:
     with _pipeline() as pipe:
