@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pipert import _C
 from pipert.arguments import check_stages, choose_schedule, place_loss, resolve_devices
 from pipert.batch import Batch, BatchChecks
+from pipert.compatibility import require_same
 from pipert.distributed import Peers, telling
 from pipert.gathering import gather_traces, make_trace
 from pipert.gradients import clip_gradients, gradient_norms, own_gradient
@@ -159,7 +160,7 @@ class Pipeline:
             if self._peers is not None:
                 ranks = [self._peers.rank]
                 self._peers.timeout_s = options.timeout_s
-                self._peers.agree(self.schedule, **options.common())
+                require_same(self._peers, self.schedule, "make the pipeline", **options.common())
                 check_tied(stages, self.schedule.placement)
             on = resolve_devices(devices, ranks, self.schedule.num_ranks)
             self._stages = LocalStages(stages, self.schedule, on)
@@ -440,7 +441,7 @@ class Pipeline:
             )
             self._options.check_fit(chosen, is_one_process=self._peers is None)
             if self._peers is not None:
-                self._peers.agree(chosen, "reschedule", **self._options.common())
+                require_same(self._peers, chosen, "reschedule", **self._options.common())
             checks = BatchChecks(chosen, self._stages, self._options.loss_fn, self._peers)
             self._ranks.reschedule(chosen)
         self.schedule = chosen
