@@ -24,6 +24,7 @@ from pipert.neighbours import NeighbourGoneError, Neighbours
 _LONGEST_PAUSE_S = 0.02  # between two questions to the store
 _GLANCE_S = 0.2  # between two looks whether the others live
 _STORE_PATIENCE_S = 3.0  # beyond a time limit, or to tell of a failure
+_CONNECT_S = 30.0  # to the store, at least: that is no wait for a rank, and resolvers may be slow
 
 _Answer = TypeVar("_Answer")
 
@@ -85,21 +86,25 @@ class Peers:
                 )
         return [part["value"] for part in told]
 
-    def in_store(self, doing: str, run: Callable[[c10d.Store], _Answer]) -> _Answer:
+    def in_store(
+        self, doing: str, run: Callable[[c10d.Store], _Answer], at_least_s: float = 0.0
+    ) -> _Answer:
         """What `run` makes of the store, on a thread of its own: it may wait for other ranks there.
 
         Args:
             doing: what for, for the error message: "while it ...".
             run: between two exchanges; its keys must not have been used before.
+            at_least_s: its time limit where `timeout_s` is shorter.
 
         Raises:
             PipelineError: the store, or another rank, didn't answer in time or is gone.
         """
+        limit_s = max(self.timeout_s, at_least_s)
         with self.losing_peers(doing):
             try:
                 return _ask(
                     lambda: run(self._store),
-                    self.timeout_s + _STORE_PATIENCE_S,
+                    limit_s + _STORE_PATIENCE_S,
                     lambda: self._require_alive(range(self.size)),
                 )
             except NeighbourGoneError:
@@ -108,7 +113,7 @@ class Peers:
             except TimeoutError:
                 self._is_lost = True
                 raise PipelineTimeoutError(
-                    f"rank {self.rank} waited {self.timeout_s:g} s {doing}",
+                    f"rank {self.rank} waited {limit_s:g} s {doing}",
                     kind="timeout",
                     rank=self.rank,
                 ) from None
@@ -221,6 +226,7 @@ class Peers:
             self._board_store = self.in_store(
                 "while it connected to the store",
                 lambda store: store.clone(),  # type: ignore[attr-defined]
+                at_least_s=_CONNECT_S,
             )
         self._num_connections += 1
         prefix = f"connection/{self._num_connections}"

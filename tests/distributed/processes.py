@@ -34,9 +34,10 @@ class Processes:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        # Of IPv4: torch's store looks up the name of every client, and knows 127.0.0.1 without a
+        # resolver, which may take seconds.
+        listener = socket.create_server(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
         self._logs = [tempfile.TemporaryFile("w+") for _ in range(size)]  # noqa: SIM115
         self._pipes: list[socket.socket] = []
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -54,17 +55,18 @@ class Processes:
             }
             self._processes.append(
                 subprocess.Popen(
-                    [sys.executable, __file__, str(theirs.fileno())],
+                    [sys.executable, __file__, str(theirs.fileno()), str(listener.fileno())],
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=self._logs[rank],
                     stderr=subprocess.STDOUT,
-                    pass_fds=[theirs.fileno()],
+                    pass_fds=[theirs.fileno(), listener.fileno()],
                     start_new_session=True,
                 )
             )
             theirs.close()
             self._pipes.append(ours)
+        listener.close()
         self._readers = [pipe.makefile("r") for pipe in self._pipes]
 
     def run(
@@ -147,16 +149,29 @@ class Processes:
                 stream.close()
 
 
-def serve(descriptor: int) -> None:
+def join_group(listener: int) -> None:
+    """Joins the group of all the processes, whose store rank 0 serves on this socket."""
+    import torch.distributed as dist
+
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    port = int(os.environ["MASTER_PORT"])
+    if rank == 0:
+        store = dist.TCPStore("127.0.0.1", port, size, True, master_listen_fd=listener)
+    else:
+        os.close(listener)
+        store = dist.TCPStore("127.0.0.1", port, size, False)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+
+
+def serve(descriptor: int, listener: int) -> None:
     """The life of one of the processes: runs what it is told to, until nobody tells any more."""
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     import torch
 
-    import pipert
     from pipert import ranks
 
     torch.set_num_threads(1)
-    pipert.init()
+    join_group(listener)
     pipe = socket.socket(fileno=descriptor).makefile("rw")
     for line in pipe:
         order = json.loads(line)
@@ -174,4 +189,4 @@ def serve(descriptor: int) -> None:
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]))
+    serve(int(sys.argv[1]), int(sys.argv[2]))
