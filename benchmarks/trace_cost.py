@@ -5,9 +5,9 @@
 Pipelines that differ in nothing but `trace` take turns, a few steps each: without a trace, with
 that of the last step, with a ring of 64 steps, and without one again. Each is compared with the
 first, pair by pair within a round, over hundreds of rounds; of all pairs come the median, the 95 %
-interval of that median, and the spread. "off again" shows what is left of the machine's noise, and
-that no pipeline is faster because of where its memory lies: all are made anew, in another order,
-several times.
+interval of that median, and the spread. "off again" shows what is left of the machine's noise,
+and of where a pipeline's memory lies, although all are made anew, in another order, several times:
+a cost below that isn't shown.
 
 Stages are Python functions that return their input (a step is then nothing but the runtime's work:
 the worst case), native ones that do as little, and the plain modules of a small MLP. All ranks are

@@ -2,7 +2,6 @@
 
 import gc
 import os
-import socket
 import subprocess
 import sys
 import textwrap
@@ -251,6 +250,7 @@ def test_an_interpreter_with_an_open_pipeline_ends_quietly(how):
 
 
 GROUP = """
+    import sys
     from pathlib import Path
     import torch
     import torch.distributed as dist
@@ -259,6 +259,7 @@ GROUP = """
     def threads():
         return [name.read_text().strip() for name in Path("/proc/self/task").glob("*/comm")]
 
+    dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
     group = pipert.init()
     weight = torch.nn.Parameter(torch.zeros(2))
     torch.optim.SGD([weight])  # imports what holds the default group that it finds
@@ -270,14 +271,9 @@ GROUP = """
 """
 
 
-def test_a_destroyed_group_leaves_no_thread_that_could_end_the_process():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+def test_a_destroyed_group_leaves_no_thread_that_could_end_the_process(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(GROUP)],
-        env={**os.environ, **environment, "MASTER_PORT": str(port)},
+        [sys.executable, "-c", textwrap.dedent(GROUP), str(tmp_path / "store")],
         capture_output=True,
         text=True,
         timeout=60,

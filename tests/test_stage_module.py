@@ -449,10 +449,18 @@ def test_a_tensor_that_is_given_twice_is_one_in_each_microbatch():
     assert all(stage.were_one)
 
 
-def test_an_in_place_change_of_rows_that_are_one_memory_is_told():
-    x, y = batch(MICROBATCHES)
+@pytest.mark.parametrize(
+    "make_rows",
+    [
+        lambda: torch.randn(1, 8).expand(MICROBATCHES, 8),
+        lambda: torch.randn(4 * MICROBATCHES + 4).unfold(0, 8, 4),
+    ],
+    ids=["expanded", "sliding"],
+)
+def test_an_in_place_change_of_rows_that_are_one_memory_is_told(make_rows):
+    _, y = batch(MICROBATCHES)
     stage = Changes()
-    rows = x[:1].expand(MICROBATCHES, 8)
+    rows = make_rows()
     with (
         pipeline([stage, nn.Linear(8, 8)]) as pipe,
         pytest.raises(pipert.PipelineError, match="modified by an inplace operation"),

@@ -3,6 +3,9 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <algorithm>
+#include <utility>
+
 #include "base/error.h"
 #include "base/index.h"
 #include "bindings/recursion_guard.h"
@@ -14,9 +17,21 @@ namespace {
 
 using Pieces = std::vector<py::object>;
 
-// Whether rows lie in the memory of others, as those of an expanded tensor do.
+// Whether rows may lie in the memory of others, as those of an expanded tensor do, and windows that
+// slide.
 bool rows_overlap(const at::Tensor& tensor) {
-  return tensor.layout() == at::kStrided && tensor.size(0) > 1 && tensor.stride(0) == 0;
+  if (tensor.layout() != at::kStrided || tensor.size(0) < 2) return false;
+  std::vector<std::pair<std::int64_t, std::int64_t>> dimensions;  // (stride, size)
+  for (std::int64_t d = 0; d < tensor.dim(); ++d) {
+    if (tensor.size(d) > 1) dimensions.emplace_back(tensor.stride(d), tensor.size(d));
+  }
+  std::sort(dimensions.begin(), dimensions.end());
+  std::int64_t extent = 0;  // of the dimensions with smaller strides
+  for (const auto& [stride, size] : dimensions) {
+    if (stride <= extent) return true;
+    extent += (size - 1) * stride;
+  }
+  return false;
 }
 
 // Each piece counts its own versions, as no view would: a stage that works in place on one

@@ -83,8 +83,8 @@ Raises:
       "rehearse_rank",
       [](const Program& program, const Placement& placement, ExternalChannels& channels,
          bool training, int limit_ms, int num_passes) {
-        return rehearse_rank(program, placement, std::move(channels),
-                             make_options(training, limit_ms, num_passes));
+        const RehearsalOptions options = make_options(training, limit_ms, num_passes);
+        return rehearse_rank(program, placement, std::move(channels), options);
       },
       py::arg("program"), py::arg("placement"), py::arg("channels"), py::kw_only(),
       py::arg("training") = true, py::arg("limit_ms") = 1000, py::arg("num_passes") = 1,

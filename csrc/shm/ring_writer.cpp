@@ -33,7 +33,9 @@ bool RingWriter::try_write(std::size_t num_bytes, const Fill& fill) {
   block->free_at = num_pieces_ + 1;
   RingPiece& piece = describe(*block, num_bytes, num_bytes);
   char* const destination = end_.segment().data() + block->offset;
-  if (block->loan != kNoLoan) {
+  // A small message would keep a large block from large ones.
+  const bool is_worth_it = num_bytes > BlockPool::kFirstBytes && num_bytes >= block->num_bytes / 2;
+  if (block->loan != kNoLoan && is_worth_it) {
     write_lent(destination, piece, block->loan, fill);
   } else {
     write_followed(destination, piece, fill);

@@ -128,6 +128,20 @@ void test_small_messages_and_those_that_come_in_pieces_are_not_lent() {
 }
 
 // A reader that keeps everything for ever must still get what comes next.
+void test_small_messages_in_large_blocks_are_not_lent() {
+  const SharedFolder folder;
+  Pair pair(folder.path());
+  pair.send(message(0, std::size_t{1} << 20));
+  CHECK(pair.borrow() != nullptr);  // and returns it at once: the block is free
+  constexpr std::size_t kSmall = 1000;
+  constexpr std::size_t kCount = 5;  // more than there are first blocks
+  for (std::size_t i = 0; i < kCount; ++i) pair.send(message(i, kSmall));
+  for (std::size_t i = 0; i < kCount; ++i) {
+    CHECK(pair.borrow() == nullptr);
+    CHECK(pair.read() == message(i, kSmall));
+  }
+}
+
 void test_messages_arrive_however_much_the_reader_keeps() {
   const SharedFolder folder;
   Pair pair(folder.path());
@@ -236,6 +250,7 @@ int main() {
   test_lent_messages_are_kept_and_returned_in_any_order();
   test_memory_that_is_lent_is_not_written_again();
   test_small_messages_and_those_that_come_in_pieces_are_not_lent();
+  test_small_messages_in_large_blocks_are_not_lent();
   test_messages_arrive_however_much_the_reader_keeps();
   test_no_more_messages_are_lent_than_there_are_flags();
   test_loan_outlives_both_ends_and_is_returned_from_any_thread();
