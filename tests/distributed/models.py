@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -89,3 +91,22 @@ def within(seconds: float) -> Iterator[None]:
     yield
     took = time.monotonic() - start
     assert took < seconds, f"took {took:.2f} s, at most {seconds} s were expected"
+
+
+def segment_names() -> set[str]:
+    """Of segments in shared memory that were made by these processes or by dead ones.
+
+    Other jobs of the same user may have some too.
+    """
+
+    def is_ours(name: str) -> bool:
+        process = name.split("-")[3]
+        try:
+            stat = Path(f"/proc/{process}/stat").read_text()
+        except OSError:
+            return True
+        parent = int(stat.rpartition(")")[2].split()[1])
+        return parent in (os.getppid(), os.getpid())
+
+    names = {path.name for path in Path("/dev/shm").glob(f"pipert-{os.geteuid()}-*")}
+    return set(filter(is_ours, names))

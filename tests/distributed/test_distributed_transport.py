@@ -15,7 +15,16 @@ from typing import Any
 
 import pytest
 import torch
-from models import data, is_last, layers, plain_loop, same, same_gradients, within
+from models import (
+    data,
+    is_last,
+    layers,
+    plain_loop,
+    same,
+    same_gradients,
+    segment_names,
+    within,
+)
 from torch import nn
 from torch.nn import functional
 
@@ -23,11 +32,6 @@ import pipert
 from pipert import _C, transports
 
 SHM = Path("/dev/shm")
-
-
-def _names() -> set[str]:
-    """Of segments of this user that can be opened still."""
-    return {path.name for path in SHM.glob(f"pipert-{os.geteuid()}-*")}
 
 
 def _pipeline(model: nn.Sequential, **options: Any) -> pipert.Pipeline:
@@ -81,7 +85,7 @@ def _both_transports_give_the_bits_of_the_plain_loop(schedule: str) -> None:
             assert {edge.transport for edge in edges} == {expected}, edges
             assert len(edges) == 2 * (size - 1)
             assert set(pipe.transports) <= set(edges)
-    assert _names() == set()
+    assert segment_names() == set()
 
 
 @pytest.mark.processes(2)
@@ -213,7 +217,7 @@ def test_full_shared_memory_is_said_or_gone_round() -> None:
             assert kinds[0, 1].transport == "shm"
             assert kinds[1, 0].transport == "process_group"
             assert "rank 1: /dev/shm has no room" in kinds[1, 0].reason
-    assert _names() == set()
+    assert segment_names() == set()
 
 
 @pytest.mark.processes(2)
@@ -287,7 +291,7 @@ def _death_is_told(victim: int, transport: str) -> None:
         told = str(caught.value)
         assert f"rank {victim}" in told or f"{victim}->" in told, told
         assert "closed" in told.lower() or "reset" in told.lower(), told
-    assert _names() == set()
+    assert segment_names() == set()
 
 
 @pytest.mark.processes(2, dies=(1,))
@@ -324,4 +328,4 @@ def test_segment_of_a_killed_process_is_removed_by_the_next_pipeline() -> None:
     assert not (SHM / name).exists()
     assert (SHM / own.name).exists()
     del own
-    assert _names() == set()
+    assert segment_names() == set()
