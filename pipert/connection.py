@@ -233,10 +233,11 @@ class Connection:
     def _gloo(self, key: str, rank: int, size: int, doing: str) -> "Backend":
         """The time limit is for connecting; C++ waits for messages with none.
 
-        Connecting holds the store's client up, which this rank needs if it is to tell of a failure.
+        Connecting holds the store's client up, which this rank needs to tell of a failure, and to
+        hear of one.
         """
         store = c10d.PrefixStore(f"cpu/{key}", self._board_store)
-        limit = timedelta(seconds=self._peers.timeout_s)
-        return self._peers.in_store(
-            doing, lambda _: dist.ProcessGroupGloo(store, rank, size, timeout=limit)
+        limit = timedelta(seconds=self._peers.limit_s)
+        return self._peers.connect(
+            doing, lambda: dist.ProcessGroupGloo(store, rank, size, timeout=limit)
         )

@@ -20,9 +20,9 @@ from pipert.errors import (
     make_pipeline_error,
 )
 from pipert.neighbours import NeighbourGoneError, Neighbours
+from pipert.questions import ask_within, start_asking
 
 _LONGEST_PAUSE_S = 0.02  # between two questions to the store
-_GLANCE_S = 0.2  # between two looks whether the others live
 _STORE_PATIENCE_S = 3.0  # beyond a time limit, or to tell of a failure
 _CONNECT_S = 30.0  # to the store, at least: that is no wait for a rank, and resolvers may be slow
 
@@ -47,9 +47,15 @@ class Peers:
         self._board_store: c10d.Store | None = None
         self.timeout_s = 300.0  # of every wait for another rank
         self._neighbours = Neighbours()
-        self._exchanges = itertools.count()
+        self._num_exchanges = 0
+        self._patience_s = 0.0
         self._num_connections = 0  # that were begun by all ranks
         self._is_lost = False
+
+    @property
+    def limit_s(self) -> float:
+        """How long a wait for the others may take: `timeout_s`, or more while they connect."""
+        return max(self.timeout_s, self._patience_s)
 
     def exchange(self, call: str, value: Any = None) -> list[Any]:
         """Every rank gives a JSON value and gets all of them, in rank order. A collective call.
@@ -70,9 +76,10 @@ class Peers:
                 kind="timeout",
                 rank=self.rank,
             )
-        number = next(self._exchanges)
+        number = self._next_number()
         with self.losing_peers(f"while it waited for the others to {call} too"):
             told = self._exchange(number, call, value)
+        self._patience_s = 0.0
         if number == 0:
             self._neighbours.learn([part.get("process") for part in told])
         for part in told:
@@ -86,27 +93,54 @@ class Peers:
                 )
         return [part["value"] for part in told]
 
-    def in_store(
-        self, doing: str, run: Callable[[c10d.Store], _Answer], at_least_s: float = 0.0
-    ) -> _Answer:
+    def in_store(self, doing: str, run: Callable[[c10d.Store], _Answer]) -> _Answer:
         """What `run` makes of the store, on a thread of its own: it may wait for other ranks there.
 
         Args:
             doing: what for, for the error message: "while it ...".
             run: between two exchanges; its keys must not have been used before.
-            at_least_s: its time limit where `timeout_s` is shorter.
 
         Raises:
             PipelineError: the store, or another rank, didn't answer in time or is gone.
         """
-        limit_s = max(self.timeout_s, at_least_s)
+        return self._wait(
+            doing, lambda: run(self._store), lambda: self._require_alive(range(self.size))
+        )
+
+    def connect(self, doing: str, run: Callable[[], _Answer]) -> _Answer:
+        """What `run` makes, on a thread of its own: it waits for other ranks to make it too.
+
+        Args:
+            doing: what for, for the error message: "while it ...".
+            run: between two exchanges; it must leave the store's own client alone.
+
+        Raises:
+            PipelineError: another rank failed meanwhile (see `telling`), didn't come in time or is
+                gone.
+        """
+        asked: list[futures.Future[Any]] = []  # one question at the most
+
+        def look() -> None:
+            if asked and asked[0].done():
+                self._raise_told(asked.pop().result())
+            if not asked:
+                asked.append(start_asking(self._told_failure)[0])
+            try:
+                self._require_alive(range(self.size))
+            except NeighbourGoneError:  # it may have said why
+                with suppress(TimeoutError):
+                    self._raise_told(ask_within(self._told_failure, _STORE_PATIENCE_S))
+                raise
+
+        return self._wait(doing, run, look)
+
+    def _wait(
+        self, doing: str, question: Callable[[], _Answer], look: Callable[[], None]
+    ) -> _Answer:
+        limit_s = self.limit_s
         with self.losing_peers(doing):
             try:
-                return _ask(
-                    lambda: run(self._store),
-                    limit_s + _STORE_PATIENCE_S,
-                    lambda: self._require_alive(range(self.size)),
-                )
+                return ask_within(question, limit_s + _STORE_PATIENCE_S, look)
             except NeighbourGoneError:
                 self._is_lost = True
                 raise
@@ -125,11 +159,7 @@ class Peers:
             yield
         except BaseException as error:
             if not (isinstance(error, PipelineError) and error.kind == "remote"):
-                told = {"error": describe_for_peers(error, self.rank)}
-                number = next(self._exchanges)
-                # The store may be gone with the process that served it, or that process hang.
-                with suppress(RuntimeError, TimeoutError):
-                    _ask(lambda: self._post(number, told), _STORE_PATIENCE_S)
+                self._tell(describe_for_peers(error, self.rank))
             raise
 
     @contextmanager
@@ -141,7 +171,7 @@ class Peers:
         except PipelineError:
             raise
         except RuntimeError as error:
-            late = time.monotonic() - begin >= self.timeout_s
+            late = time.monotonic() - begin >= self.limit_s
             kind = "timeout" if late else "transfer"
             raise make_pipeline_error(kind, self.rank, None, doing, error) from error
 
@@ -159,10 +189,10 @@ class Peers:
             return told
 
         try:
-            told = _ask(ask, self.timeout_s + _STORE_PATIENCE_S)
+            told = ask_within(ask, self.limit_s + _STORE_PATIENCE_S)
             if told is not None:
                 return told
-            missing = _ask(lambda: self._missing(number), _STORE_PATIENCE_S)
+            missing = ask_within(lambda: self._missing(number), _STORE_PATIENCE_S)
             waited_for = ", ".join(f"rank {rank}" for rank in missing)
         except NeighbourGoneError:
             self._is_lost = True
@@ -173,10 +203,38 @@ class Peers:
             is_over.set()
         self._is_lost = True
         raise PipelineTimeoutError(
-            f"rank {self.rank} waited {self.timeout_s:g} s for {waited_for} to {call} too",
+            f"rank {self.rank} waited {self.limit_s:g} s for {waited_for} to {call} too",
             kind="timeout",
             rank=self.rank,
         )
+
+    def _next_number(self) -> int:
+        """Of an exchange: all ranks count alike."""
+        self._num_exchanges += 1
+        return self._num_exchanges - 1
+
+    def _tell(self, error: Any) -> None:
+        number = self._next_number()
+        # The store may be gone with the process that served it, or that process hang.
+        with suppress(RuntimeError, TimeoutError):
+            ask_within(lambda: self._post(number, {"error": error}), _STORE_PATIENCE_S)
+
+    def _told_failure(self) -> Any:
+        """What another rank told instead of coming to the next exchange; None if none did."""
+        for rank in range(self.size):
+            key = self._key(self._num_exchanges, rank)
+            if self._store.check([key]):
+                error = json.loads(self._store.get(key)).get("error")
+                if error is not None:
+                    return error
+        return None
+
+    def _raise_told(self, error: Any) -> None:
+        if error is None:
+            return
+        self._tell(error)  # others may wait for this rank's part
+        self._board_store = None  # what connects has it, and may wait there for long
+        raise error_of_peer(error)
 
     def _key(self, number: int, rank: int) -> str:
         return f"exchange/{number}/{rank}"
@@ -191,7 +249,7 @@ class Peers:
             NeighbourGoneError: one that didn't never will.
         """
         keys = [self._key(number, rank) for rank in range(self.size)]
-        end = time.monotonic() + self.timeout_s
+        end = time.monotonic() + self.limit_s
         pause = 1e-4
         while not self._store.check(keys):
             if time.monotonic() > end or is_over.is_set():
@@ -223,10 +281,10 @@ class Peers:
         # Once, not for each connection: torch's server looks up the name of every new client, and
         # answers nobody meanwhile. A slow resolver would hold up each recovery for seconds.
         if self._board_store is None:
+            self._patience_s = _CONNECT_S  # also for the others, until all have done it
             self._board_store = self.in_store(
                 "while it connected to the store",
                 lambda store: store.clone(),  # type: ignore[attr-defined]
-                at_least_s=_CONNECT_S,
             )
         self._num_connections += 1
         prefix = f"connection/{self._num_connections}"
@@ -239,41 +297,3 @@ class Peers:
 def telling(peers: Peers | None) -> AbstractContextManager[None]:
     """As `peers.telling()`; where there are none, nobody is told."""
     return nullcontext() if peers is None else peers.telling()
-
-
-def _ask(
-    question: Callable[[], _Answer], limit_s: float, look: Callable[[], None] = lambda: None
-) -> _Answer:
-    """Asks the store on a thread of its own.
-
-    If the process that serves it hangs, a question never ends, and who waits in it sees no Ctrl-C.
-
-    Args:
-        question: whose answer is wanted.
-        limit_s: how long to wait for it.
-        look: called now and then; ends the wait by what it raises.
-
-    Raises:
-        TimeoutError: there was no answer in time. The thread ends when there is one.
-    """
-    answer: futures.Future[_Answer] = futures.Future()
-
-    def run() -> None:
-        try:
-            answer.set_result(question())
-        except BaseException as error:
-            answer.set_exception(error)
-
-    thread = threading.Thread(target=run, name="pipert store", daemon=True)
-    thread.start()
-    end = time.monotonic() + limit_s
-    try:
-        while not futures.wait([answer], min(_GLANCE_S, max(0.0, end - time.monotonic()))).done:
-            if time.monotonic() >= end:
-                raise TimeoutError
-            look()
-        return answer.result()
-    finally:
-        # One that still runs when the process ends may be stopped where C++ can't bear it.
-        if answer.done():
-            thread.join()

@@ -43,9 +43,7 @@ BlockPool::Block* BlockPool::make(std::size_t num_bytes, std::uint64_t taken) {
   const std::size_t size = round_up(num_bytes);
   const std::size_t offset = segment_.num_bytes();
   if (!segment_.grow(size)) {
-    for (std::size_t i = kNumFirst; i < blocks_.size(); ++i) {  // too small, or it had been taken
-      if (is_free(blocks_[i], taken) && blocks_[i].is_backed) give_back(blocks_[i]);
-    }
+    give_back_free(taken);  // they were too small
     if (!segment_.grow(size)) return nullptr;
   }
   Block& block = blocks_.emplace_back(Block{.offset = offset, .num_bytes = size});
@@ -88,6 +86,12 @@ void BlockPool::begin_pass(std::uint64_t taken) {
     Block& block = blocks_[i];
     const bool is_idle = block.last_pass + kKeptPasses < pass_ && is_free(block, taken);
     if (is_idle && block.is_backed) give_back(block);
+  }
+}
+
+void BlockPool::give_back_free(std::uint64_t taken) {
+  for (std::size_t i = kNumFirst; i < blocks_.size(); ++i) {
+    if (is_free(blocks_[i], taken) && blocks_[i].is_backed) give_back(blocks_[i]);
   }
 }
 

@@ -49,6 +49,8 @@ class BlockPool {
   Block* take_largest(std::uint64_t taken);
   bool has_free(std::uint64_t taken) const;
   void begin_pass(std::uint64_t taken);
+  // To the system: all that is free, but the first blocks.
+  void give_back_free(std::uint64_t taken);
   // Of the system's memory that it has.
   std::size_t num_bytes() const;
 

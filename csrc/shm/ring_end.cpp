@@ -27,8 +27,10 @@ RingEnd::RingEnd(std::shared_ptr<Segment> segment, RingSide RingLayout::* own,
 }
 
 RingEnd::~RingEnd() {
-  if (pid_ == getpid()) abort();
+  if (is_here()) abort();
 }
+
+bool RingEnd::is_here() const { return pid_ == getpid(); }
 
 void RingEnd::abort() noexcept {
   aborted_.store(true);

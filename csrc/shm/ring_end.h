@@ -24,6 +24,8 @@ class RingEnd {
   // Ends all waits of this end for good, and tells the other end.
   void abort() noexcept;
   bool is_aborted() const { return aborted_.load(); }
+  // False in a fork of its process, which has the object, and none of the memory.
+  bool is_here() const;
 
   // Waits until `has_come`. False if this end was aborted; ConnectionLost if the other one is gone
   // and it won't come any more.
@@ -55,7 +57,7 @@ class RingEnd {
   RingSide RingLayout::* own_;
   RingSide RingLayout::* other_;
   std::chrono::microseconds spin_;
-  std::int32_t pid_;  // a fork has the object, and none of the memory
+  std::int32_t pid_;
   std::atomic<bool> aborted_{false};
 };
 

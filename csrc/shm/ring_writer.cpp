@@ -24,6 +24,10 @@ RingWriter::RingWriter(std::shared_ptr<Segment> segment, std::chrono::microsecon
     : end_(std::move(segment), &RingLayout::writer, &RingLayout::reader, spin),
       blocks_(end_.segment(), kLayoutBytes, end_.layout().loans) {}
 
+RingWriter::~RingWriter() {
+  if (end_.is_here()) blocks_.give_back_free(num_taken());
+}
+
 void RingWriter::begin_pass() { blocks_.begin_pass(num_taken()); }
 
 bool RingWriter::try_write(std::size_t num_bytes, const Fill& fill) {

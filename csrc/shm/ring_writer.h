@@ -23,6 +23,11 @@ class RingWriter {
   using Fill = std::function<void(char*, const Progress&)>;
 
   RingWriter(std::shared_ptr<Segment> segment, std::chrono::microseconds spin);
+  // Leaves to the reader what it has, or may still take, and gives the rest back to the system: who
+  // keeps a loan keeps the segment.
+  ~RingWriter();
+  RingWriter(const RingWriter&) = delete;
+  RingWriter& operator=(const RingWriter&) = delete;
 
   // Before the first message of a pass.
   void begin_pass();

@@ -1,7 +1,8 @@
 // Loans: messages that stay where the writer put them, for as long as the reader keeps them.
-#include <signal.h>
-#include <sys/resource.h>
+#include <fcntl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <cstring>
 #include <random>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "check.h"
+#include "file_limit.h"
 #include "shared_folder.h"
 #include "shm/courier.h"
 #include "shm/ring_reader.h"
@@ -35,10 +37,11 @@ struct Kept {
 };
 
 struct Pair {
-  explicit Pair(const std::string& folder)
-      : segment(make_ring_segment(folder)), writer(segment, kSpin), reader(segment, kSpin) {
+  explicit Pair(std::shared_ptr<Segment> ring)
+      : segment(std::move(ring)), writer(segment, kSpin), reader(segment, kSpin) {
     segment->remove_name();
   }
+  explicit Pair(const std::string& folder) : Pair(make_ring_segment(folder)) {}
   ~Pair() { writer.abort(); }
 
   void send(const std::string& bytes) {
@@ -66,21 +69,6 @@ struct Pair {
   RingWriter writer;
   RingReader reader;
   Courier courier{writer};
-};
-
-class FileLimit {
- public:
-  explicit FileLimit(std::size_t num_bytes) {
-    signal(SIGXFSZ, SIG_IGN);
-    CHECK(getrlimit(RLIMIT_FSIZE, &before_) == 0);
-    rlimit limit = before_;
-    limit.rlim_cur = num_bytes;
-    CHECK(setrlimit(RLIMIT_FSIZE, &limit) == 0);
-  }
-  ~FileLimit() { CHECK(setrlimit(RLIMIT_FSIZE, &before_) == 0); }
-
- private:
-  rlimit before_{};
 };
 
 void test_lent_messages_are_kept_and_returned_in_any_order() {
@@ -190,6 +178,30 @@ void test_loan_outlives_both_ends_and_is_returned_from_any_thread() {
   std::thread([&] { kept.bytes.reset(); }).join();
 }
 
+void test_what_is_kept_keeps_no_more_than_itself_once_the_writer_is_gone() {
+  const SharedFolder folder;
+  std::shared_ptr<Segment> segment = make_ring_segment(folder.path());
+  const int file = open((folder.path() + "/" + segment->name()).c_str(), O_RDONLY | O_CLOEXEC);
+  CHECK(file >= 0);
+  std::shared_ptr<char> kept;
+  {
+    Pair pair(segment);
+    segment.reset();
+    std::vector<std::shared_ptr<char>> others;
+    for (std::size_t i = 0; i < 20; ++i) {
+      pair.send(message(i));
+      others.push_back(pair.borrow());
+    }
+    kept = others[7];
+  }
+  struct stat status{};
+  CHECK(fstat(file, &status) == 0);
+  close(file);
+  constexpr std::size_t kFirst = std::size_t{256} << 10;  // the first blocks, and the ring itself
+  CHECK(static_cast<std::size_t>(status.st_blocks) * 512 < kFirst + 2 * kLarge);
+  CHECK((Kept{kept, 7}.is_whole()));
+}
+
 void test_message_that_was_lent_may_be_read() {
   const SharedFolder folder;
   Pair pair(folder.path());
@@ -254,6 +266,7 @@ int main() {
   test_messages_arrive_however_much_the_reader_keeps();
   test_no_more_messages_are_lent_than_there_are_flags();
   test_loan_outlives_both_ends_and_is_returned_from_any_thread();
+  test_what_is_kept_keeps_no_more_than_itself_once_the_writer_is_gone();
   test_message_that_was_lent_may_be_read();
   test_threads_borrow_and_return_while_others_are_written();
 }

@@ -1,17 +1,18 @@
 // Rings: messages of any size between threads and between processes, room that runs out, ends that
 // close, die or are told to stop.
 #include <signal.h>
-#include <sys/resource.h>
 #include <sys/wait.h>
 
 #include <chrono>
 #include <cstring>
+#include <optional>
 #include <random>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "check.h"
+#include "file_limit.h"
 #include "shared_folder.h"
 #include "shm/courier.h"
 #include "shm/ring_reader.h"
@@ -88,14 +89,6 @@ void send_all(Sending& sending, std::size_t count, std::size_t max_bytes, std::s
   CHECK(sending.writer.wait_until_taken(count));
 }
 
-void limit_files(std::size_t num_bytes) {
-  signal(SIGXFSZ, SIG_IGN);
-  rlimit limit{};
-  CHECK(getrlimit(RLIMIT_FSIZE, &limit) == 0);
-  limit.rlim_cur = num_bytes;
-  CHECK(setrlimit(RLIMIT_FSIZE, &limit) == 0);
-}
-
 struct Pair {
   explicit Pair(const std::string& folder)
       : segment(make_ring_segment(folder)), sending(segment), reader(segment, kSpin) {
@@ -118,15 +111,12 @@ void test_threads_exchange_messages_of_any_size() {
 
 void test_messages_that_find_no_room_come_in_pieces_and_in_order() {
   const SharedFolder folder;
-  rlimit before{};
-  CHECK(getrlimit(RLIMIT_FSIZE, &before) == 0);
   Pair pair(folder.path());
-  limit_files(600 * kKilo);
+  const FileLimit limit(600 * kKilo);
   std::thread receiver([&] { receive_all(pair.reader, 200, 900 * kKilo); });
   send_all(pair.sending, 200, 900 * kKilo, 5);
   receiver.join();
   CHECK(pair.sending.num_brought > 10);
-  CHECK(setrlimit(RLIMIT_FSIZE, &before) == 0);
 }
 
 void test_sender_never_waits_however_many_messages_nobody_reads() {
@@ -246,7 +236,8 @@ void test_processes_send_to_each_other_at_once(std::size_t file_limit) {
     CHECK(sending.writer.wait_until_taken(count));
   };
   const pid_t child = start_child([&] {
-    if (file_limit > 0) limit_files(file_limit);
+    std::optional<FileLimit> limit;
+    if (file_limit > 0) limit.emplace(file_limit);
     RingReader reader(open_ring_segment(there->name(), folder.path()), kSpin);
     Sending sending(open_ring_segment(back->name(), folder.path()));
     exchange(sending, reader);

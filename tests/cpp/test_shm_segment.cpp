@@ -11,6 +11,7 @@
 #include <functional>
 
 #include "check.h"
+#include "file_limit.h"
 #include "shared_folder.h"
 #include "shm/process_id.h"
 
@@ -42,22 +43,6 @@ int in_child(const std::function<void()>& life) {
   CHECK(waitpid(child, &status, 0) == child);
   return status;
 }
-
-// While it lives no file of this process may be longer.
-class FileLimit {
- public:
-  explicit FileLimit(std::size_t num_bytes) {
-    signal(SIGXFSZ, SIG_IGN);  // the answer is an error then, as from a full /dev/shm
-    CHECK(getrlimit(RLIMIT_FSIZE, &before_) == 0);
-    rlimit limit = before_;
-    limit.rlim_cur = num_bytes;
-    CHECK(setrlimit(RLIMIT_FSIZE, &limit) == 0);
-  }
-  ~FileLimit() { CHECK(setrlimit(RLIMIT_FSIZE, &before_) == 0); }
-
- private:
-  rlimit before_{};
-};
 
 void test_two_processes_share_what_is_written() {
   const SharedFolder folder;

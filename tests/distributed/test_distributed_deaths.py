@@ -77,6 +77,43 @@ def test_death_before_the_process_groups_are_connected_is_told() -> None:
     assert caught.value.kind == "transfer"
 
 
+class Mistake(Exception):  # noqa: N818 - the user's own
+    """What stops a rank from connecting in these tests."""
+
+
+def _refuse(*_args: Any, **_kwargs: Any) -> None:
+    raise Mistake("no connection today")
+
+
+def _a_failure_is_told_to_those_who_connect(and_then: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        if pipert.init().rank() == 1:
+            patch.setattr(connection.Connection, "_gloo", _refuse)
+        dist.barrier()
+        with within(1.5), pytest.raises((Mistake, pipert.PipelineError)) as caught:
+            _pipeline(transport="process_group")
+    if pipert.init().rank() == 1:
+        assert caught.type is Mistake
+        and_then()
+        return
+    assert isinstance(caught.value, pipert.PipelineError)
+    assert caught.value.kind == "remote", caught.value
+    assert "Mistake: no connection today" in str(caught.value)
+
+
+@pytest.mark.processes(4)
+def test_failure_is_told_to_those_who_connect_and_to_those_who_have() -> None:
+    _a_failure_is_told_to_those_who_connect(lambda: None)
+    with _pipeline() as pipe:
+        x, y = data(13)
+        pipe.step(x, target=y)
+
+
+@pytest.mark.processes(2, dies=(1,))
+def test_failure_is_told_though_its_process_ends_at_once() -> None:
+    _a_failure_is_told_to_those_who_connect(_die)
+
+
 @pytest.mark.processes(3, dies=(1,))
 def test_death_between_two_calls_is_told_to_those_who_make_another() -> None:
     with _pipeline() as pipe:

@@ -34,10 +34,11 @@ from pipert import _C, transports
 SHM = Path("/dev/shm")
 
 
-def _pipeline(model: nn.Sequential, **options: Any) -> pipert.Pipeline:
+def _pipeline(model: Any, **options: Any) -> pipert.Pipeline:
+    """Of a model that is to be split, or of its stages."""
     group = pipert.init()
     return pipert.Pipeline(
-        pipert.split(model, group.size()),
+        pipert.split(model, group.size()) if isinstance(model, nn.Sequential) else model,
         num_microbatches=4,
         loss_fn=functional.mse_loss,
         group=group,
@@ -146,14 +147,7 @@ def test_messages_that_find_no_room_in_shared_memory_arrive_all_the_same() -> No
     reference = model()
     pieces = model()
     with (
-        pipert.Pipeline(
-            [pieces[:2], pieces[2:]],
-            num_microbatches=4,
-            loss_fn=functional.mse_loss,
-            group=pipert.init(),
-            transport="shm",
-            timeout_s=20,
-        ) as pipe,
+        _pipeline([pieces[:2], pieces[2:]], transport="shm") as pipe,
         _limited_files(1 << 20),
     ):
         for _ in range(2):
@@ -182,14 +176,7 @@ def test_large_messages_that_a_stage_keeps_stay_as_they_are() -> None:
     """They lie in shared memory, which isn't used again while anybody has them."""
     keeper = Keeper()
     pieces = nn.Sequential(layers(1), Wide(), keeper, layers(1, seed=3))
-    with pipert.Pipeline(
-        [pieces[:2], pieces[2:]],
-        num_microbatches=4,
-        loss_fn=functional.mse_loss,
-        group=pipert.init(),
-        transport="shm",
-        timeout_s=20,
-    ) as pipe:
+    with _pipeline([pieces[:2], pieces[2:]], transport="shm") as pipe:
         batches = [data(16, seed=seed) for seed in range(5)]
         for x, y in batches:
             pipe.step(x, target=y)
