@@ -126,8 +126,10 @@ def stage_kinds(stage_kind: Any, num_stages: int) -> list[str]:
             f"{len(kinds)}"
         )
     for kind in kinds:
-        if kind not in ("module", "native", "auto"):
-            raise ValueError(f"stage_kind must be 'module', 'native' or 'auto', got {kind!r}")
+        if kind not in ("module", "native", "captured", "auto"):
+            raise ValueError(
+                f"stage_kind must be 'module', 'native', 'captured' or 'auto', got {kind!r}"
+            )
     return kinds
 
 

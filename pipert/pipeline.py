@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from pipert import _C
 from pipert.arguments import check_stages, choose_schedule, place_loss, resolve_devices
 from pipert.batch import Batch, BatchChecks
+from pipert.captured import CapturedSteps, PassKind, refusal_of
 from pipert.compatibility import require_same
+from pipert.cuda_graph import recordings_on
 from pipert.distributed import Peers, telling
 from pipert.gathering import gather_traces, make_trace
 from pipert.gradients import clip_gradients, gradient_norms, own_gradient
@@ -50,9 +52,11 @@ class Pipeline:
         group: a ProcessGroup or a one-dimensional DeviceMesh; None: one process. See `init`.
         placement: a Placement, or the rank of each stage, that the schedule must have.
         schedule_options: options of a schedule given by name, such as {"group_size": 4}.
-        stage_kind: "module", "native", or one word for each stage. A module runs in Python; a
-            native stage is exported to a graph of torch's operators, which C++ runs without Python,
-            to the same bits; see docs/native.md. "auto" is "module".
+        stage_kind: "module", "native", "captured", or one word for each stage. A module runs in
+            Python; a native stage is exported to a graph of torch's operators, which C++ runs
+            without Python, to the same bits; see docs/native.md. With "captured", on a CUDA device,
+            whole passes are recorded and launched with one call; see docs/gpu.md. "auto" is
+            "module".
         overlap_fn: `overlap_fn(forward, backward)` runs the halves of the schedule's overlapped
             pairs: each an OverlapHalf, to be called once, in any order and from any thread. None:
             the forward runs first, then the backward.
@@ -168,6 +172,7 @@ class Pipeline:
             self._main_gradients = MainGradients(self._stages) if main_grads else None
             self._checks = BatchChecks(self.schedule, self._stages, loss_fn, self._peers)
             self._ranks = Ranks(on, self.schedule, self._stages, self._peers, options)
+            self._captured = self._capture(on, options)
             if self.schedule.placement.num_copies > 1:
                 self._ranks.share_weights(self._stages)
         self._options = options
@@ -175,6 +180,30 @@ class Pipeline:
         self._step_index = 0
         self.program = self._ranks.plan.programs
         self.stages = self._stages.modules
+
+    def _capture(
+        self, devices: Mapping[int, torch.device], options: Options
+    ) -> CapturedSteps | None:
+        if "captured" not in options.stage_kinds:
+            return None
+        device = next(iter(devices.values()))
+        refusal = refusal_of(
+            options.stage_kinds,
+            devices,
+            in_group=self._peers is not None,
+            options={"rng_seed": options.rng_seed is not None, "network": options.network},
+        )
+        return CapturedSteps(
+            self._stages.modules.values(),
+            device,
+            recordings_on(device),
+            refusal,
+            lambda: (
+                [main for _, main, _ in self._main_gradients.entries()]
+                if self._main_gradients
+                else []
+            ),
+        )
 
     # --- running -----------------------------------------------------------------------------
 
@@ -208,7 +237,7 @@ class Pipeline:
             PipelineError: the step failed on some rank. Gradients may have been added in part.
         """
         batch = Batch(args, kwargs, target, loss_kwargs, microbatches)
-        return self._run(batch, training=True, compute_loss=True, keep_outputs=return_outputs)
+        return self._run(batch, PassKind(True, True, return_outputs))
 
     def evaluate(
         self,
@@ -225,42 +254,63 @@ class Pipeline:
         """
         batch = Batch(args, kwargs, target, loss_kwargs, microbatches)
         has_loss = self._has_loss or not self._stages.has_last
-        return self._run(batch, training=False, compute_loss=has_loss, keep_outputs=return_outputs)
+        return self._run(batch, PassKind(False, has_loss, return_outputs))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The outputs of a batch, without gradients; None on ranks without the last stage."""
         batch = Batch(args, kwargs)
-        return self._run(batch, training=False, compute_loss=False, keep_outputs=True).outputs
+        return self._run(batch, PassKind(False, False, True)).outputs
 
-    def _run(
-        self, batch: Batch, *, training: bool, compute_loss: bool, keep_outputs: bool
-    ) -> StepResult:
+    def _run(self, batch: Batch, kind: PassKind) -> StepResult:
+        if self._captured is None:
+            result = self._run_pass(batch, kind)
+        else:
+            self._ranks.check_ready()
+            result = self._captured.run(batch, kind, self._run_pass)
+        self._step_index += kind.training
+        return result
+
+    def _run_pass(self, batch: Batch, kind: PassKind) -> StepResult:
         begun_ns = time.monotonic_ns()
         with self._ranks.one_pass() as runtime:
-            args, kwargs = self._checks.check(batch, training, compute_loss)
-            with self._stages.local_copies.one_pass(), torch.set_grad_enabled(training):
+            args, kwargs = self._checks.check(batch, kind.training, kind.compute_loss)
+            with self._stages.local_copies.one_pass(), torch.set_grad_enabled(kind.training):
                 runtime.step(
                     args=args,
                     kwargs=kwargs,
-                    target=batch.target if compute_loss else None,
+                    target=batch.target if kind.compute_loss else None,
                     loss_kwargs=None if batch.loss_kwargs is None else dict(batch.loss_kwargs),
                     is_cut=batch.is_cut,
-                    training=training,
-                    compute_loss=compute_loss,
-                    keep_outputs=keep_outputs,
+                    training=kind.training,
+                    compute_loss=kind.compute_loss,
+                    keep_outputs=kind.keep_outputs,
                     main_gradients=(
-                        self._main_gradients.entries() if self._main_gradients and training else []
+                        self._main_gradients.entries()
+                        if self._main_gradients and kind.training
+                        else []
                     ),
                     shared=self._stages.shared(),
                     step=self._step_index,
                     begun_ns=begun_ns,
                 )
-        self._step_index += training
         result = result_of(
-            runtime, compute_loss, keep_outputs, batch.is_cut, self.schedule.num_microbatches
+            runtime,
+            kind.compute_loss,
+            kind.keep_outputs,
+            batch.is_cut,
+            self.schedule.num_microbatches,
         )
         runtime.end_trace()
         return result
+
+    def forget_captured(self) -> None:
+        """Forgets the passes that were recorded for `stage_kind="captured"`.
+
+        For who changed what Python code alone sees: a number that a module's forward reads, a hook,
+        a layer that was put in. Changes of weights, gradients, batches and modes are seen anyway.
+        """
+        if self._captured is not None:
+            self._captured.clear()
 
     @property
     def step_index(self) -> int:
@@ -352,6 +402,11 @@ class Pipeline:
         """
         peers = self._peers if all_ranks else None
         with telling(peers):
+            if self._captured is not None and self._captured.reason is None:
+                raise ValueError(
+                    "nothing to show: the last pass was replayed, which says nothing of its "
+                    "actions; expected another stage_kind than 'captured'"
+                )
             raw = self._ranks.traces(ago)
             peaks = {} if ago else self._ranks.peak_activations()
             program_of = self._ranks.plan.program_of
@@ -367,14 +422,14 @@ class Pipeline:
             ValueError: there was none.
         """
         with telling(self._peers):
-            trace = self.trace()
+            trace = self.trace()  # says so if there is nothing to show
             memory = [
                 summarize_memory(raw, trace.events_of(raw[0])) for raw in self._ranks.memory()
             ]
             stages = [
                 summarize_stages(
                     self._ranks.unsplit_nodes(),
-                    self._ranks.stage_kinds()[0],
+                    self.stage_kinds,
                     self._ranks.recomputed(),
                     self._ranks.transports,
                 )
@@ -444,6 +499,7 @@ class Pipeline:
                 require_same(self._peers, chosen, "reschedule", **self._options.common())
             checks = BatchChecks(chosen, self._stages, self._options.loss_fn, self._peers)
             self._ranks.reschedule(chosen)
+        self.forget_captured()
         self.schedule = chosen
         self.program = self._ranks.plan.programs
         self._checks = checks
@@ -469,9 +525,14 @@ class Pipeline:
     def stage_kinds(self) -> dict[int, str]:
         """How each stage of this process ran in the last pass.
 
-        "native", "module", or "module: <reason>" where a native stage ran its module after all.
+        "native", "captured", "module", or "module: <reason>" where a native or captured stage ran
+        its module after all.
         """
-        return self._ranks.stage_kinds()[0]
+        kinds = self._ranks.stage_kinds()[0]
+        if self._captured is None:
+            return kinds
+        reason = self._captured.reason
+        return dict.fromkeys(kinds, "captured" if reason is None else f"module: {reason}")
 
     @property
     def loss_kind(self) -> str | None:
@@ -481,6 +542,7 @@ class Pipeline:
     def close(self) -> None:
         """Ends the threads and connections. The modules stay as they are."""
         self._ranks.close()
+        self.forget_captured()
 
     def __enter__(self) -> "Pipeline":
         return self

@@ -170,6 +170,12 @@ class Ranks:
         with self._alone(), self._announced_pass() as runtime:
             yield runtime
 
+    def check_ready(self) -> None:
+        """Raises ValueError if no pass can begin: closed, forked, or one is running."""
+        with self._alone():
+            if self._runtime is None:
+                raise ValueError("the pipeline is closed")
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """No pass runs or begins while it lasts."""

@@ -1,0 +1,266 @@
+"""CapturedSteps: whole passes, recorded once as a CUDA graph, then launched with one call."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from pipert import _C
+from pipert.batch import Batch
+from pipert.results import StepResult
+
+# Passes of a kind that run as they are before one is recorded: libraries are loaded, workspaces
+# made, algorithms chosen.
+NUM_WARMUPS = 2
+# Kinds of passes whose recordings are kept. The one that was used longest ago goes first.
+MAX_RECORDINGS = 8
+
+
+class Recording(Protocol):
+    """A CudaGraph, or what tests put in its place."""
+
+    def capture(self, run: Callable[[], StepResult]) -> StepResult:
+        """Records what `run` does without doing it."""
+
+    def replay(self) -> None:
+        """Does it."""
+
+
+@dataclass(frozen=True)
+class PassKind:
+    """What a pass is asked to do, beside its batch."""
+
+    training: bool
+    compute_loss: bool
+    keep_outputs: bool
+
+
+RunPass = Callable[[Batch, PassKind], StepResult]
+
+
+@dataclass
+class _Recorded:
+    recording: Recording
+    inputs: list[Tensor]  # of the recording's own
+    result: StepResult  # likewise
+    gradients: list[Tensor | None]  # after the pass, by leaf
+
+
+class CapturedSteps:
+    """The passes of one pipeline whose ranks are threads of this process, on one CUDA device.
+
+    A pass is recorded with all its ranks, stages, microbatches and transfers. It is replayed for
+    batches of the same kind: equal shapes, dtypes and Python values, the same weights and gradients
+    in the same memory. Other batches get recordings of their own, up to MAX_RECORDINGS.
+
+    What Python code does (counters, prints, hooks) happens when it is recorded, and not again.
+
+    Args:
+        modules: of the stages.
+        device: of the ranks.
+        make_recording: makes an empty one.
+        refusal: why nothing can be recorded; None: it can.
+        main_gradients: gives the sums that gradients are added to, if the pipeline has them.
+
+    Attributes:
+        reason: why the last pass was not replayed; None: it was.
+    """
+
+    def __init__(
+        self,
+        modules: Iterable[Any],
+        device: torch.device,
+        make_recording: Callable[[], Recording],
+        refusal: str | None,
+        main_gradients: Callable[[], Sequence[Tensor]],
+    ) -> None:
+        self._modules = [module for module in modules if isinstance(module, nn.Module)]
+        self._device = device
+        self._make_recording = make_recording
+        self._refusal = refusal
+        self._main_gradients = main_gradients
+        self._leaves = self._find_leaves()
+        self._recorded: OrderedDict[Any, _Recorded] = OrderedDict()
+        self._num_seen: dict[Any, int] = {}
+        self._refused: dict[Any, str] = {}
+        self.reason: str | None = refusal or "it has not run yet"
+        self.num_replays = 0
+
+    def run(self, batch: Batch, kind: PassKind, run_pass: RunPass) -> StepResult:
+        """One pass: replayed, recorded and replayed, or as `run_pass` runs it."""
+        if self._refusal is not None:
+            return run_pass(batch, kind)
+        try:
+            tensors, rest = _take_apart(batch)
+            key = (kind, self._describe(tensors), rest, _modes(self._modules), self._place())
+        except _NotRecordableError as error:
+            self.reason = str(error)
+            return run_pass(batch, kind)
+        found = self._recorded.get(key)
+        if found is None:
+            if not self._is_warm(key):
+                return run_pass(batch, kind)
+            found = self._record(key, batch, kind, tensors, run_pass)
+            if found is None:
+                return run_pass(batch, kind)
+        self._recorded.move_to_end(key)
+        return self._replay(found, tensors)
+
+    def clear(self) -> None:
+        """Forgets all recordings: what they read or did has changed."""
+        self._recorded.clear()
+        self._num_seen.clear()
+        self._refused.clear()
+        self._leaves = self._find_leaves()
+
+    @property
+    def num_recordings(self) -> int:
+        """How many there are."""
+        return len(self._recorded)
+
+    def _find_leaves(self) -> _C.Leaves:
+        leaves: dict[Tensor, None] = dict.fromkeys(
+            p for module in self._modules for p in module.parameters()
+        )
+        leaves.update(dict.fromkeys(b for module in self._modules for b in module.buffers()))
+        return _C.Leaves([*leaves, *self._main_gradients()])
+
+    def _place(self) -> tuple[int, bool, torch.dtype]:
+        return (
+            self._leaves.fingerprint(),
+            torch.is_autocast_enabled("cuda"),
+            torch.get_autocast_dtype("cuda"),
+        )
+
+    def _describe(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+        for tensor in tensors:
+            if tensor.device != self._device:
+                raise _NotRecordableError(
+                    f"an argument is on {tensor.device}, the ranks are on {self._device}"
+                )
+            if tensor.requires_grad:
+                raise _NotRecordableError("an argument requires a gradient")
+        return tuple((t.shape, t.dtype, t.device, t.stride()) for t in tensors)
+
+    def _is_warm(self, key: Any) -> bool:
+        if key in self._refused:
+            self.reason = self._refused[key]
+            return False
+        seen = self._num_seen.get(key, 0)
+        if seen >= NUM_WARMUPS:
+            return True
+        if len(self._num_seen) > 64 * MAX_RECORDINGS:  # no two batches are alike
+            self._num_seen.clear()
+        self._num_seen[key] = seen + 1
+        self.reason = f"warming up: pass {seen + 1} of {NUM_WARMUPS} of its kind"
+        return False
+
+    def _record(
+        self, key: Any, batch: Batch, kind: PassKind, tensors: list[Tensor], run_pass: RunPass
+    ) -> _Recorded | None:
+        while len(self._recorded) >= MAX_RECORDINGS:
+            self._recorded.popitem(last=False)
+        before = self._leaves.gradients()
+        recording = self._make_recording()
+        inputs = [torch.empty_like(tensor).copy_(tensor) for tensor in tensors]
+        try:
+            result = recording.capture(lambda: run_pass(_put_together(batch, inputs), kind))
+        except Exception as error:
+            self._leaves.set_gradients(before)  # nothing has been added to them
+            self._refused[key] = self.reason = f"it can't be recorded: {_first_line(error)}"
+            return None
+        found = _Recorded(recording, inputs, result, self._leaves.gradients())
+        self._recorded[key] = found
+        return found
+
+    def _replay(self, found: _Recorded, tensors: list[Tensor]) -> StepResult:
+        if tensors:
+            torch._foreach_copy_(found.inputs, tensors)
+        found.recording.replay()
+        self._leaves.set_gradients(found.gradients)
+        self.reason = None
+        self.num_replays += 1
+        return _own(found.result)
+
+
+def refusal_of(
+    kinds: Sequence[str],
+    devices: Mapping[int, torch.device],
+    *,
+    in_group: bool,
+    options: Mapping[str, Any],
+) -> str | None:
+    """Why a pipeline's passes can't be recorded whole; None: nothing is known against it.
+
+    Args:
+        kinds: of the stages.
+        devices: by rank.
+        in_group: whether ranks are in several processes.
+        options: those that a recording can't have, by name: what is given, or None.
+    """
+    if others := sorted({kind for kind in kinds if kind != "captured"}):
+        return f"a pass is recorded whole, and some stages are {others[0]!r}"
+    if in_group:
+        return "the messages of other processes can't be recorded"
+    if (device := next(iter(devices.values()))).type != "cuda":
+        return f"only a CUDA device can record, the ranks are on {device}"
+    if len(set(devices.values())) > 1:
+        return "the ranks are on several devices"
+    for name, value in options.items():
+        if value:
+            return f"with {name} no two passes do the same"
+    return None
+
+
+class _NotRecordableError(Exception):
+    pass
+
+
+def _modes(modules: Sequence[nn.Module]) -> tuple[bool, ...]:
+    return tuple(module.training for module in modules)
+
+
+def _take_apart(batch: Batch) -> tuple[list[Tensor], Any]:
+    """The batch's tensors, and the rest of it as something that can be compared."""
+    tree = (batch.args, batch.kwargs, batch.target, batch.loss_kwargs, batch.microbatches)
+    leaves, structure = pytree.tree_flatten(tree)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    others = tuple(_comparable(leaf) for leaf in leaves if not isinstance(leaf, Tensor))
+    return tensors, (structure, others, tuple(isinstance(leaf, Tensor) for leaf in leaves))
+
+
+def _comparable(value: Any) -> tuple[type, Any]:
+    if value is None or isinstance(value, bool | int | float | str | torch.dtype):
+        return type(value), value  # True is 1, and 1 is 1.0
+    raise _NotRecordableError(f"an argument is a {type(value).__name__}")
+
+
+def _put_together(batch: Batch, tensors: Sequence[Tensor]) -> Batch:
+    """The batch with other tensors."""
+    tree = (batch.args, batch.kwargs, batch.target, batch.loss_kwargs, batch.microbatches)
+    leaves, structure = pytree.tree_flatten(tree)
+    following = iter(tensors)
+    leaves = [next(following) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    return Batch(*pytree.tree_unflatten(leaves, structure))
+
+
+def _own(result: StepResult) -> StepResult:
+    """A result that the next replay doesn't overwrite."""
+    outputs = pytree.tree_map_only(Tensor, Tensor.clone, result.outputs)
+    loss, losses = result.loss, result.losses
+    return StepResult(
+        loss=None if loss is None else loss.clone(),
+        losses=None if losses is None else losses.clone(),
+        outputs=outputs,
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    """Of the innermost error: what a PipelineError wraps says more than it does."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}".splitlines()[0]

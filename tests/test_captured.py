@@ -1,0 +1,268 @@
+"""Captured steps: which passes are recorded, when a recording is replayed, and with which bits.
+
+Without a CUDA device a recording is a function that is run again into the tensors of the first run.
+"""
+
+import pytest
+import torch
+from plain_loop import assert_same_gradients, batch, mlp, plain_loop, same_bits, twins
+from torch import nn
+from torch.utils import _pytree as pytree
+
+import pipert
+from pipert import captured
+from pipert.captured import MAX_RECORDINGS, NUM_WARMUPS, CapturedSteps, refusal_of
+
+pytestmark = pytest.mark.timeout(60)
+mse = nn.functional.mse_loss
+
+
+class Rerun:
+    """Stands in for a CudaGraph: what it records is done at once, and not again at first."""
+
+    def __init__(self, pipe):
+        self._parameters = list(pipe.parameters())
+        self._is_done = False
+
+    def capture(self, run):
+        self._run = run
+        self._result = run()
+        self._before = self._gradients = [p.grad for p in self._parameters]
+        self._is_done = True
+        return self._result
+
+    def replay(self):
+        if not self._is_done:
+            results = pytree.tree_leaves(vars(self._result))
+            again = pytree.tree_leaves(vars(self._run()))
+            for mine, new in zip(results, again, strict=True):
+                if isinstance(mine, torch.Tensor):
+                    mine.copy_(new)
+            for parameter, mine in zip(self._parameters, self._gradients, strict=True):
+                if parameter.grad is not mine:
+                    mine.copy_(parameter.grad)
+        self._is_done = False
+
+
+def pipeline(model, *, num_stages=2, recording=None, **options):
+    pipe = pipert.Pipeline(
+        pipert.split(model, num_stages),
+        num_microbatches=4,
+        loss_fn=mse,
+        stage_kind="captured",
+        **options,
+    )
+    pipe._captured = CapturedSteps(
+        pipe.stages.values(),
+        torch.device("cpu"),
+        (lambda: Rerun(pipe)) if recording is None else recording,
+        None,
+        list,
+    )
+    return pipe
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_replayed_steps_have_the_bits_of_the_plain_loop(set_to_none):
+    model, reference = twins(mlp, 2)
+    with pipeline(model) as pipe:
+        ours = torch.optim.SGD(pipe.parameters(), lr=0.1)
+        theirs = torch.optim.SGD(reference.parameters(), lr=0.1)
+        for step in range(NUM_WARMUPS + 6):
+            x, y = batch(8, seed=step)
+            result = pipe.step(x, target=y)
+            assert same_bits(result.losses, plain_loop(reference, x, y, 4))
+            assert_same_gradients(pipe, reference)
+            for optimizer in (ours, theirs):
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=set_to_none)
+        assert pipe._captured.num_replays > 0
+        assert pipe.stage_kinds == {0: "captured", 1: "captured"}
+        assert pipe.step_index == NUM_WARMUPS + 6
+
+
+def test_gradients_add_up_over_replayed_steps():
+    model, reference = twins(mlp, 2)
+    x, y = batch(8)
+    with pipeline(model) as pipe:
+        for _ in range(3 * NUM_WARMUPS + 3):
+            pipe.step(x, target=y)
+            plain_loop(reference, x, y, 4)
+            assert_same_gradients(pipe, reference)
+        assert pipe._captured.num_replays > 0
+
+
+def test_a_result_is_the_callers_own():
+    model, _ = twins(mlp, 2)
+    with pipeline(model) as pipe:
+        results = []
+        for step in range(NUM_WARMUPS + 3):
+            x, y = batch(8, seed=step)
+            result = pipe.evaluate(x, target=y, return_outputs=True)
+            results.append((result, result.losses.clone(), result.outputs.clone()))
+        for result, losses, outputs in results:
+            assert same_bits(result.losses, losses)
+            assert same_bits(result.outputs, outputs)
+
+
+def test_other_shapes_modes_and_values_get_recordings_of_their_own():
+    model, _ = twins(mlp, 2)
+    with pipeline(model) as pipe:
+
+        def run(rows, **options):
+            x, y = batch(rows)
+            for _ in range(NUM_WARMUPS + 1):
+                pipe.evaluate(x, target=y, **options)
+            return pipe._captured.num_recordings
+
+        assert run(8) == 1
+        assert run(8) == 1
+        assert run(12) == 2
+        assert run(8, return_outputs=True) == 3
+        pipe.eval()
+        assert run(8) == 4
+        for rows in range(16, 16 + 4 * MAX_RECORDINGS, 4):
+            run(rows)
+        assert pipe._captured.num_recordings == MAX_RECORDINGS
+        pipe.forget_captured()
+        assert pipe._captured.num_recordings == 0
+
+
+def test_weights_that_lie_elsewhere_are_recorded_anew():
+    model, reference = twins(mlp, 2)
+    x, y = batch(8)
+    with pipeline(model) as pipe:
+        for _ in range(NUM_WARMUPS + 1):
+            pipe.evaluate(x, target=y)
+        assert pipe._captured.reason is None
+        for parameter in model.parameters():
+            parameter.data = parameter.data * 2
+        for parameter in reference.parameters():
+            parameter.data = parameter.data * 2
+        result = pipe.evaluate(x, target=y)
+        assert pipe._captured.reason is not None  # it ran as it is
+        with torch.no_grad():
+            losses = [
+                mse(reference(a), b)
+                for a, b in zip(x.tensor_split(4), y.tensor_split(4), strict=True)
+            ]
+        assert same_bits(result.losses, torch.stack(losses))
+
+
+class Refusing:
+    def capture(self, run):
+        run()
+        raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
+
+    def replay(self):
+        raise AssertionError("nothing was recorded")
+
+
+def test_what_cannot_be_recorded_runs_as_it_is_and_says_why():
+    model, reference = twins(mlp, 2)
+    x, y = batch(8)
+    with pipeline(model, recording=Refusing) as pipe:
+        for step in range(NUM_WARMUPS + 2):
+            pipe.zero_grad = None
+            for parameter in model.parameters():
+                parameter.grad = None
+            for parameter in reference.parameters():
+                parameter.grad = None
+            assert same_bits(pipe.step(x, target=y).losses, plain_loop(reference, x, y, 4))
+            assert_same_gradients(pipe, reference)
+            assert pipe.step_index == step + 1
+        assert pipe.stage_kinds[0] == (
+            "module: it can't be recorded: RuntimeError: operation not permitted when stream is "
+            "capturing"
+        )
+        assert "operation not permitted" in str(pipe.report())
+
+
+def test_a_failure_of_the_users_code_is_raised_as_ever():
+    def fails(output, target):
+        raise KeyError("mine")
+
+    model, _ = twins(mlp, 2)
+    pipe = pipert.Pipeline(
+        pipert.split(model, 2), num_microbatches=4, loss_fn=fails, stage_kind="captured"
+    )
+    x, y = batch(8)
+    with pipe, pytest.raises(pipert.PipelineError, match="mine"):
+        pipe.step(x, target=y)
+
+
+def test_arguments_that_a_recording_cannot_read_are_named():
+    class Scale(nn.Module):
+        def forward(self, x, factor):
+            return x * float(factor)
+
+    pipe = pipert.Pipeline(
+        [Scale(), nn.Linear(8, 8)], num_microbatches=4, loss_fn=mse, stage_kind="captured"
+    )
+    pipe._captured = CapturedSteps(pipe.stages.values(), torch.device("cpu"), Refusing, None, list)
+    x, y = batch(8)
+    with pipe:
+        pipe.evaluate(x, factor=object.__new__(Half), target=y)
+        assert pipe._captured.reason == "an argument is a Half"
+        pipe.evaluate(x.requires_grad_(), factor=2, target=y)
+        assert pipe._captured.reason == "an argument requires a gradient"
+
+
+class Half:
+    def __float__(self):
+        return 0.5
+
+
+def test_after_a_replay_there_is_no_trace_of_it():
+    model, _ = twins(mlp, 2)
+    x, y = batch(8)
+    with pipeline(model) as pipe:
+        pipe.step(x, target=y)
+        assert pipe.trace().events
+        for _ in range(2 * NUM_WARMUPS + 2):
+            pipe.step(x, target=y)
+        with pytest.raises(ValueError, match="the last pass was replayed"):
+            pipe.trace()
+
+
+CUDA = {0: torch.device("cuda:0"), 1: torch.device("cuda:0")}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, None),
+        (
+            {"kinds": ["captured", "native"]},
+            "a pass is recorded whole, and some stages are 'native'",
+        ),
+        ({"in_group": True}, "the messages of other processes can't be recorded"),
+        (
+            {"devices": {0: torch.device("cpu")}},
+            "only a CUDA device can record, the ranks are on cpu",
+        ),
+        (
+            {"devices": {**CUDA, 1: torch.device("cuda:1")}},
+            "the ranks are on several devices",
+        ),
+        ({"options": {"rng_seed": True}}, "with rng_seed no two passes do the same"),
+    ],
+)
+def test_a_pipeline_that_cannot_be_recorded_says_why(change, reason):
+    given = {"kinds": ["captured"], "devices": CUDA, "in_group": False, "options": {}} | change
+    kinds, devices = given.pop("kinds"), given.pop("devices")
+    assert refusal_of(kinds, devices, **given) == reason
+
+
+def test_on_the_cpu_stages_run_as_modules_and_say_why():
+    model, reference = twins(mlp, 2)
+    x, y = batch(8)
+    with pipert.Pipeline(
+        pipert.split(model, 2), num_microbatches=4, loss_fn=mse, stage_kind="captured"
+    ) as pipe:
+        assert same_bits(pipe.step(x, target=y).losses, plain_loop(reference, x, y, 4))
+        assert_same_gradients(pipe, reference)
+        assert pipe.stage_kinds == dict.fromkeys(
+            (0, 1), "module: only a CUDA device can record, the ranks are on cpu"
+        )
+    assert captured.NUM_WARMUPS > 0
