@@ -85,6 +85,8 @@ def _pipert_version() -> str | None:
 
 
 def _revision() -> str | None:
+    if given := os.environ.get("PIPERT_REVISION"):  # of a copy without its repository
+        return given
     command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
     folder = pathlib.Path(__file__).parent
     try:

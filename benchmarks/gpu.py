@@ -1,0 +1,286 @@
+"""How fast is pipert on this GPU, and is it right there? It builds, tests, measures.
+
+python benchmarks/gpu.py --build --tests --out benchmarks/results/gpu_<name>.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+loss_fn = nn.functional.mse_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One model and batch: stages of Linear layers, all on one GPU."""
+
+    name: str
+    stages: int
+    layers: int
+    width: int
+    microbatch_size: int
+    microbatches: int
+    dtype: torch.dtype = torch.float32
+    rounds: int = 60
+
+    def __str__(self) -> str:
+        size = f"{self.stages} x {self.layers}xLinear({self.width}) mb {self.microbatch_size}"
+        dtype = "" if self.dtype is torch.float32 else f" {str(self.dtype).removeprefix('torch.')}"
+        return f"{self.name}: {size} M={self.microbatches}{dtype}"
+
+    def modules(self) -> list[nn.Module]:
+        torch.manual_seed(0)
+        return [
+            nn.Sequential(*(nn.Linear(self.width, self.width) for _ in range(self.layers))).to(
+                "cuda", self.dtype
+            )
+            for _ in range(self.stages)
+        ]
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        shape = (self.microbatches * self.microbatch_size, self.width)
+        generator = torch.Generator("cuda").manual_seed(0)
+        x, y = (torch.randn(shape, device="cuda", generator=generator) for _ in range(2))
+        return x.to(self.dtype), y.to(self.dtype)
+
+
+ROWS = [
+    Row("launch-bound", 2, 4, 64, 4, 8),
+    Row("launch-bound", 4, 4, 64, 4, 8),
+    Row("launch-bound, many microbatches", 4, 4, 64, 4, 32, rounds=30),
+    Row("between", 2, 4, 1024, 64, 8),
+    Row("between, bfloat16", 4, 4, 2048, 256, 8, torch.bfloat16, rounds=40),
+    Row("compute-bound, bfloat16", 2, 4, 8192, 2048, 8, torch.bfloat16, rounds=12),
+]
+
+
+class Pipert:
+    """All stages on one rank, or one rank each, in this process."""
+
+    def __init__(self, row: Row, kind: str, *, ranks: int = 1, schedule: str = "") -> None:
+        import pipert
+
+        self._modules = row.modules()
+        self._pipe = pipert.Pipeline(
+            self._modules,
+            schedule=schedule or ("1f1b" if ranks == row.stages else "interleaved_1f1b"),
+            num_ranks=ranks,
+            devices=["cuda:0"] * ranks,
+            num_microbatches=row.microbatches,
+            loss_fn=loss_fn,
+            stage_kind=kind,
+        )
+        self._x, self._y = row.batch()
+        self.losses: Tensor | None = None
+
+    def prepare(self) -> None:
+        for module in self._modules:
+            module.zero_grad(set_to_none=True)
+
+    def run(self) -> None:
+        self.losses = self._pipe.step(self._x, target=self._y).losses
+
+    def kind(self) -> str:
+        return "; ".join(sorted(set(self._pipe.stage_kinds.values())))
+
+    def close(self) -> None:
+        self._pipe.close()
+
+
+class Torch:
+    """torch.distributed.pipelining, all stages on one rank, eager."""
+
+    def __init__(self, row: Row) -> None:
+        from torch.distributed.pipelining import PipelineStage, ScheduleInterleaved1F1B
+
+        self._modules = row.modules()
+        device = torch.device("cuda:0")
+        stages = [
+            PipelineStage(module, index, row.stages, device)
+            for index, module in enumerate(self._modules)
+        ]
+        self._schedule = ScheduleInterleaved1F1B(stages, row.microbatches, loss_fn)
+        self._x, self._y = row.batch()
+        self._losses: list[Tensor] = []
+
+    @property
+    def losses(self) -> Tensor:
+        return torch.stack(self._losses)
+
+    def prepare(self) -> None:
+        for module in self._modules:
+            module.zero_grad(set_to_none=True)
+        self._losses = []
+
+    def run(self) -> None:
+        self._schedule.step(self._x, target=self._y, losses=self._losses)
+
+    def kind(self) -> str:
+        return "eager"
+
+    def close(self) -> None:
+        pass
+
+
+def measure_steps(row: Row) -> dict[str, Any]:
+    """Host and whole time of a step of each contender, taken in turns."""
+    makers: dict[str, Callable[[], Any]] = {
+        "torch": lambda: Torch(row),
+        "module": lambda: Pipert(row, "module"),
+        "native": lambda: Pipert(row, "native"),
+        "captured": lambda: Pipert(row, "captured"),
+        "captured, a rank for each stage": lambda: Pipert(row, "captured", ranks=row.stages),
+        "captured zb_interleaved": lambda: Pipert(row, "captured", schedule="zb_interleaved"),
+    }
+    contenders = {name: make() for name, make in makers.items()}
+    host: dict[str, list[float]] = {name: [] for name in contenders}
+    whole: dict[str, list[float]] = {name: [] for name in contenders}
+    for round_ in range(row.rounds + 6):
+        for name, contender in contenders.items():
+            contender.prepare()
+            torch.cuda.synchronize()
+            begun = time.perf_counter()
+            contender.run()
+            issued = time.perf_counter()
+            torch.cuda.synchronize()
+            done = time.perf_counter()
+            if round_ >= 6:
+                host[name].append((issued - begun) * 1e6)
+                whole[name].append((done - begun) * 1e6)
+    reference = contenders["module"].losses
+    rows = {}
+    for name, contender in contenders.items():
+        ratio = [t / own for t, own in zip(whole["torch"], whole[name], strict=True)]
+        rows[name] = {
+            "host_us": _spread(host[name]),
+            "step_us": _spread(whole[name]),
+            "times_as_fast_as_torch": _spread(ratio),
+            "runs_as": contender.kind(),
+            "losses_equal_module": bool(torch.equal(contender.losses, reference)),
+        }
+        contender.close()
+    return {"row": str(row), "contenders": rows}
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    return {
+        "median": round(statistics.median(ordered), 2),
+        "p10": round(ordered[len(ordered) // 10], 2),
+        "p90": round(ordered[len(ordered) * 9 // 10], 2),
+    }
+
+
+def print_steps(rows: list[dict[str, Any]]) -> None:
+    print(f"\n{'':34}{'host us':>10}{'step us':>12}{'x torch':>9}  losses, runs as")
+    for row in rows:
+        print(row["row"])
+        for name, entry in row["contenders"].items():
+            same = "same" if entry["losses_equal_module"] else "DIFFER"
+            print(
+                f"  {name:32}{entry['host_us']['median']:10.1f}{entry['step_us']['median']:12.1f}"
+                f"{entry['times_as_fast_as_torch']['median']:9.2f}  {same}, {entry['runs_as']}"
+            )
+
+
+def print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    """Rows of one kind, a column for each of their keys."""
+    print(f"\n{title}")
+    for row in rows:
+        print("  " + ", ".join(f"{key} {value}" for key, value in row.items()))
+
+
+def build() -> dict[str, Any]:
+    begun = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"the build failed:\n{(done.stdout + done.stderr)[-8000:]}")
+    return {"seconds": round(time.perf_counter() - begun, 1)}
+
+
+def run_tests() -> dict[str, Any]:
+    begun = time.perf_counter()
+    command = [sys.executable, "-m", "pytest", "tests/gpu", "-q", "--maxfail=40"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    print(done.stdout[-6000:])
+    closing = re.findall(r"^=*\s*(\d+ .* in [\d.]+s.*?)\s*=*$", done.stdout, re.MULTILINE)
+    return {
+        "seconds": round(time.perf_counter() - begun, 1),
+        "result": closing[-1] if closing else f"exit code {done.returncode}",
+        "failed": sorted(set(re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE))),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--build", action="store_true", help="build the module first")
+    parser.add_argument("--tests", action="store_true", help="run tests/gpu as well")
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("a CUDA device is needed: torch finds none")
+    answer: dict[str, Any] = {}
+    if options.build:
+        answer["build"] = build()
+    if options.tests:
+        answer["tests"] = run_tests()
+    from environment import write_json
+
+    sections: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "steps": lambda: [measure_steps(row) for row in ROWS],
+        "kernels": _kernels,
+        "channels": _channels,
+    }
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    for name, measure in sections.items():
+        begun = time.perf_counter()
+        try:
+            answer[name] = measure()
+        except Exception as error:  # the others are still worth their time
+            answer[name] = []
+            answer.setdefault("errors", {})[name] = f"{type(error).__name__}: {error}"
+        answer.setdefault("seconds", {})[name] = round(time.perf_counter() - begun, 1)
+    dist.destroy_process_group()
+    for name in ("kernels", "channels"):
+        print_table(name, answer[name])
+    print_steps(answer["steps"])
+    for name in ("build", "tests", "errors", "seconds"):
+        print(f"{name}: {answer.get(name)}")
+    write_json("How fast is pipert on a GPU, and is it right there?", answer, options.out)
+
+
+def _kernels() -> list[dict[str, Any]]:
+    import gpu_kernels
+
+    return gpu_kernels.measure(torch.device("cuda:0"))
+
+
+def _channels() -> list[dict[str, Any]]:
+    import gpu_channels
+
+    return gpu_channels.measure()
+
+
+if __name__ == "__main__":
+    main()
