@@ -70,7 +70,9 @@ def judge(name: str, header: str) -> list[str]:
     if C10D.match(header) and not name.startswith("transport/process_group"):
         reasons.append(f"only transport/process_group* may include {header}")
     if CUDA.match(header) and not is_cuda(name):
-        reasons.append(f"only device/cuda, kernels/cuda and transport/cuda_ipc may include {header}")
+        reasons.append(
+            f"only device/cuda, kernels/cuda and transport/cuda_ipc may include {header}"
+        )
     if header == "torch/extension.h":
         reasons.append("nobody includes torch/extension.h: 22 s for each file")
     return reasons
