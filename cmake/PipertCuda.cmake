@@ -12,6 +12,12 @@ set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Shared)
 
+# The host compiler's own warnings come through nvcc.
+add_compile_options("$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>")
+if(PIPERT_WERROR)
+  add_compile_options("$<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings>")
+endif()
+
 set(PIPERT_CUDA_LINKED OFF)
 set(PIPERT_CUDA_COMPILED OFF)
 
@@ -44,7 +50,7 @@ endif()
 
 macro(pipert_cuda_sources)
   set(cuda_sources)
-  foreach(floor device transport)
+  foreach(floor kernels device transport)
     set(pattern ${PROJECT_SOURCE_DIR}/csrc/${floor})
     file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${pattern}/*.cpp ${pattern}/*.cu)
     list(FILTER sources INCLUDE REGEX "/cuda(_ipc)?/")

@@ -28,7 +28,7 @@ endfunction()
 
 Python_add_library(_C MODULE WITH_SOABI ${binding_sources})
 target_compile_definitions(_C PRIVATE PIPERT_VERSION="${PIPERT_VERSION}" TORCH_EXTENSION_NAME=_C)
-target_link_libraries(_C PRIVATE pipert_search pipert_runtime)
+target_link_libraries(_C PRIVATE pipert_search pipert_runtime pipert_kernels)
 pipert_link_shared_libstdcxx(_C)
 # import torch has loaded torch's libraries by the time that _C is; the path serves a _C installed beside torch.
 set_target_properties(_C PROPERTIES BUILD_WITH_INSTALL_RPATH ON INSTALL_RPATH "$ORIGIN/../torch/lib")

@@ -810,3 +810,30 @@ class Runtime:
     def stage_kinds(self) -> dict[int, str]: ...
     def loss_kind(self) -> str | None: ...
     def close(self) -> None: ...
+
+# --- kernels ----------------------------------------------------------------------------------
+
+_Format = Literal["as_is", "float32", "bfloat16", "float16", "fp8_block"]
+
+class kernels:  # noqa: N801
+    @staticmethod
+    def packed_bytes(tensors: Sequence[Tensor], format: _Format) -> int: ...  # noqa: A002
+    @staticmethod
+    def pack(tensors: Sequence[Tensor], slot: Tensor, format: _Format) -> int: ...  # noqa: A002
+    @staticmethod
+    def unpack(slot: Tensor, tensors: Sequence[Tensor], format: _Format) -> int: ...  # noqa: A002
+    @staticmethod
+    def accumulate(gradients: Sequence[Tensor], mains: Sequence[Tensor]) -> None: ...
+    @staticmethod
+    def check_finite(tensors: Sequence[Tensor], flag: Tensor, norm: Tensor) -> None: ...
+    @staticmethod
+    def write_flag(flag: Tensor, value: int) -> None: ...
+    @staticmethod
+    def wait_flag(
+        flag: Tensor,
+        value: int,
+        max_polls: int,
+        *,
+        abort: Tensor | None = ...,
+        outcome: Tensor | None = ...,
+    ) -> None: ...

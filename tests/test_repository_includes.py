@@ -15,6 +15,7 @@ BELOW["analysis"] = {"ir", "base"}
 BELOW["plan"] = {"ir", "analysis", "base"}
 BELOW["search"] = {"schedule", "analysis", "ir", "base"}
 BELOW["shm"] = {"base"}
+BELOW["kernels"] = {"base"}
 BELOW["device"] = {"base"}
 BELOW["autograd"] = {"device", "base"}
 BELOW["random"] = {"base"}
@@ -25,7 +26,7 @@ BELOW["runtime"] = {"plan", "stage", "transport"}.union(
 )
 BELOW["bindings"] = set(BELOW)
 
-TORCH_FREE = {"base", "ir", "schedule", "analysis", "plan", "search", "shm"}
+TORCH_FREE = {"base", "ir", "schedule", "analysis", "plan", "search", "shm", "kernels"}
 TORCH = re.compile(r"(torch|ATen|c10|caffe2|pybind11)/|Python\.h$|nccl\.h$")
 PYBIND = re.compile(r"pybind11/|torch/csrc/utils/pybind\.h$|Python\.h$|torch/python\.h$")
 C10D = re.compile(r"torch/csrc/distributed/c10d/")
@@ -69,14 +70,16 @@ def judge(name: str, header: str) -> list[str]:
     if C10D.match(header) and not name.startswith("transport/process_group"):
         reasons.append(f"only transport/process_group* may include {header}")
     if CUDA.match(header) and not is_cuda(name):
-        reasons.append(f"only device/cuda and transport/cuda_ipc may include {header}")
+        reasons.append(
+            f"only device/cuda, kernels/cuda and transport/cuda_ipc may include {header}"
+        )
     if header == "torch/extension.h":
         reasons.append("nobody includes torch/extension.h: 22 s for each file")
     return reasons
 
 
 def is_cuda(name: str) -> bool:
-    return name.startswith(("device/cuda/", "transport/cuda_ipc/"))
+    return name.startswith(("device/cuda/", "kernels/cuda/", "transport/cuda_ipc/"))
 
 
 def test_every_file_keeps_the_include_rules():
@@ -109,6 +112,8 @@ def test_every_file_keeps_the_include_rules():
         ),
         ("device/a.cpp", "#include <c10/cuda/CUDAStream.h>", "only device/cuda"),
         ("transport/a.cpp", "#include <cuda_runtime.h>", "only device/cuda"),
+        ("kernels/a.h", "#include <cuda_runtime.h>", "only device/cuda"),
+        ("kernels/cuda/a.cu", "#include <c10/cuda/CUDAStream.h>", "torch-free"),
         ("device/a.cpp", "#ifdef USE_CUDA", "asks for CUDA"),
         ("runtime/a.h", "#if defined(PIPERT_WITH_CUDA) && 1", "asks for CUDA"),
         ("bindings/a.cpp", "#include <torch/extension.h>", "torch/extension.h"),
@@ -118,7 +123,7 @@ def test_every_file_keeps_the_include_rules():
 )
 def test_a_planted_violation_is_caught(tmp_path, name, line, complaint):
     planted = tmp_path / name
-    planted.parent.mkdir()
+    planted.parent.mkdir(parents=True)
     planted.write_text(f"// A comment.\n#pragma once\n{line}\n")
     violations = find_violations(tmp_path)
     assert violations
@@ -135,6 +140,7 @@ def test_a_planted_violation_is_caught(tmp_path, name, line, complaint):
         ("bindings/a.cpp", "#include <torch/csrc/utils/pybind.h>"),
         ("device/cuda/a.cpp", "#include <c10/cuda/CUDAStream.h>"),
         ("device/cuda/a.cu", "#ifdef __CUDA_ARCH__"),
+        ("kernels/cuda/a.cu", "#include <cuda_runtime.h>"),
         ("device/lane.h", "// #ifdef USE_CUDA is not the way"),
         ("ir/a.h", "#include <vector>"),
     ],

@@ -23,5 +23,6 @@ void bind_leaves(pybind11::module_& module);
 void bind_runtime(pybind11::module_& module);
 void bind_rehearsal(pybind11::module_& module);
 void bind_probe(pybind11::module_& module);
+void bind_kernels(pybind11::module_& module);
 
 }  // namespace pipert

@@ -20,4 +20,5 @@ PYBIND11_MODULE(_C, module) {
   pipert::bind_runtime(module);
   pipert::bind_rehearsal(module);
   pipert::bind_probe(module);
+  pipert::bind_kernels(module);
 }
