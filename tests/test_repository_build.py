@@ -35,6 +35,18 @@ def test_pybind11_internals_are_those_of_torch():
     assert ours == internals_version(Path(torch.__file__).parent / "lib" / "libtorch_python.so")
 
 
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="needs readelf")
+def test_the_module_brings_no_c_plus_plus_library_of_its_own():
+    def read(*options: str) -> str:
+        return subprocess.check_output(["readelf", "-W", *options, _C.__file__], text=True)
+
+    assert "Shared library: [libstdc++.so.6]" in read("-d")
+    # Value, size, type, binding, visibility, section, name: where it stands in a section, it is here.
+    symbols = [line.split() for line in read("--dyn-syms").splitlines()]
+    facets = [s for s in symbols if len(s) > 7 and s[7].startswith("_ZNSt6locale5facet")]
+    assert [s[7] for s in facets if s[6] != "UND"] == []
+
+
 def test_a_value_error_crosses_as_a_plain_value_error():
     with pytest.raises(ValueError, match="no_such_schedule") as error:
         pipert.Schedule.build("no_such_schedule", num_ranks=2, num_microbatches=2)
