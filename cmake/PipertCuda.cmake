@@ -5,6 +5,8 @@
 #   found     CPU          compiled into pipert_cuda_unloaded, never loaded   linked
 #   found     CUDA         linked into _C                                     left out
 #
+# csrc/device/cuda_nvtx/ goes along with them where there is nvtx3/nvToolsExt.h too, the toolkit's or torch's own.
+#
 # Sets PIPERT_CUDA_LINKED, and offers pipert_cuda_sources(), to be called once all floors are there.
 set(CMAKE_CUDA_ARCHITECTURES ${PIPERT_CUDA_ARCHITECTURES})
 set(CMAKE_CUDA_STANDARD 20)
@@ -85,5 +87,23 @@ macro(pipert_cuda_sources)
     target_compile_definitions(pipert_cuda_unloaded PRIVATE C10_CUDA_NO_CMAKE_CONFIGURE_FILE)
     target_link_libraries(pipert_cuda_unloaded PRIVATE pipert_base pipert_torch CUDA::cudart)
     target_include_directories(pipert_cuda_unloaded PRIVATE ${PROJECT_SOURCE_DIR}/csrc)
+  endif()
+  pipert_nvtx_sources()
+endmacro()
+
+macro(pipert_nvtx_sources)
+  set(nvtx_source ${PROJECT_SOURCE_DIR}/csrc/device/cuda_nvtx/profiler_range.cpp)
+  find_path(nvtx_folder nvtx3/nvToolsExt.h PATHS ${CUDAToolkit_INCLUDE_DIRS} ${PIPERT_TORCH_ROOT}/include
+    NO_DEFAULT_PATH NO_CACHE)
+  if(PIPERT_CUDA_LINKED AND nvtx_folder)
+    target_sources(pipert_device PRIVATE ${nvtx_source})
+    set_source_files_properties(${nvtx_source} PROPERTIES INCLUDE_DIRECTORIES ${nvtx_folder})
+    target_link_libraries(pipert_device PUBLIC ${CMAKE_DL_LIBS})
+  else()
+    target_sources(pipert_device PRIVATE ${PROJECT_SOURCE_DIR}/csrc/device/cuda_nvtx_none.cpp)
+    if(TARGET pipert_cuda_unloaded AND nvtx_folder)
+      target_sources(pipert_cuda_unloaded PRIVATE ${nvtx_source})
+      set_source_files_properties(${nvtx_source} PROPERTIES INCLUDE_DIRECTORIES ${nvtx_folder})
+    endif()
   endif()
 endmacro()

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pipert import _C
+from pipert.devices import device_of
 
 
 def check_stages(stages: Any) -> None:
@@ -214,16 +215,4 @@ def resolve_devices(devices: Any, ranks: Sequence[int], num_ranks: int) -> dict[
             )
     else:
         devices = [devices] * len(ranks)
-    return {rank: _device(device) for rank, device in zip(ranks, devices, strict=True)}
-
-
-def _device(device: Any) -> torch.device:
-    try:
-        resolved = torch.device(device)
-    except (RuntimeError, TypeError, AssertionError) as error:
-        raise ValueError(f"devices: {device!r} is not a device") from error
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"devices: got {device!r}, but this torch sees no CUDA device")
-    if resolved.type == "meta":
-        raise ValueError("devices: nothing can run on the meta device")
-    return resolved
+    return {rank: device_of(device) for rank, device in zip(ranks, devices, strict=True)}

@@ -61,6 +61,7 @@ def make_pipeline_error(
     action: Action | None,
     message: str,
     cause: BaseException | None,
+    advice: str = "",
 ) -> PipelineError:
     """Makes the error of what is known of a failure; C++ calls it too.
 
@@ -70,6 +71,7 @@ def make_pipeline_error(
         action: what it ran; None: nothing.
         message: what is known beside it; of an action, what it had been given.
         cause: the user's exception, or a channel's.
+        advice: lines about it, each behind a line break; see `pipert.out_of_memory`.
     """
     if kind == "remote":
         return error_of_peer(message)
@@ -83,6 +85,7 @@ def make_pipeline_error(
         what = f"{type(cause).__name__}: {_text(cause)}"
         if kind == "action" and action is not None:
             what += diagnose(cause, action.stage) + (f"\n  {message}" if message else "")
+            what += advice
     else:
         what = message
     error_class = PipelineTimeoutError if kind == "timeout" else PipelineError

@@ -13,11 +13,15 @@ ProgramOf = Callable[[int, bool], Program]
 
 
 def make_trace(
-    raw: Sequence[RawTrace], program_of: ProgramOf, peaks: dict[int, int], error_s: float = 0.0
+    raw: Sequence[RawTrace],
+    program_of: ProgramOf,
+    peaks: dict[int, int],
+    device_timed: Sequence[int],
+    error_s: float = 0.0,
 ) -> Trace:
     """A trace of the ranks of `raw`."""
     programs = {rank: program_of(rank, training) for rank, training, *_ in raw}
-    return Trace(raw, programs, peaks, error_s)
+    return Trace(raw, programs, peaks, error_s, device_timed)
 
 
 def gather_traces(
@@ -25,6 +29,7 @@ def gather_traces(
     peaks: dict[int, int],
     program_of: ProgramOf,
     peers: Peers | None,
+    device_timed: Sequence[int],
     call: str,
 ) -> list[Trace]:
     """Traces of all ranks. A collective call in a group.
@@ -34,12 +39,17 @@ def gather_traces(
         peaks: by rank of this process, the most activations in the last pass.
         program_of: makes any rank's program.
         peers: the ranks of the group; None: all are here.
+        device_timed: ranks of this process whose times are their device's.
         call: what for, the same words on all ranks.
     """
     if peers is None:
-        return _put_together(list(passes), peaks, program_of, 0.0)
+        return _put_together(list(passes), peaks, program_of, device_timed, 0.0)
     clocks = compare_clocks(peers)
-    own = {"passes": [_pack(raw) for (raw,) in passes], "peaks": list(peaks.items())}
+    own = {
+        "passes": [_pack(raw) for (raw,) in passes],
+        "peaks": list(peaks.items()),
+        "device_timed": list(device_timed),
+    }
     told = peers.exchange(call, own)
     num_passes = min(len(each["passes"]) for each in told)
     everybody = [
@@ -47,18 +57,21 @@ def gather_traces(
         for ago in range(num_passes)
     ]
     all_peaks = {rank: peak for each in told for rank, peak in each["peaks"]}
+    all_timed = [rank for each in told for rank in each["device_timed"]]
     error_ns = sum(sorted(clock.error for clock in clocks)[-2:])  # between the two worst
-    return _put_together(everybody, all_peaks, program_of, error_ns * 1e-9)
+    return _put_together(everybody, all_peaks, program_of, all_timed, error_ns * 1e-9)
 
 
 def _put_together(
     passes: Sequence[Sequence[RawTrace]],
     peaks: dict[int, int],
     program_of: ProgramOf,
+    device_timed: Sequence[int],
     error_s: float,
 ) -> list[Trace]:
     return [
-        make_trace(raw, program_of, {} if ago else peaks, error_s) for ago, raw in enumerate(passes)
+        make_trace(raw, program_of, {} if ago else peaks, device_timed, error_s)
+        for ago, raw in enumerate(passes)
     ]
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pipert._C import Schedule
 from pipert.copies import LocalCopies, RemoteCopy
+from pipert.devices import check_placed
 from pipert.parameters import load_stages
 from pipert.stages import LocalStage, Stages, make_second, make_stage
 
@@ -49,6 +50,9 @@ class LocalStages:
             self._stages.append(stage)
             if isinstance(stage.call, nn.Module):
                 stage.call.to(device)
+        check_placed(
+            (stage.index, stage, devices[placement.rank_of(stage.index)]) for stage in self
+        )
         self._model = [made[piece] for piece in sorted(made)]  # each piece of the model once
         self._num_pieces = placement.stages_per_copy
         self._ranks = {stage.index: placement.rank_of(stage.index) for stage in self._stages}

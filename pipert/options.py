@@ -41,6 +41,7 @@ class Options:
     network: _C.Costs | None
     transport: str
     traced_passes: int
+    device_times: bool
 
     def __post_init__(self) -> None:
         _check_loss(self.loss_fn)
@@ -55,6 +56,7 @@ class Options:
             broadcast_loss=self.broadcast_loss,
             main_grads=self.main_grads,
             measure_memory=self.measure_memory,
+            device_times=self.device_times,
         )
         if self.network is not None and not isinstance(self.network, _C.Costs):
             raise TypeError(f"network must be pipert.Costs, got {type(self.network).__name__}")

@@ -89,6 +89,8 @@ class Pipeline:
             "process_group" (torch.distributed) else. One of these words: that one, on all edges.
         trace: of how many passes it is kept what each instruction did, for `trace`, `report` and
             `costs`: "last", "off", or a number.
+        device_times: whether a CUDA device takes the time of what it does, for these three: else
+            they have the host's times, which say when work was issued. See docs/trace.md.
 
     Attributes:
         schedule: the Schedule.
@@ -128,6 +130,7 @@ class Pipeline:
         network: "_C.Costs | None" = None,
         transport: str = "auto",
         trace: "str | int" = "last",
+        device_times: bool = False,
     ) -> None:
         self._peers = None if group is None else Peers(as_group(group))
         with telling(self._peers):
@@ -148,6 +151,7 @@ class Pipeline:
                 network=network,
                 transport=transport,
                 traced_passes=traced_passes(trace),
+                device_times=device_times,
             )
             self.schedule = choose_schedule(
                 schedule,
@@ -410,9 +414,11 @@ class Pipeline:
             raw = self._ranks.traces(ago)
             peaks = {} if ago else self._ranks.peak_activations()
             program_of = self._ranks.plan.program_of
+            timed = self._ranks.device_timed()
             if peers is None:
-                return make_trace(raw, program_of, peaks)
-            [trace] = gather_traces([raw], peaks, program_of, peers, f"trace the pass {ago} ago")
+                return make_trace(raw, program_of, peaks, timed)
+            call = f"trace the pass {ago} ago"
+            [trace] = gather_traces([raw], peaks, program_of, peers, timed, call)
             return trace
 
     def report(self) -> Report:
@@ -458,7 +464,12 @@ class Pipeline:
             if not passes:
                 raise ValueError("nothing to show: the trace has evaluations, and no step")
             traces = gather_traces(
-                passes, {}, self._ranks.plan.program_of, self._peers, "measure costs"
+                passes,
+                {},
+                self._ranks.plan.program_of,
+                self._peers,
+                self._ranks.device_timed(),
+                "measure costs",
             )
         return measured_costs(traces, self.schedule)
 

@@ -8,6 +8,7 @@ import torch
 
 from pipert import _C
 from pipert.options import Options
+from pipert.out_of_memory import MemoryAdvice
 from pipert.programs import Programs
 from pipert.recompute import recomputed
 
@@ -22,6 +23,7 @@ class Plan:
 
     Attributes:
         programs: of this process, for steps.
+        advise: what _C.Runtime asks when a rank is out of memory.
         recomputed: by stage with any microbatch whose forward runs twice, which ones.
     """
 
@@ -32,6 +34,7 @@ class Plan:
         self.programs = Programs.proved(self._lowerings[0], devices)
         evaluation = Programs.proved(self._lowerings[1], devices)
         self.recomputed = recomputed(options.recompute, schedule)
+        self.advise = MemoryAdvice(schedule, recomputes=bool(self.recomputed))
         self._own = {
             (program.rank, training): program
             for training, programs in ((True, self.programs), (False, evaluation))

@@ -14,12 +14,14 @@ import torch
 from pipert import _C
 from pipert.connection import Connection
 from pipert.copies import check_remote_copies
+from pipert.devices import warn_of_cuda
 from pipert.distributed import Peers, telling
 from pipert.errors import PipelineError, describe_for_peers
 from pipert.layers import LayerHooks, first_layers, next_owner
 from pipert.local_stages import LocalStages
 from pipert.options import Options
 from pipert.plan import Plan
+from pipert.profiler import wants_ranges
 from pipert.programs import Programs
 from pipert.signatures import context_keywords
 from pipert.thread_generator import follow_thread_generator
@@ -66,6 +68,14 @@ class Ranks:
         firsts: dict[int, int] = {}
         if options.rng_seed is not None:
             firsts = first_layers(stages, schedule.placement.stages_per_copy, peers)
+        # Several lanes add to these: their gradients meet on one stream as long as torch's node for
+        # each stays the same one.
+        self._meeting_points = [
+            torch.autograd.graph.get_gradient_edge(parameter)
+            for parameter in stages.parameters_of_several_ranks()
+            if parameter.requires_grad and parameter.device.type != "cpu"
+        ]
+        warn_of_cuda(devices, self.plan.programs)
         self._own_stages = {s.index for s in stages}
         self._make_runtime = partial(
             _C.Runtime,
@@ -91,6 +101,8 @@ class Ranks:
             first_layers=firsts,
             network=options.network,
             traced_passes=options.traced_passes,
+            device_times=options.device_times,
+            profiler_ranges=wants_ranges(),
         )
         self._copies = sorted({remote.peer for remote in stages.remote_copies})
         self._runtime: _C.Runtime | None = None
@@ -110,13 +122,14 @@ class Ranks:
 
     def _open(self, plan: Plan) -> tuple[_C.Runtime, list[EdgeTransport]]:
         """Makes a runtime, and tells what carries its edges."""
+        make_runtime = partial(plan.complete(self._make_runtime), advise=plan.advise)
         if self._peers is None:
-            return plan.complete(self._make_runtime)(external=None), _between_threads(plan.programs)
+            return make_runtime(external=None), _between_threads(plan.programs)
         device = next(iter(self._devices.values()))
         connection = Connection(
             self._peers, plan.programs[0], device, self._copies, self._options.transport
         )
-        runtime = plan.complete(self._make_runtime)(external=connection.channels)
+        runtime = make_runtime(external=connection.channels)
         return runtime, connection.transports
 
     def recomputed(self) -> list[int]:
@@ -248,6 +261,10 @@ class Ranks:
             )
         assert self._runtime is not None
         return self._runtime.traces(ago)
+
+    def device_timed(self) -> list[int]:
+        """Ranks of this process whose times are their device's. Ask after `traces`."""
+        return [] if self._runtime is None else self._runtime.device_timed()
 
     def memory(self) -> list[Any]:
         """What the ranks held in the last pass, as `memory.RawMemory`, in the order of `traces`.

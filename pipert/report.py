@@ -82,6 +82,8 @@ class Report:
         recomputed: stages some of whose forwards run twice because of Pipeline's `recompute`: what
             `memory` predicts is the schedule's promise, which knows nothing of it.
         transports: what carries each edge, and why.
+        transfer_hidden: by rank, the share of its transfers' time in which it computed; None where
+            that isn't known. See Trace.transfers.
     """
 
     ranks: list[RankReport]
@@ -95,6 +97,7 @@ class Report:
     stage_kinds: dict[int, str]
     recomputed: list[int]
     transports: list[EdgeTransport]
+    transfer_hidden: list[float | None]
 
     def __str__(self) -> str:
         heads = [f"{part.removesuffix('_s')} ms" for part in _PARTS]
@@ -114,7 +117,17 @@ class Report:
         ]
         foot = f"step {self.step_s * 1e3:.3f} ms, {self.predicted_step_s * 1e3:.3f} ms predicted"
         held = table(self.memory) if self.memory else []
-        return "\n".join([head, *rows, foot, *held, *self._edges(), *self._notes()])
+        lines = [head, *rows, foot, *held, *self._edges(), *self._hidden(), *self._notes()]
+        return "\n".join(lines)
+
+    def _hidden(self) -> Iterator[str]:
+        shares = [
+            f"{share:.1%} on rank {rank.rank}"
+            for rank, share in zip(self.ranks, self.transfer_hidden, strict=True)
+            if share is not None
+        ]
+        if shares:
+            yield f"transfers hidden behind compute: {', '.join(shares)}"
 
     def _edges(self) -> Iterator[str]:
         """What carries them, those of a kind and reason in one line."""
@@ -151,11 +164,14 @@ def report_rank(trace: Trace, rank: RankPass, last_done: float) -> RankReport:
     """
     parts = dict.fromkeys(_PARTS, 0.0)
     at = rank.begun
-    events = trace.events_of(rank.rank)
+    all_events = trace.events_of(rank.rank)
+    events = [event for event in all_events if not trace.is_beside(event)]
     for event, following in zip_longest(events, events[1:]):
         parts["host_s"] += event.issued - at
         reads = [event, following] if event.is_joint else [event]
-        for part, seconds in _split(event, [(each, trace.send_of(each)) for each in reads]):
+        awaits_move = any(trace.is_beside(all_events[i]) for i in event.waits)
+        sends = [(each, trace.send_of(each)) for each in reads]
+        for part, seconds in _split(event, sends, awaits_move):
             parts[part] += seconds
         at = event.ended
     all_done = min(max(last_done, rank.done), rank.ended)
@@ -165,13 +181,16 @@ def report_rank(trace: Trace, rank: RankPass, last_done: float) -> RankReport:
 
 
 def _split(
-    event: TraceEvent, reads: Sequence[tuple[TraceEvent, TraceEvent | None]]
+    event: TraceEvent,
+    reads: Sequence[tuple[TraceEvent, TraceEvent | None]],
+    awaits_move: bool,
 ) -> Iterator[tuple[str, float]]:
     """The time of one instruction, by the parts that it belongs to.
 
     Args:
         event: the instruction.
         reads: it, and the one that is joint with it; each with what sent its message.
+        awaits_move: whether it waits for a transfer of its own rank, on a lane beside it.
     """
     waited, took = event.started - event.issued, event.ended - event.started
     if event.kind == "run":
@@ -182,7 +201,7 @@ def _split(
             if each.message is not None
         ]
         if not sends:
-            yield "host_s", waited
+            yield "transfer_s" if awaits_move else "host_s", waited
             return
         # Until the last one was sent it was the peer's time; from then on the transfer's.
         left, peer_is = max(sends)
@@ -230,6 +249,7 @@ def make_report(
     costs = stage_costs([trace], schedule, fmean)
     predicted = schedule if trace.training else schedule.forward_only()
     timeline = predicted.simulate(costs, messages=False)
+    transfers = [trace.transfers(rank.rank) for rank in trace.ranks]
     unsplit: dict[int, list[UnsplitNode]] = {}
     for stage, name, reason in sorted(node for part in stages_of for node in part["unsplit"]):
         unsplit.setdefault(stage, []).append(UnsplitNode(name, reason))
@@ -248,4 +268,5 @@ def make_report(
             {EdgeTransport(**edge) for part in stages_of for edge in part["transports"]},
             key=lambda edge: (edge.source, edge.destination),
         ),
+        transfer_hidden=[None if took is None else took.share for took in transfers],
     )

@@ -1,7 +1,7 @@
 """Trace: when each instruction of a pass was issued, started and ended, and what it waited for."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -88,6 +88,24 @@ class TraceEvent(NamedTuple):
         return str(self.action) if self.action is not None else f"{self.kind} {self.message}"
 
 
+class Transfers(NamedTuple):
+    """The time that a rank's messages and moves were on their way, on their lanes.
+
+    Attributes:
+        took: seconds, each transfer's added up: a message's from when it was sent, and those before
+            it on its lane were there, until it was there.
+        hidden: of them, those in which the rank computed.
+    """
+
+    took: float
+    hidden: float
+
+    @property
+    def share(self) -> float:
+        """The hidden part, from 0 to 1."""
+        return self.hidden / self.took
+
+
 class RankPass(NamedTuple):
     """The frame of one rank's pass, times as in TraceEvent.
 
@@ -117,6 +135,8 @@ class Trace:
             `Program.peak_activations` is the promise.
         origin_ns: what time.monotonic_ns() showed at time 0, in the process of rank 0 if it is in
             the trace.
+        device_timed: ranks whose times are their device's own: when it ran their actions and moves,
+            and when messages were there. Posting, sending and releasing then take no time.
         clock_error_s: how far the clocks of two ranks may be apart, in seconds; 0 on one host.
     """
 
@@ -126,7 +146,9 @@ class Trace:
         programs: Mapping[int, Program],
         peak_activations: Mapping[int, int] | None = None,
         clock_error_s: float = 0.0,
+        device_timed: Collection[int] = (),
     ) -> None:
+        self.device_timed = frozenset(device_timed)
         self.peak_activations = dict(peak_activations or {})
         self.clock_error_s = clock_error_s
         raw = sorted(raw, key=lambda each: each[0])
@@ -140,6 +162,21 @@ class Trace:
             for rank, *_, events in raw
             for planned, measured in zip(_plan(programs[rank]), events, strict=True)
         ]
+        if self.device_timed:
+            self._place_transfers()
+
+    def _place_transfers(self) -> None:
+        """Lets a message's "recv" begin when it could: a device says when it was there, alone."""
+        last: dict[tuple[int, str], float] = {}
+        for at, event in enumerate(self.events):
+            if event.kind != "recv" or event.rank not in self.device_timed:
+                continue
+            sent = self.send_of(event)
+            lane = (event.rank, event.lane)
+            began = event.ended if sent is None else max(sent.ended, last.get(lane, sent.ended))
+            began = min(began, event.ended)
+            last[lane] = event.ended
+            self.events[at] = event._replace(issued=began, started=began)
 
     @cached_property
     def _sends(self) -> dict[Message, TraceEvent]:
@@ -160,6 +197,30 @@ class Trace:
             events.setdefault(event.rank, []).append(event)
         return events
 
+    def is_beside(self, event: TraceEvent) -> bool:
+        """Whether it ran on a lane of its own, beside compute, and has times of its own for that.
+
+        With the device's times, moves to the host and back, and messages ("recv"), do.
+        """
+        return event.rank in self.device_timed and event.kind in ("recv", "move")
+
+    def transfers(self, rank: int) -> "Transfers | None":
+        """What a rank's messages and moves took, and how much of it compute hid.
+
+        None where the device's times were not taken, or the rank got and moved nothing.
+        """
+        events = self.events_of(rank)
+        spans = [(e.started, e.ended) for e in events if self.is_beside(e) and e.ended > e.started]
+        if not spans:
+            return None
+        computing = [(e.started, e.ended) for e in events if e.kind == "run"]
+        hidden = sum(
+            max(0.0, min(ended, until) - max(started, begin))
+            for started, ended in spans
+            for begin, until in computing
+        )
+        return Transfers(sum(ended - started for started, ended in spans), hidden)
+
     def timeline(self) -> Timeline:
         """The actions alone, to be drawn beside a simulated timeline."""
         return Timeline.from_spans(
@@ -167,7 +228,7 @@ class Trace:
                 [
                     (event.action, event.started, event.ended)
                     for event in self.events_of(rank.rank)
-                    if event.action is not None
+                    if event.action is not None and not self.is_beside(event)
                 ]
                 for rank in self.ranks
             ]

@@ -41,7 +41,7 @@ def test_the_module_brings_no_c_plus_plus_library_of_its_own():
         return subprocess.check_output(["readelf", "-W", *options, _C.__file__], text=True)
 
     assert "Shared library: [libstdc++.so.6]" in read("-d")
-    # Value, size, type, binding, visibility, section, name: where it stands in a section, it is here.
+    # Value, size, type, binding, visibility, section, name: what has a section is defined here.
     symbols = [line.split() for line in read("--dyn-syms").splitlines()]
     facets = [s for s in symbols if len(s) > 7 and s[7].startswith("_ZNSt6locale5facet")]
     assert [s[7] for s in facets if s[6] != "UND"] == []

@@ -368,3 +368,111 @@ def test_in_one_process_all_ranks_are_here():
     with make_pipe() as pipe:
         pipe.step(x, target=y)
         assert pipe.trace(all_ranks=True).events == pipe.trace().events
+
+
+# --- a device's own times -------------------------------------------------------------------------
+
+
+def device_timed(rows_of, device_timed=(0, 1)):
+    """A trace of gpipe's one microbatch whose ranks' devices took the times, by kind of event."""
+    times = [
+        [rows_of[rank].pop(0) for _ in program.instructions]
+        for rank, program in enumerate(pipert.lower(TWO))
+    ]
+    by_hand = trace_of(TWO, times, ends=[(0, 10, 12), (0, 10, 12)])
+    ns = 1_000_000_000
+    raw = [
+        (
+            frame.rank,
+            True,
+            0,
+            round(frame.done * ns),
+            round(frame.ended * ns),
+            [
+                (*(round(t * ns) for t in (e.issued, e.started, e.ended)), 0)
+                for e in by_hand.events_of(frame.rank)
+            ],
+        )
+        for frame in by_hand.ranks
+    ]
+    programs = dict(enumerate(pipert.lower(TWO)))
+    return pipert.Trace(raw, programs, device_timed=device_timed)
+
+
+def rows_in_order(rank, rows):
+    """By the kinds of the rank's program; `rows`: {kind: rows in order}."""
+    kinds = [each["kind"] for each in pipert.lower(TWO)[rank].instructions]
+    return [rows[kind].pop(0) for kind in kinds]
+
+
+def two_devices():
+    """0F0 runs from 1 to 3, its message is there at 4, 1F0 runs from 4 to 6, 1B0 from 6 to 8, the
+    gradient is there at 8.5 and 0B0 runs from 9 to 10.
+    """
+    first = rows_in_order(
+        0,
+        {
+            "recv": [(8.5, 8.5, 8.5)],
+            "run": [(1, 1, 3), (3, 9, 10)],
+            "send": [(3, 3, 3)],
+            "release": [(10, 10, 10)],
+        },
+    )
+    second = rows_in_order(
+        1,
+        {
+            "recv": [(4, 4, 4)],
+            "run": [(1, 4, 6), (6, 6, 8)],
+            "send": [(8, 8, 8)],
+            "release": [(8, 8, 8)],
+        },
+    )
+    return device_timed([first, second])
+
+
+def test_a_message_on_a_device_begins_when_it_was_sent_and_ends_when_it_was_there():
+    trace = two_devices()
+    spans = {e.rank: (e.started, e.ended) for e in trace.events if e.kind == "recv"}
+    assert spans == {0: (8, 8.5), 1: (3, 4)}
+    assert trace.transfers(0).took == pytest.approx(0.5)
+    assert trace.transfers(0).share == 0.0
+
+
+def test_what_runs_beside_compute_takes_none_of_a_ranks_time():
+    trace = two_devices()
+    first, second = (report_rank(trace, rank, 10.0) for rank in trace.ranks)
+    assert [getattr(first, part) for part in PARTS] == pytest.approx([3, 1, 0, 8 - 3, 0, 1 + 2])
+    assert [getattr(second, part) for part in PARTS] == pytest.approx([4, 1, 2, 0, 0, 1 + 2 + 2])
+    assert trace.timeline().bubble == pytest.approx([1 - 3 / 9, 1 - 4 / 9])
+
+
+def test_a_transfer_is_hidden_as_far_as_its_reader_computes():
+    trace = two_devices()
+    moved = [
+        e._replace(started=2.5, ended=4.0) if e.kind == "recv" and e.rank == 1 else e
+        for e in trace.events
+    ]
+    trace.events[:] = [
+        e._replace(started=3.5) if e.kind == "run" and e.rank == 1 and e.started == 4 else e
+        for e in moved
+    ]
+    hidden = trace.transfers(1)
+    assert hidden.took == pytest.approx(1.5)
+    assert hidden.hidden == pytest.approx(0.5)
+    assert hidden.share == pytest.approx(1 / 3)
+
+
+def test_on_the_cpu_the_hosts_times_are_the_devices():
+    x, y = batch(8)
+    with make_pipe(device_times=True) as pipe:
+        pipe.step(x, target=y)
+        trace, report = pipe.trace(), pipe.report()
+    assert trace.device_timed == frozenset()
+    assert trace.transfers(0) is None
+    assert report.transfer_hidden == [None, None]
+    assert "hidden" not in str(report)
+
+
+def test_device_times_is_a_flag():
+    with pytest.raises(TypeError, match="device_times must be True or False, got 1"):
+        make_pipe(device_times=1)

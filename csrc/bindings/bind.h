@@ -16,6 +16,7 @@ void bind_search(pybind11::module_& module);
 void bind_partition(pybind11::module_& module);
 void bind_plan(pybind11::module_& module);
 void bind_proof(pybind11::module_& module);
+void bind_device(pybind11::module_& module);
 void bind_random(pybind11::module_& module);
 void bind_transport(pybind11::module_& module);
 void bind_native(pybind11::module_& module);

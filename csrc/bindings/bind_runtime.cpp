@@ -28,7 +28,8 @@ std::unique_ptr<PythonRuntime> make_runtime(
     int intra_op_threads, int spin_us, bool share_losses, std::optional<std::uint64_t> rng_seed,
     std::int64_t owner, std::map<StageIndex, std::int64_t> first_layers,
     std::map<StageIndex, std::vector<bool>> recomputed, bool measure_memory,
-    const std::optional<Costs>& network, int traced_passes) {
+    const std::optional<Costs>& network, int traced_passes, bool device_times, bool profiler_ranges,
+    py::object advise) {
   std::vector<PythonStage> python_stages;
   for (const auto& [stage, callable, is_first, is_last, spread, keywords, is_native, context] :
        stages) {
@@ -52,7 +53,8 @@ std::unique_ptr<PythonRuntime> make_runtime(
     options.network =
         std::make_shared<EmulatedNetwork>(*network, python_ranks.front().training.num_ranks);
   }
-  options.traced_passes = traced_passes;
+  options.trace = {traced_passes, device_times, profiler_ranges};
+  options.advise = std::move(advise);
   return std::make_unique<PythonRuntime>(
       python_stages, std::move(python_ranks), std::move(loss_fn), overlap_fn,
       external != nullptr ? std::move(*external) : ExternalChannels(), std::move(options));
@@ -86,9 +88,22 @@ py::list traces(PythonRuntime& self, int ago) {
     const int num_passes = executor->trace().num_passes();
     if (ago < 0 || ago >= num_passes)
       throw IndexError(concat("the trace has ", num_passes, " passes, got ", ago));
-    result.append(trace_of(executor->rank(), executor->trace().last(ago)));
+    std::optional<PassTrace> trace;
+    {
+      const py::gil_scoped_release no_gil;  // it may wait for the device
+      trace = executor->traced(ago);
+    }
+    result.append(trace_of(executor->rank(), *trace));
   }
   return result;
+}
+
+std::vector<Rank> device_timed(PythonRuntime& self) {
+  std::vector<Rank> ranks;
+  for (const auto& executor : self.runtime().executors()) {
+    if (executor->times_device()) ranks.push_back(executor->rank());
+  }
+  return ranks;
 }
 
 int num_traces(PythonRuntime& self) {
@@ -168,7 +183,8 @@ void bind_runtime(py::module_& module) {
            py::arg("intra_op_threads"), py::arg("spin_us"), py::arg("share_losses"),
            py::arg("rng_seed"), py::arg("owner"), py::arg("first_layers"), py::arg("recomputed"),
            py::arg("measure_memory") = false, py::arg("network") = py::none(),
-           py::arg("traced_passes") = 1)
+           py::arg("traced_passes") = 1, py::arg("device_times") = false,
+           py::arg("profiler_ranges") = false, py::arg("advise") = py::none())
       .def(
           "step",
           [](PythonRuntime& self, py::object args, py::object kwargs, py::object target,
@@ -202,6 +218,7 @@ void bind_runtime(py::module_& module) {
       .def("running", &PythonRuntime::running)
       .def("usable", &PythonRuntime::usable)
       .def("traces", &traces, py::arg("ago"))
+      .def("device_timed", &device_timed)
       .def("num_traces", &num_traces)
       .def("end_trace", &PythonRuntime::end_trace)
       .def("memory", &memory)

@@ -13,6 +13,7 @@ PYBIND11_MODULE(_C, module) {
   pipert::bind_partition(module);
   pipert::bind_plan(module);
   pipert::bind_proof(module);
+  pipert::bind_device(module);
   pipert::bind_random(module);
   pipert::bind_transport(module);
   pipert::bind_native(module);

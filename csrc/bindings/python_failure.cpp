@@ -1,5 +1,6 @@
 #include "bindings/python_failure.h"
 
+#include <pybind11/stl.h>
 #include <torch/csrc/Exceptions.h>
 
 #include "base/error.h"
@@ -53,12 +54,18 @@ const char* kind_name(FailureKind kind) {
 
 }  // namespace
 
-void raise_pipeline_error(const Failure& failure) {
+void raise_pipeline_error(const Failure& failure, const py::object& advise) {
   const py::object cause = python_exception(failure.cause);
+  py::object advice = py::str();
+  if (failure.kind == FailureKind::kAction && advise && !advise.is_none()) {
+    const HeldMemory& held = failure.held;
+    advice = advise(cause, failure.rank, held.training, held.activations,
+                    held.bytes < 0 ? py::object(py::none()) : py::cast(held.bytes));
+  }
   const py::object action = failure.action.has_value() ? py::cast(*failure.action) : py::none();
   const py::object error = py::module_::import("pipert.errors")
                                .attr("make_pipeline_error")(kind_name(failure.kind), failure.rank,
-                                                            action, failure.message, cause);
+                                                            action, failure.message, cause, advice);
   if (!cause.is_none()) PyException_SetCause(error.ptr(), cause.inc_ref().ptr());
   PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(error.ptr())), error.ptr());
   throw py::error_already_set();

@@ -10,7 +10,8 @@
 namespace pipert {
 
 // Raises pipert.PipelineError for `failure`, with the user's exception as its cause.
-[[noreturn]] void raise_pipeline_error(const Failure& failure);
+// `advise`: pipert.out_of_memory's, for a failure of which it knows more; or None.
+[[noreturn]] void raise_pipeline_error(const Failure& failure, const pybind11::object& advise);
 
 // What other processes are told of it; pipert.errors reads it back.
 std::string failure_text(const pybind11::error_already_set& error);

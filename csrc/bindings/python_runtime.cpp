@@ -112,7 +112,8 @@ PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector
   options.timeout = std::chrono::milliseconds(static_cast<std::int64_t>(given.timeout_s * 1000.0));
   options.intra_op_threads = given.intra_op_threads;
   options.measure_memory = given.measure_memory;
-  options.traced_passes = given.traced_passes;
+  options.trace = given.trace;
+  advise_ = std::move(given.advise);
   options.random = given.random;
   options.hooks = threads_.hooks();
   {
@@ -266,7 +267,7 @@ void PythonRuntime::run(const std::function<void()>& start) {
   if (!failure.has_value()) return;
   outputs();  // nobody will ask for them
   try {
-    raise_pipeline_error(*failure);
+    raise_pipeline_error(*failure, advise_);
   } catch (py::error_already_set& error) {
     if (failure->kind != FailureKind::kRemote) publish(error);
     if (signal.has_value()) throw *signal;
@@ -276,7 +277,7 @@ void PythonRuntime::run(const std::function<void()>& start) {
 
 void PythonRuntime::publish_interrupt(const Failure& failure) {
   try {
-    raise_pipeline_error(failure);
+    raise_pipeline_error(failure, advise_);
   } catch (py::error_already_set& error) {
     publish(error);
   }

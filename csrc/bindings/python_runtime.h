@@ -34,7 +34,8 @@ struct PythonOptions {
   std::map<StageIndex, std::int64_t> first_layers;     // see RankResources
   std::map<StageIndex, std::vector<bool>> recomputed;  // see ModuleStage; without an entry: none
   bool measure_memory = false;
-  int traced_passes = 1;  // see RuntimeOptions
+  TraceOptions trace;
+  pybind11::object advise;  // see raise_pipeline_error
 };
 
 class PythonRuntime {
@@ -100,6 +101,7 @@ class PythonRuntime {
   // tensor that Python has seen takes the GIL when it dies.
   std::optional<StepArguments> held_;
   PythonThreads threads_;
+  pybind11::object advise_;
   int process_;  // that made it: a fork has none of its threads
   std::unique_ptr<PipelineRuntime> runtime_;
   std::int64_t epoch_ = 0;

@@ -3,6 +3,11 @@
 
 namespace pipert {
 
+bool has_cuda_lanes() { return false; }
 std::unique_ptr<Lane> make_cuda_lane(const c10::Device&, LanePriority) { return nullptr; }
+std::unique_ptr<Lane> current_cuda_lane(const c10::Device&) { return nullptr; }
+std::unique_ptr<DeviceTimes> make_cuda_times(const c10::Device&, std::size_t, std::size_t) {
+  return nullptr;
+}
 
 }  // namespace pipert

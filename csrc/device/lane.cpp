@@ -20,6 +20,9 @@ std::unique_ptr<Lane> make_lane(const c10::Device& device, LanePriority priority
 
 std::unique_ptr<Lane> current_lane(const c10::Device& device) {
   if (device.is_cpu()) return std::make_unique<CpuLane>();
+  if (device.is_cuda()) {
+    if (auto lane = current_cuda_lane(device)) return lane;
+  }
   const c10::impl::VirtualGuardImpl guard(device.type());
   return make_accelerator_lane(guard.getStream(device));
 }

@@ -32,7 +32,7 @@ class Decoder {
     op.sequence = recv.sequence;
     op.slot = slot(recv.slot).index;
     arriving_[recv.slot] = {op.receiver,   op.lane, recv.message, slot(recv.slot).edge.source,
-                            recv.sequence, op.slot};
+                            recv.sequence, op.slot, at_};
     return op;
   }
 
@@ -111,7 +111,9 @@ class Decoder {
     return op;
   }
 
+  // One after the other, as they stand in the program.
   Op decode(const Instruction& instruction) {
+    ++at_;
     Op op;
     const LaneSpec& lane = program_.lanes[as_index(instruction.lane)];
     op.lane = lanes_.at({lane.kind, lane.edge}).get();
@@ -162,6 +164,7 @@ class Decoder {
   std::set<std::pair<StageIndex, Microbatch>> recomputed_;
   std::set<MarkId> move_marks_;  // that a move sets or waits for
   std::map<StageIndex, StageOrder> orders_;
+  int at_ = -1;                        // the instruction at hand
   std::map<SlotId, Input> arriving_;   // what the last Recv into each slot brings
   std::map<SlotId, MessageKey> held_;  // what the last Run into each other slot made
 };

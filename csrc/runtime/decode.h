@@ -48,6 +48,7 @@ struct Input {
   Rank source = 0;               // where that was made
   int sequence = 0;
   int slot = -1;
+  int posted = -1;  // the instruction that posted the receive; -1: none did
 };
 
 struct Op {

@@ -6,6 +6,8 @@
 
 #include "base/error.h"
 #include "base/index.h"
+#include "device/profiler_range.h"
+#include "runtime/device_axis.h"
 #include "runtime/joint_pair.h"
 #include "stage/microbatch_scope.h"
 
@@ -26,6 +28,20 @@ LaneTable make_lanes(const Program& training, const Program& evaluation,
   return lanes;
 }
 
+std::vector<std::string> range_names(const Program& program) {
+  std::vector<std::string> names;
+  for (const Instruction& instruction : program.instructions) {
+    const auto* run = std::get_if<Run>(&instruction.op);
+    const auto* move = std::get_if<Move>(&instruction.op);
+    const Action* action = run != nullptr    ? &run->action
+                           : move != nullptr ? &move->action
+                                             : nullptr;
+    names.push_back(action == nullptr ? std::string()
+                                      : concat("rank ", program.rank, " ", to_string(*action)));
+  }
+  return names;
+}
+
 // Of those that are dense: what others take isn't told.
 std::int64_t bytes_of(const std::vector<at::Tensor>& tensors) {
   std::int64_t bytes = 0;
@@ -40,7 +56,7 @@ std::int64_t bytes_of(const std::vector<at::Tensor>& tensors) {
 
 Executor::Executor(RankResources resources, Program training, Program evaluation,
                    const c10::Device& device, FirstFailure& failure, CoreSpread& spread, int seat,
-                   int traced_passes)
+                   const TraceOptions& trace)
     : resources_(std::move(resources)),
       lanes_(make_lanes(training, evaluation, device)),
       compute_lane_(*lanes_.at({LaneKind::kCompute, training.lanes[kComputeLane].edge})),
@@ -50,7 +66,15 @@ Executor::Executor(RankResources resources, Program training, Program evaluation
       failure_(failure),
       spread_(spread),
       seat_(seat),
-      trace_(traced_passes, std::max(training_.ops.size(), evaluation_.ops.size())) {}
+      trace_(trace.num_passes, std::max(training_.ops.size(), evaluation_.ops.size())) {
+  if (trace.device_times) {
+    device_times_ = make_device_times(device_, as_index(trace.num_passes),
+                                      std::max(training_.ops.size(), evaluation_.ops.size()));
+  }
+  if (!trace.profiler_ranges) return;
+  training_ranges_ = range_names(training_.program);
+  evaluation_ranges_ = range_names(evaluation_.program);
+}
 
 void Executor::prepare(const Pass& pass, std::int64_t begun_ns) {
   const DecodedProgram& program = decoded(pass);
@@ -64,6 +88,7 @@ void Executor::prepare(const Pass& pass, std::int64_t begun_ns) {
   begin(resources_.receivers, program.num_incoming);
   held_.resize(program.program.slots.size());
   trace_.begin(pass.training, begun_ns);
+  if (device_times_ != nullptr) device_times_->begin(trace_.place());
   memory_ = {};
   if (meter_.has_value()) meter_->reset();
   last_was_training_ = pass.training;
@@ -74,12 +99,32 @@ void Executor::prepare(const Pass& pass, std::int64_t begun_ns) {
   if (!compute_lane_.is_asynchronous()) return;
   marks_.resize(as_index(program.program.num_marks));
   const auto caller = current_lane(device_);
-  entry_ = caller->make_mark();
+  if (entry_ == nullptr) entry_ = caller->make_mark();
   caller->record(*entry_);
 }
 
 void Executor::join() {
   if (exit_ != nullptr) current_lane(device_)->wait(*exit_);
+}
+
+void Executor::join_all() noexcept {
+  if (!compute_lane_.is_asynchronous()) return;
+  try {
+    const auto caller = current_lane(device_);
+    for (const auto& [name, lane] : lanes_) {
+      const auto mark = lane->make_mark();
+      lane->record(*mark);
+      caller->wait(*mark);
+    }
+  } catch (...) {  // a device that has failed does nothing more, and says so to the next one anyway
+  }
+}
+
+PassTrace Executor::traced(int ago) const {
+  const PassTrace& host = trace_.last(ago);
+  if (device_times_ == nullptr) return host;
+  return on_device_axis(host, program(host.training),
+                        device_times_->read(trace_.place_of_last(ago)));
 }
 
 bool Executor::run(const Pass& pass, const std::function<bool(Lane&)>& after) {
@@ -129,7 +174,7 @@ bool Executor::run(const Pass& pass, const std::function<bool(Lane&)>& after) {
     memory_.peak_bytes = meter_->peak();
   }
   if (compute_lane_.is_asynchronous()) {
-    exit_ = compute_lane_.make_mark();
+    if (exit_ == nullptr) exit_ = compute_lane_.make_mark();
     compute_lane_.record(*exit_);
   }
   return completed;
@@ -205,10 +250,18 @@ Message Executor::run_action(const Op& op, const Pass& pass, Message input) {
   const MicrobatchScope scope(
       context, op.code == OpCode::kForward ? forward_stream(pass) : StreamKind::kBackward);
   const int before = op.stage->num_activations();
+  const ProfilerRange range(range_name(op, pass));
+  if (device_times_ != nullptr) device_times_->start(index_of(op, pass), compute_lane_);
   Message result = run_on_stage(op, context, std::move(input));
+  if (device_times_ != nullptr) device_times_->end(index_of(op, pass), compute_lane_);
   count_activations(op.stage->num_activations() - before);
   set_mark(op, compute_lane_);
   return result;
+}
+
+const char* Executor::range_name(const Op& op, const Pass& pass) const {
+  const auto& names = pass.training ? training_ranges_ : evaluation_ranges_;
+  return names.empty() ? nullptr : names[index_of(op, pass)].c_str();
 }
 
 void Executor::start() {
@@ -252,11 +305,14 @@ bool Executor::move(const Op& op, const Pass& pass) {
   await_mark(op, *op.lane);
   const auto current = op.lane->make_current();
   const int before = op.stage->num_activations();
+  const ProfilerRange range(range_name(op, pass));
+  if (device_times_ != nullptr) device_times_->start(index_of(op, pass), *op.lane);
   if (op.code == OpCode::kOffload) {
     op.stage->offload(context_of(op, pass), *op.lane);
   } else {
     op.stage->reload(context_of(op, pass), *op.lane, compute_lane_);
   }
+  if (device_times_ != nullptr) device_times_->end(index_of(op, pass), *op.lane);
   set_mark(op, *op.lane);
   count_activations(op.stage->num_activations() - before);
   return true;
@@ -308,12 +364,14 @@ bool Executor::fetch(const Input& input, const Pass& pass, Message& message) {
   message = std::move(*arrived);
   check(message, input, pass);
   if (meter_.has_value()) meter_->take(message.tensors);
-  if (input.lane->is_asynchronous()) {
-    const auto mark = input.lane->make_mark();
-    input.lane->record(*mark);
-    compute_lane_.wait(*mark);
-    for (const at::Tensor& tensor : message.tensors) compute_lane_.adopt(tensor);
-  }
+  if (device_times_ != nullptr) device_times_->end(as_index(input.posted), *input.lane);
+  if (!input.lane->is_asynchronous()) return true;
+  // One mark for all: a lane waits for where it stood when it was told to.
+  if (fetched_ == nullptr) fetched_ = input.lane->make_mark();
+  input.lane->record(*fetched_);
+  compute_lane_.wait(*fetched_);
+  // See Note [Who tells the allocator] in transport/local_channel.cpp.
+  for (const at::Tensor& tensor : message.tensors) compute_lane_.adopt(tensor);
   return true;
 }
 
@@ -344,9 +402,11 @@ void Executor::fail(const Pass& pass, std::exception_ptr cause) {
   if (const auto* move = std::get_if<Move>(&instruction.op)) {
     failure.kind = FailureKind::kAction;
     failure.action = move->action;
+    failure.held = held_memory(pass);
   } else if (run != nullptr && has_input_) {
     failure.kind = FailureKind::kAction;
     failure.action = failing_.value_or(run->action);
+    failure.held = held_memory(pass);
     if (failure.action->kind != ActionKind::kOverlap) {
       const std::size_t half = *failure.action == run->action ? 0 : 1;  // of a joint pair
       failure.message = arrivals_[half].describe(decoded(pass).ops[at + half]);
@@ -357,6 +417,15 @@ void Executor::fail(const Pass& pass, std::exception_ptr cause) {
     failure.message = concat("while it ", describe_transfer(program, at));
   }
   failure_.set(std::move(failure));
+}
+
+HeldMemory Executor::held_memory(const Pass& pass) const {
+  HeldMemory held;
+  for (const auto& [index, stage] : resources_.stages)
+    held.activations.emplace_back(index, stage->num_activations());
+  if (!memory_.bytes.empty()) held.bytes = meter_->bytes();
+  held.training = pass.training;
+  return held;
 }
 
 Losses Executor::losses() const {

@@ -10,8 +10,10 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
+#include "device/device_times.h"
 #include "device/memory_meter.h"
 #include "runtime/arrival.h"
 #include "runtime/core_spread.h"
@@ -26,10 +28,9 @@ namespace pipert {
 class Executor {
  public:
   // `training` and `evaluation` are Programs of this rank. `failure` and `spread` are shared by all
-  // ranks of the process; `seat` is this rank's place among them. `traced_passes`: how many of its
-  // passes are kept; 0: none is traced.
+  // ranks of the process; `seat` is this rank's place among them.
   Executor(RankResources resources, Program training, Program evaluation, const c10::Device& device,
-           FirstFailure& failure, CoreSpread& spread, int seat, int traced_passes);
+           FirstFailure& failure, CoreSpread& spread, int seat, const TraceOptions& trace);
 
   // From the next pass on, bytes are counted. While no pass runs.
   void measure_memory() { meter_.emplace(device_); }
@@ -41,6 +42,8 @@ class Executor {
   // After the pass, on the caller's thread: what its stream is given from now on comes after the
   // pass.
   void join();
+  // Likewise after a pass that failed, of all that any lane was given.
+  void join_all() noexcept;
 
   // Runs the pass, and `after` on the compute lane at its end. False if either ended early, with
   // the reason in the FirstFailure: this rank's own, or another's.
@@ -59,6 +62,11 @@ class Executor {
   }
   const Progress& progress() const { return progress_; }
   const TraceRing& trace() const { return trace_; }
+  // Whether traced() has the device's times.
+  bool times_device() const { return device_times_ != nullptr; }
+  // TraceRing::last(ago), between passes. With the device's times it waits until the device has
+  // come to the end of that pass.
+  PassTrace traced(int ago) const;
   const MemoryTrace& memory() const { return memory_; }
   const RankResources& resources() const { return resources_; }
   const c10::Device& device() const { return device_; }
@@ -91,6 +99,12 @@ class Executor {
   void await_mark(const Op& op, Lane& lane);
   void set_mark(const Op& op, Lane& lane);
   void count_activations(int change);
+  // The action's name for a profiler; null where none is asked for.
+  const char* range_name(const Op& op, const Pass& pass) const;
+  std::size_t index_of(const Op& op, const Pass& pass) const {
+    return static_cast<std::size_t>(&op - decoded(pass).ops.data());
+  }
+  HeldMemory held_memory(const Pass& pass) const;
   // The instruction at hand has what it waited for.
   void start();
   // The clock, or 0 where nothing is traced.
@@ -106,13 +120,18 @@ class Executor {
   FirstFailure& failure_;
   CoreSpread& spread_;
   int seat_;
-  std::unique_ptr<Mark> entry_;  // on the caller's stream before the pass; null on the CPU
-  std::unique_ptr<Mark>
-      exit_;  // on the compute lane after it; null on the CPU, and before the first pass
-  std::vector<Message> held_;  // by SlotId: results on their way to a Send or to a later Run
+  // Null on the CPU, and before the first pass.
+  std::unique_ptr<Mark> entry_;    // on the caller's stream before the pass
+  std::unique_ptr<Mark> fetched_;  // on the lane of the message that was read last
+  std::unique_ptr<Mark> exit_;     // on the compute lane after the pass
+  std::vector<Message> held_;      // by SlotId: results on their way to a Send or to a later Run
   std::vector<std::unique_ptr<Mark>> marks_;  // by MarkId: those of moves, once they were set
   Progress progress_;
   TraceRing trace_;
+  std::unique_ptr<DeviceTimes> device_times_;  // null: none are taken
+  // By instruction, "rank 1 2F0" (see docs/trace.md); empty: no profiler is told.
+  std::vector<std::string> training_ranges_;
+  std::vector<std::string> evaluation_ranges_;
   MemoryTrace memory_;
   std::optional<MemoryMeter> meter_;
   // Of the instruction at hand, in the trace: when it had what it waited for (0: it never waited),

@@ -7,6 +7,8 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "ir/action.h"
 
@@ -20,12 +22,20 @@ enum class FailureKind : std::uint8_t {
   kInterrupted,  // the caller asked to stop (Ctrl-C)
 };
 
+// What a rank held when it failed.
+struct HeldMemory {
+  std::vector<std::pair<StageIndex, int>> activations;  // by stage: microbatches
+  std::int64_t bytes = -1;                              // as in MemoryTrace
+  bool training = true;                                 // the pass
+};
+
 struct Failure {
   FailureKind kind = FailureKind::kAction;
   Rank rank = 0;
   std::optional<Action> action;
   std::string message;       // kAction: what the action had been given
   std::exception_ptr cause;  // null for kTimeout, kRemote, kInterrupted
+  HeldMemory held{};         // kAction
 };
 
 class FirstFailure {

@@ -60,7 +60,7 @@ PipelineRuntime::PipelineRuntime(std::vector<RankSpec> ranks, ExternalChannels e
     const int seat = static_cast<int>(executors_.size());
     executors_.push_back(std::make_unique<Executor>(
         std::move(rank.resources), std::move(rank.training), std::move(rank.evaluation),
-        rank.device, failure_, spread_, seat, options_.traced_passes));
+        rank.device, failure_, spread_, seat, options_.trace));
     if (options_.measure_memory) executors_.back()->measure_memory();
   }
   intercept_draws();
@@ -281,6 +281,8 @@ std::optional<Failure> PipelineRuntime::finish() {
     for (auto& executor : executors_) executor->complete(now);
     return failure;
   }
+  // What the caller does next, to gradients say, comes after what the lanes may still do.
+  for (auto& executor : executors_) executor->join_all();
   if (failure->kind == FailureKind::kTransfer && board_ != nullptr && !is_own_finding(*failure)) {
     if (auto text = wait_for_reason()) {
       *failure = {.kind = FailureKind::kRemote,

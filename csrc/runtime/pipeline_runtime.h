@@ -27,7 +27,7 @@ struct RuntimeOptions {
   std::chrono::milliseconds timeout{300'000};  // for every wait of one rank for another
   int intra_op_threads = 1;                    // of each rank
   bool measure_memory = false;                 // of each rank: MemoryTrace's bytes
-  int traced_passes = 1;                       // how many the trace keeps; 0: nothing is traced
+  TraceOptions trace;                          // of each rank
   WorkerHooks hooks;
   RandomOptions random;
 };

@@ -32,8 +32,4 @@ int TraceRing::num_passes() const {
   return static_cast<int>(is_over() ? std::min(current_ + 1, size) : std::min(current_, size - 1));
 }
 
-const PassTrace& TraceRing::last(int ago) const {
-  return at((is_over() ? current_ : current_ - 1) - ago);
-}
-
 }  // namespace pipert

@@ -19,6 +19,12 @@ inline std::int64_t now_ns() {
       .count();
 }
 
+struct TraceOptions {
+  int num_passes = 1;            // that are kept; 0: nothing is traced
+  bool device_times = false;     // see DeviceTimes
+  bool profiler_ranges = false;  // a named range around each action, for a profiler
+};
+
 struct TraceEvent {
   std::int64_t issued_ns = 0;   // the rank came to the instruction
   std::int64_t started_ns = 0;  // what it waited for was there
@@ -56,15 +62,21 @@ class TraceRing {
   int num_passes() const;
   // The last pass that ended well, or the one `ago` such passes before. REQUIRES 0 <= ago <
   // num_passes().
-  const PassTrace& last(int ago = 0) const;
+  const PassTrace& last(int ago = 0) const { return passes_[place_of_last(ago)]; }
+
+  // Where, from 0 to the number of passes that are kept, the pass at hand is kept, and last(ago).
+  // Likewise.
+  std::size_t place() const { return place_of(current_); }
+  std::size_t place_of_last(int ago) const {
+    return place_of((is_over() ? current_ : current_ - 1) - ago);
+  }
 
  private:
-  PassTrace& at(std::int64_t pass) {
-    return passes_[static_cast<std::size_t>(pass) % passes_.size()];
+  std::size_t place_of(std::int64_t pass) const {
+    return static_cast<std::size_t>(pass) % passes_.size();
   }
-  const PassTrace& at(std::int64_t pass) const {
-    return passes_[static_cast<std::size_t>(pass) % passes_.size()];
-  }
+  PassTrace& at(std::int64_t pass) { return passes_[place_of(pass)]; }
+  const PassTrace& at(std::int64_t pass) const { return passes_[place_of(pass)]; }
   bool is_over() const { return current_ >= 0 && at(current_).ended_ns != 0; }
 
   std::vector<PassTrace> passes_;

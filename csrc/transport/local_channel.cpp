@@ -3,11 +3,38 @@
 #include <atomic>
 #include <chrono>
 #include <thread>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
 namespace pipert {
 namespace {
+
+// Note [Who tells the allocator]
+//
+// A tensor's memory belongs to the lane it was allocated on: once it is freed, on whatever thread,
+// that lane may use it again, and other lanes' reads of it may still be on their way. Marks order
+// what is written before it is read; what is freed while it is read must be told to the allocator
+// (Lane::adopt), or be shown to be safe:
+//
+// - A message between ranks on one device is the sender's own tensor. The receive lane only waits
+//   for it, and touches nothing: it adopts nothing. The receiver's compute lane reads it, and its
+//   thread frees it: adopted (Executor::fetch). Its sender's lane can't wait for that read instead
+//   without holding the tensor until its Release, and with it the memory.
+// - A message between devices is read by the copy, which lands on a lane of this end on the
+//   sender's device. torch makes the receive lane wait for the copy, and the allocator marks a
+//   freed block on each lane that adopted it: the receive lane's adoption covers the copy. The copy
+//   is the receive lane's, and read by the compute lane: adopted there. The copy's lane itself owns
+//   no memory.
+// - To a CPU rank the copy is done when the call returns: nothing to adopt.
+// - What the caller gives to a pass and takes from it (batch, losses, outputs, gradients) is read
+//   on one side of the entry or exit mark of each rank (Executor::prepare, join), and freed, if on
+//   this thread, on a side that comes after: the memory's own lane has waited for the reader.
+// - Activations, and what actions hand to each other on one rank, stay on the compute lane.
+//
+// While a lane is captured into a graph the allocator keeps adopted memory until the capture ends:
+// a step that is captured whole holds all messages of the step. Memory of runtime-owned slots
+// (transports between processes) is adopted by nobody.
 
 // The two ends share this; the last one to go frees it.
 //
@@ -108,29 +135,39 @@ class LocalReceiver final : public Receiver {
     return state;
   }
 
-  void move_to_device(Message& message, Lane& lane) const {
+  void move_to_device(Message& message, Lane& lane) {
     if (message.ready != nullptr && lane.is_asynchronous()) lane.wait(*message.ready);
-    if (message.ready != nullptr && !lane.is_asynchronous()) {
-      // The copies below run on the sending device, on this thread's stream of it.
-      for (const at::Tensor& tensor : message.tensors) {
-        if (!tensor.defined() || tensor.device().is_cpu()) continue;
-        current_lane(tensor.device())->wait(*message.ready);
-        break;  // all of one message are on the sender's device
-      }
-    }
     for (at::Tensor& tensor : message.tensors) {
-      if (!tensor.defined()) continue;
-      if (lane.is_asynchronous()) lane.adopt(tensor);
-      if (tensor.device() != device_) {
-        const auto current = lane.make_current();
-        tensor = tensor.to(device_);
-      }
+      if (tensor.defined() && tensor.device() != device_) tensor = copy(tensor, message, lane);
     }
+  }
+
+  // See Note [Who tells the allocator].
+  at::Tensor copy(const at::Tensor& tensor, const Message& message, Lane& lane) {
+    const c10::Device source = tensor.device();
+    std::unique_ptr<CurrentLane> there;
+    if (!source.is_cpu()) {
+      Lane& source_lane = lane_of(source);
+      if (message.ready != nullptr) source_lane.wait(*message.ready);
+      there = source_lane.make_current();
+    }
+    const auto here = lane.make_current();
+    lane.adopt(tensor);
+    return tensor.to(device_, /*non_blocking=*/!source.is_cpu() && lane.is_asynchronous());
+  }
+
+  // Of a sending device, for copies. Not this thread's own stream of it, where they would stand
+  // behind the caller's work, and those of all edges behind each other.
+  Lane& lane_of(const c10::Device& device) {
+    auto& lane = source_lanes_[device];
+    if (lane == nullptr) lane = make_lane(device, LanePriority::kTransfer);
+    return *lane;
   }
 
   std::shared_ptr<Mailbox> mailbox_;
   c10::Device device_;
   std::chrono::microseconds spin_;
+  std::unordered_map<c10::Device, std::unique_ptr<Lane>> source_lanes_;
 };
 
 }  // namespace

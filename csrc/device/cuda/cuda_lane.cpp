@@ -2,60 +2,65 @@
 
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
-#include <c10/util/Exception.h>
-#include <cuda_runtime_api.h>
 
-#include "device/accelerator_lane.h"
+#include "device/cuda/cuda_stream.h"
 
 namespace pipert {
 namespace {
 
-void check(cudaError_t status, const char* what) {
-  TORCH_CHECK(status == cudaSuccess, what, " failed: ", cudaGetErrorString(status));
-}
-
-// Owns the stream; all else is the generic lane over a view of it, so that its marks and those of a
-// lane over torch's own streams can wait for each other.
-class CudaLane final : public Lane {
+// Has a stream to itself, as long as it lives. Its handle names its device, so the calling thread's
+// current device is of no importance.
+class OwnStreamLane final : public CudaStreamLane {
  public:
-  CudaLane(const c10::Device& device, LanePriority priority) : device_(device) {
-    const c10::cuda::CUDAGuard guard(device);
-    int least = 0;
-    int greatest = 0;
-    check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "cudaDeviceGetStreamPriorityRange");
-    check(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking,
-                                       priority == LanePriority::kTransfer ? greatest : least),
-          "cudaStreamCreateWithPriority");
-    lane_ =
-        make_accelerator_lane(c10::cuda::getStreamFromExternal(stream_, device.index()).unwrap());
+  OwnStreamLane(c10::DeviceIndex device, HandlePool& pool)
+      : CudaStreamLane(device, static_cast<cudaStream_t>(pool.take())), pool_(pool) {}
+
+  ~OwnStreamLane() override {
+    // The next owner shall not wait for what this one left. At interpreter exit the driver may be
+    // gone already; there is nobody left to tell.
+    if (cudaStreamSynchronize(stream()) != cudaSuccess) (void)cudaGetLastError();
+    pool_.give_back(stream());
   }
 
-  ~CudaLane() override {
-    lane_.reset();
-    // At interpreter exit the driver may be gone already; there is nobody left to tell.
-    if (cudaStreamSynchronize(stream_) == cudaSuccess) (void)cudaStreamDestroy(stream_);
-  }
-
-  CudaLane(const CudaLane&) = delete;
-  CudaLane& operator=(const CudaLane&) = delete;
-
-  bool is_asynchronous() const override { return true; }
-  std::unique_ptr<Mark> make_mark() const override { return lane_->make_mark(); }
-  void record(Mark& mark) override { lane_->record(mark); }
-  void wait(const Mark& mark) override { lane_->wait(mark); }
-  void adopt(const at::Tensor& tensor) override { lane_->adopt(tensor); }
-  std::unique_ptr<CurrentLane> make_current() override { return lane_->make_current(); }
+  OwnStreamLane(const OwnStreamLane&) = delete;
+  OwnStreamLane& operator=(const OwnStreamLane&) = delete;
 
  private:
-  c10::Device device_;
-  cudaStream_t stream_ = nullptr;
-  std::unique_ptr<Lane> lane_;
+  HandlePool& pool_;
 };
+
+// A stream of the caller's. The default one has no handle of its own: which device's it is, the
+// thread's current device tells.
+class CallerLane final : public CudaStreamLane {
+ public:
+  using CudaStreamLane::CudaStreamLane;
+
+  void record(Mark& mark) override {
+    const c10::cuda::CUDAGuard guard(device());
+    CudaStreamLane::record(mark);
+  }
+  void wait(const Mark& mark) override {
+    const c10::cuda::CUDAGuard guard(device());
+    CudaStreamLane::wait(mark);
+  }
+};
+
+c10::DeviceIndex index_of(const c10::Device& device) {
+  return device.has_index() ? device.index() : c10::cuda::current_device();
+}
 
 }  // namespace
 
+bool has_cuda_lanes() { return true; }
+
 std::unique_ptr<Lane> make_cuda_lane(const c10::Device& device, LanePriority priority) {
-  return std::make_unique<CudaLane>(device, priority);
+  const c10::DeviceIndex index = index_of(device);
+  return std::make_unique<OwnStreamLane>(index, lane_streams(index, priority));
+}
+
+std::unique_ptr<Lane> current_cuda_lane(const c10::Device& device) {
+  const c10::DeviceIndex index = index_of(device);
+  return std::make_unique<CallerLane>(index, c10::cuda::getCurrentCUDAStream(index).stream());
 }
 
 }  // namespace pipert
