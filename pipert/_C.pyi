@@ -767,6 +767,7 @@ class Runtime:
         measure_memory: bool = ...,
         network: Costs | None = ...,
         traced_passes: int = ...,
+        compression: str = ...,
     ) -> None: ...
     def step(
         self,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pipert import _C
 from pipert.arguments import check_integers
+from pipert.compression import check_compression
 from pipert.keyed_random import check_seed
 from pipert.recompute import Recompute
 from pipert.transports import check_transport
@@ -41,6 +42,7 @@ class Options:
     network: _C.Costs | None
     transport: str
     traced_passes: int
+    compression: str
 
     def __post_init__(self) -> None:
         _check_loss(self.loss_fn)
@@ -58,6 +60,7 @@ class Options:
         )
         if self.network is not None and not isinstance(self.network, _C.Costs):
             raise TypeError(f"network must be pipert.Costs, got {type(self.network).__name__}")
+        check_compression(self.compression)
 
     def check_fit(self, schedule: _C.Schedule, *, is_one_process: bool) -> None:
         """Checks that the schedule can run so.
@@ -90,6 +93,7 @@ class Options:
             "traced_passes": self.traced_passes,
             "rng_seed": self.rng_seed,
             "transport": self.transport,
+            "compression": self.compression,
         }
 
     def lowerings(self, schedule: _C.Schedule) -> tuple[_C.Lowering, _C.Lowering]:

@@ -12,6 +12,7 @@ from pipert import _C
 from pipert.arguments import check_stages, choose_schedule, place_loss, resolve_devices
 from pipert.batch import Batch, BatchChecks
 from pipert.compatibility import require_same
+from pipert.compression import check_compressible
 from pipert.distributed import Peers, telling
 from pipert.gathering import gather_traces, make_trace
 from pipert.gradients import clip_gradients, gradient_norms, own_gradient
@@ -85,6 +86,10 @@ class Pipeline:
             "process_group" (torch.distributed) else. One of these words: that one, on all edges.
         trace: of how many passes it is kept what each instruction did, for `trace`, `report` and
             `costs`: "last", "off", or a number.
+        compression: what the float32 tensors of messages are rounded to on their way between ranks,
+            activations and gradients alike: "bfloat16", "float16" (beyond 65504: infinite) or
+            "fp8_block" (a byte an element, with a scale for each 32). This changes losses and
+            gradients; other dtypes travel as they are. "none": every bit arrives.
 
     Attributes:
         schedule: the Schedule.
@@ -124,6 +129,7 @@ class Pipeline:
         network: "_C.Costs | None" = None,
         transport: str = "auto",
         trace: "str | int" = "last",
+        compression: str = "none",
     ) -> None:
         self._peers = None if group is None else Peers(as_group(group))
         with telling(self._peers):
@@ -144,6 +150,7 @@ class Pipeline:
                 network=network,
                 transport=transport,
                 traced_passes=traced_passes(trace),
+                compression=compression,
             )
             self.schedule = choose_schedule(
                 schedule,
@@ -163,6 +170,7 @@ class Pipeline:
                 require_same(self._peers, self.schedule, "make the pipeline", **options.common())
                 check_tied(stages, self.schedule.placement)
             on = resolve_devices(devices, ranks, self.schedule.num_ranks)
+            check_compressible(compression, on)
             self._stages = LocalStages(stages, self.schedule, on)
             place_loss(loss_fn, self.schedule, on)
             self._main_gradients = MainGradients(self._stages) if main_grads else None

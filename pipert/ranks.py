@@ -91,6 +91,7 @@ class Ranks:
             first_layers=firsts,
             network=options.network,
             traced_passes=options.traced_passes,
+            compression=options.compression,
         )
         self._copies = sorted({remote.peer for remote in stages.remote_copies})
         self._runtime: _C.Runtime | None = None

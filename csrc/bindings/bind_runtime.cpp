@@ -28,7 +28,7 @@ std::unique_ptr<PythonRuntime> make_runtime(
     int intra_op_threads, int spin_us, bool share_losses, std::optional<std::uint64_t> rng_seed,
     std::int64_t owner, std::map<StageIndex, std::int64_t> first_layers,
     std::map<StageIndex, std::vector<bool>> recomputed, bool measure_memory,
-    const std::optional<Costs>& network, int traced_passes) {
+    const std::optional<Costs>& network, int traced_passes, const std::string& compression) {
   std::vector<PythonStage> python_stages;
   for (const auto& [stage, callable, is_first, is_last, spread, keywords, is_native, context] :
        stages) {
@@ -53,6 +53,7 @@ std::unique_ptr<PythonRuntime> make_runtime(
         std::make_shared<EmulatedNetwork>(*network, python_ranks.front().training.num_ranks);
   }
   options.traced_passes = traced_passes;
+  if (compression != "none") options.compression = kernels::format_of(compression);
   return std::make_unique<PythonRuntime>(
       python_stages, std::move(python_ranks), std::move(loss_fn), overlap_fn,
       external != nullptr ? std::move(*external) : ExternalChannels(), std::move(options));
@@ -168,7 +169,7 @@ void bind_runtime(py::module_& module) {
            py::arg("intra_op_threads"), py::arg("spin_us"), py::arg("share_losses"),
            py::arg("rng_seed"), py::arg("owner"), py::arg("first_layers"), py::arg("recomputed"),
            py::arg("measure_memory") = false, py::arg("network") = py::none(),
-           py::arg("traced_passes") = 1)
+           py::arg("traced_passes") = 1, py::arg("compression") = "none")
       .def(
           "step",
           [](PythonRuntime& self, py::object args, py::object kwargs, py::object target,
