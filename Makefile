@@ -89,6 +89,6 @@ endef
 define test_threads
 	cmake -G Ninja -S . -B build/floors-thread -DPIPERT_TORCH=OFF \
 	  -DPIPERT_SANITIZE=thread -DPIPERT_WERROR=$(PIPERT_WERROR)
-	cmake --build build/floors-thread --target test_plan test_search test_shm_meeting test_shm_ring
-	ctest --test-dir build/floors-thread --output-on-failure --no-tests=error -R '^(test_plan|test_search|test_shm_meeting|test_shm_ring)$$'
+	cmake --build build/floors-thread --target test_kernels test_plan test_search test_shm_meeting test_shm_ring
+	ctest --test-dir build/floors-thread --output-on-failure --no-tests=error -R '^(test_kernels|test_plan|test_search|test_shm_meeting|test_shm_ring)$$'
 endef

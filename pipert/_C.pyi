@@ -778,6 +778,7 @@ class Runtime:
         device_times: bool = ...,
         profiler_ranges: bool = ...,
         advise: Callable[..., str] | None = ...,
+        compression: str = ...,
     ) -> None: ...
     def step(
         self,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pipert import _C
 from pipert.arguments import check_integers
+from pipert.compression import check_compression
 from pipert.keyed_random import check_seed
 from pipert.recompute import Recompute
 from pipert.transports import check_transport
@@ -42,6 +43,7 @@ class Options:
     transport: str
     traced_passes: int
     device_times: bool
+    compression: str
 
     def __post_init__(self) -> None:
         _check_loss(self.loss_fn)
@@ -60,6 +62,7 @@ class Options:
         )
         if self.network is not None and not isinstance(self.network, _C.Costs):
             raise TypeError(f"network must be pipert.Costs, got {type(self.network).__name__}")
+        check_compression(self.compression)
 
     def check_fit(self, schedule: _C.Schedule, *, is_one_process: bool) -> None:
         """Checks that the schedule can run so.
@@ -92,6 +95,7 @@ class Options:
             "traced_passes": self.traced_passes,
             "rng_seed": self.rng_seed,
             "transport": self.transport,
+            "compression": self.compression,
         }
 
     def lowerings(self, schedule: _C.Schedule) -> tuple[_C.Lowering, _C.Lowering]:

@@ -13,6 +13,7 @@ from pipert.arguments import check_stages, choose_schedule, place_loss, resolve_
 from pipert.batch import Batch, BatchChecks
 from pipert.captured import CapturedSteps, PassKind, refusal_of
 from pipert.compatibility import require_same
+from pipert.compression import check_compressible
 from pipert.cuda_graph import recordings_on
 from pipert.distributed import Peers, telling
 from pipert.gathering import gather_traces, make_trace
@@ -91,6 +92,10 @@ class Pipeline:
             `costs`: "last", "off", or a number.
         device_times: whether a CUDA device takes the time of what it does, for these three: else
             they have the host's times, which say when work was issued. See docs/trace.md.
+        compression: what the float32 tensors of messages are rounded to on their way between ranks,
+            activations and gradients alike: "bfloat16", "float16" (beyond 65504: infinite) or
+            "fp8_block" (a byte an element, with a scale for each 32). This changes losses and
+            gradients; other dtypes travel as they are. "none": every bit arrives.
 
     Attributes:
         schedule: the Schedule.
@@ -131,6 +136,7 @@ class Pipeline:
         transport: str = "auto",
         trace: "str | int" = "last",
         device_times: bool = False,
+        compression: str = "none",
     ) -> None:
         self._peers = None if group is None else Peers(as_group(group))
         with telling(self._peers):
@@ -152,6 +158,7 @@ class Pipeline:
                 transport=transport,
                 traced_passes=traced_passes(trace),
                 device_times=device_times,
+                compression=compression,
             )
             self.schedule = choose_schedule(
                 schedule,
@@ -171,6 +178,7 @@ class Pipeline:
                 require_same(self._peers, self.schedule, "make the pipeline", **options.common())
                 check_tied(stages, self.schedule.placement)
             on = resolve_devices(devices, ranks, self.schedule.num_ranks)
+            check_compressible(compression, on)
             self._stages = LocalStages(stages, self.schedule, on)
             place_loss(loss_fn, self.schedule, on)
             self._main_gradients = MainGradients(self._stages) if main_grads else None

@@ -103,6 +103,7 @@ class Ranks:
             traced_passes=options.traced_passes,
             device_times=options.device_times,
             profiler_ranges=wants_ranges(),
+            compression=options.compression,
         )
         self._copies = sorted({remote.peer for remote in stages.remote_copies})
         self._runtime: _C.Runtime | None = None

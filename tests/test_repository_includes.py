@@ -20,7 +20,7 @@ BELOW["device"] = {"base"}
 BELOW["autograd"] = {"device", "base"}
 BELOW["random"] = {"base"}
 BELOW["stage"] = {"autograd", "random", "device", "base"}
-BELOW["transport"] = {"device", "shm", "base"}
+BELOW["transport"] = {"device", "shm", "kernels", "base"}
 BELOW["runtime"] = {"plan", "stage", "transport"}.union(
     *(BELOW[floor] for floor in ("plan", "stage", "transport"))
 )

@@ -3,7 +3,6 @@
 
 #include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
@@ -14,6 +13,7 @@
 
 #include "base/error.h"
 #include "bindings/bind.h"
+#include "device/current_stream.h"
 #include "kernels/accumulate.h"
 #include "kernels/finite_check.h"
 #include "kernels/flag.h"
@@ -68,9 +68,7 @@ class Place {
     const py::gil_scoped_release no_gil;
     if (device().is_cpu()) return function();
     const c10::DeviceGuard guard(device());
-    const c10::impl::VirtualGuardImpl streams(device().type());
-    return function(static_cast<kernels::DeviceStream>(
-        streams.getStreamNativeHandle(streams.getStream(device()))));
+    return function(current_stream(device()));
   }
 
  private:

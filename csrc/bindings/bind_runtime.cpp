@@ -29,7 +29,7 @@ std::unique_ptr<PythonRuntime> make_runtime(
     std::int64_t owner, std::map<StageIndex, std::int64_t> first_layers,
     std::map<StageIndex, std::vector<bool>> recomputed, bool measure_memory,
     const std::optional<Costs>& network, int traced_passes, bool device_times, bool profiler_ranges,
-    py::object advise) {
+    py::object advise, const std::string& compression) {
   std::vector<PythonStage> python_stages;
   for (const auto& [stage, callable, is_first, is_last, spread, keywords, is_native, context] :
        stages) {
@@ -55,6 +55,7 @@ std::unique_ptr<PythonRuntime> make_runtime(
   }
   options.trace = {traced_passes, device_times, profiler_ranges};
   options.advise = std::move(advise);
+  if (compression != "none") options.compression = kernels::format_of(compression);
   return std::make_unique<PythonRuntime>(
       python_stages, std::move(python_ranks), std::move(loss_fn), overlap_fn,
       external != nullptr ? std::move(*external) : ExternalChannels(), std::move(options));
@@ -184,7 +185,8 @@ void bind_runtime(py::module_& module) {
            py::arg("rng_seed"), py::arg("owner"), py::arg("first_layers"), py::arg("recomputed"),
            py::arg("measure_memory") = false, py::arg("network") = py::none(),
            py::arg("traced_passes") = 1, py::arg("device_times") = false,
-           py::arg("profiler_ranges") = false, py::arg("advise") = py::none())
+           py::arg("profiler_ranges") = false, py::arg("advise") = py::none(),
+           py::arg("compression") = "none")
       .def(
           "step",
           [](PythonRuntime& self, py::object args, py::object kwargs, py::object target,

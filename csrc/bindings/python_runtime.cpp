@@ -107,7 +107,8 @@ PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector
   }
   // Those of a copy of the model that no microbatch passes: they are never run.
   for (auto& [index, stage] : built) specs.front().resources.stages[index] = std::move(stage);
-  connect(specs, external, {.spin_us = given.spin_us, .network = given.network});
+  connect(specs, external,
+          {.spin_us = given.spin_us, .network = given.network, .compression = given.compression});
   RuntimeOptions options;
   options.timeout = std::chrono::milliseconds(static_cast<std::int64_t>(given.timeout_s * 1000.0));
   options.intra_op_threads = given.intra_op_threads;

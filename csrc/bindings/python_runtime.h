@@ -28,7 +28,8 @@ struct PythonOptions {
   double timeout_s = 0.0;
   int intra_op_threads = 1;
   int spin_us = 0;
-  std::shared_ptr<EmulatedNetwork> network;  // null: none
+  std::shared_ptr<EmulatedNetwork> network;    // null: none
+  std::optional<kernels::Format> compression;  // see ChannelOptions
   bool share_losses = false;
   RandomOptions random;
   std::map<StageIndex, std::int64_t> first_layers;     // see RankResources

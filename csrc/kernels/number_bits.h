@@ -93,7 +93,8 @@ constexpr Fp8 from_float<Fp8>(float value) {
 }
 
 // The scale byte of a block of fp8 whose largest finite magnitude has these bits. 0x600000 is the
-// mantissa of 448: one that is larger carries into the exponent. With a scale above 2^119, a code could be beyond float32's range.
+// mantissa of 448: one that is larger carries into the exponent. With a scale above 2^119 a code
+// could be beyond the range of float32.
 constexpr std::uint32_t scale_byte_of(std::uint32_t largest_magnitude) {
   const std::uint32_t exponent = (largest_magnitude + 0x1fffff) >> 23;
   return std::clamp(exponent, 9U, 254U) - 8;

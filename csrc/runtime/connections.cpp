@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "transport/compressed_channel.h"
 #include "transport/local_channel.h"
 
 namespace pipert {
@@ -16,10 +17,16 @@ std::map<Edge, SlotKind> edges_of(const Program& program) {
   return edges;
 }
 
+void compress_edges(RankResources& resources, kernels::Format format) {
+  for (auto& [edge, sender] : resources.senders) sender = compress(std::move(sender), format);
+  for (auto& [edge, receiver] : resources.receivers)
+    receiver = decompress(std::move(receiver), format);
+}
+
 }  // namespace
 
 void connect(std::vector<RankSpec>& ranks, ExternalChannels& external,
-             const LocalChannelOptions& options) {
+             const ChannelOptions& options) {
   std::map<Rank, RankSpec*> here;
   for (RankSpec& spec : ranks) here[spec.training.rank] = &spec;
   const auto external_end = [](auto& ends, const Edge& edge) {
@@ -48,6 +55,8 @@ void connect(std::vector<RankSpec>& ranks, ExternalChannels& external,
       peer->second->resources.receivers[edge] = std::move(channel.receiver);
     }
   }
+  if (!options.compression.has_value()) return;
+  for (RankSpec& spec : ranks) compress_edges(spec.resources, *options.compression);
 }
 
 }  // namespace pipert

@@ -4,8 +4,10 @@
 #include <atomic>
 #include <map>
 #include <memory>
+#include <optional>
 #include <vector>
 
+#include "kernels/slot_layout.h"
 #include "plan/program.h"
 #include "runtime/copy_exchange.h"
 #include "runtime/decode.h"
@@ -33,14 +35,15 @@ struct ExternalChannels {
   std::vector<std::shared_ptr<std::atomic<int>>> cores;
 };
 
-struct LocalChannelOptions {
+struct ChannelOptions {
   int spin_us = 0;  // how long a receiver looks for a message before it sleeps
-  std::shared_ptr<EmulatedNetwork> network;  // null: a message arrives as soon as it can
+  std::shared_ptr<EmulatedNetwork> network;    // null: a message arrives as soon as it can
+  std::optional<kernels::Format> compression;  // of all edges; none: messages travel as they are
 };
 
 // Gives each of `ranks` its ends of its edges: local channels between those that are here, and
 // `external` ones, which are taken out. InternalError for an edge without a channel.
 void connect(std::vector<RankSpec>& ranks, ExternalChannels& external,
-             const LocalChannelOptions& options);
+             const ChannelOptions& options);
 
 }  // namespace pipert

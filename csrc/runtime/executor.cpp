@@ -173,11 +173,20 @@ bool Executor::run(const Pass& pass, const std::function<bool(Lane&)>& after) {
     memory_.bytes.push_back(meter_->bytes());
     memory_.peak_bytes = meter_->peak();
   }
-  if (compute_lane_.is_asynchronous()) {
+  return mark_exit(pass) && completed;
+}
+
+bool Executor::mark_exit(const Pass& pass) {
+  if (!compute_lane_.is_asynchronous()) return true;
+  try {
     if (exit_ == nullptr) exit_ = compute_lane_.make_mark();
     compute_lane_.record(*exit_);
+    return true;
+  } catch (...) {  // the device takes nothing any more: a recording of the pass that broke, say
+    exit_.reset();
+    if (!failure_.raised()) fail(pass, std::current_exception());
+    return false;
   }
-  return completed;
 }
 
 bool Executor::dispatch(const Op& op, const Pass& pass) {

@@ -83,6 +83,8 @@ class Executor {
     return pass.training ? training_ : evaluation_;
   }
   RunContext context_of(const Op& op, const Pass& pass) const;
+  // Sets the mark behind the pass. False, with the reason, if the device refuses.
+  bool mark_exit(const Pass& pass);
   bool dispatch(const Op& op, const Pass& pass);
   bool run_stage(const Op& op, const Pass& pass);
   bool run_pair(const Op& forward, const Op& backward, const Pass& pass);

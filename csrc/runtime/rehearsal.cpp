@@ -136,7 +136,7 @@ Rehearsal rehearse_here(const std::vector<Program>& programs, const Placement& p
   result.actions.resize(programs.size());
   result.stalled_at.resize(programs.size());
   auto specs = make_specs(programs, placement, result.actions);
-  connect(specs, external, {.spin_us = options.spin_us, .network = nullptr});
+  connect(specs, external, {.spin_us = options.spin_us, .network = nullptr, .compression = {}});
   if (options.capacity.has_value()) bound_channels(specs, *options.capacity);
   std::optional<PipelineRuntime> runtime;
   try {

@@ -1,6 +1,6 @@
 #include "kernels/accumulate.h"
 
-#include "kernels/cuda/map.cuh"
+#include "kernels/cuda/map.h"
 #include "kernels/number_type.h"
 
 namespace pipert::kernels {

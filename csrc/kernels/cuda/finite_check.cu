@@ -1,5 +1,5 @@
-#include "kernels/cuda/numbers.cuh"
-#include "kernels/cuda/spans.cuh"
+#include "kernels/cuda/numbers.h"
+#include "kernels/cuda/spans.h"
 #include "kernels/finite_check.h"
 #include "kernels/number_type.h"
 

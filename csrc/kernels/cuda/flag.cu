@@ -1,4 +1,4 @@
-#include "kernels/cuda/spans.cuh"
+#include "kernels/cuda/spans.h"
 #include "kernels/flag.h"
 
 namespace pipert::kernels {

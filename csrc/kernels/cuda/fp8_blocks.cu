@@ -1,5 +1,5 @@
 #include "kernels/cuda/fp8_blocks.h"
-#include "kernels/cuda/numbers.cuh"
+#include "kernels/cuda/numbers.h"
 #include "kernels/number_type.h"
 #include "kernels/slot_layout.h"
 

@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "kernels/cuda/spans.cuh"
+#include "kernels/cuda/spans.h"
 #include "kernels/piece.h"
 
 namespace pipert::kernels {

@@ -2,9 +2,9 @@
 
 #include <array>
 
-#include "kernels/cuda/copy.cuh"
+#include "kernels/cuda/copy.h"
 #include "kernels/cuda/fp8_blocks.h"
-#include "kernels/cuda/map.cuh"
+#include "kernels/cuda/map.h"
 #include "kernels/number_type.h"
 
 namespace pipert::kernels {

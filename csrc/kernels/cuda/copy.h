@@ -1,8 +1,8 @@
 // Copy: bytes as they are, in the widest words that both ends' alignment allows.
 #pragma once
 
-#include "kernels/cuda/numbers.cuh"
-#include "kernels/cuda/spans.cuh"
+#include "kernels/cuda/numbers.h"
+#include "kernels/cuda/spans.h"
 
 namespace pipert::kernels {
 

@@ -1,8 +1,8 @@
 // Map: target[i] = cast(source[i]), or target[i] += cast(source[i]), element by element.
 #pragma once
 
-#include "kernels/cuda/numbers.cuh"
-#include "kernels/cuda/spans.cuh"
+#include "kernels/cuda/numbers.h"
+#include "kernels/cuda/spans.h"
 
 namespace pipert::kernels {
 
