@@ -27,14 +27,13 @@ class Rerun:
     def capture(self, run):
         self._run = run
         self._result = run()
-        self._before = self._gradients = [p.grad for p in self._parameters]
+        self._gradients = [p.grad for p in self._parameters]
         self._is_done = True
         return self._result
 
     def replay(self):
         if not self._is_done:
-            results = pytree.tree_leaves(vars(self._result))
-            again = pytree.tree_leaves(vars(self._run()))
+            results, again = pytree.tree_leaves(self._result), pytree.tree_leaves(self._run())
             for mine, new in zip(results, again, strict=True):
                 if isinstance(mine, torch.Tensor):
                     mine.copy_(new)

@@ -114,7 +114,7 @@ built = pipert.Schedule.build("1f1b", num_ranks=2, num_microbatches=4)
             2,
             {"stage_kind": "naive"},
             ValueError,
-            "stage_kind must be 'module', 'native' or 'auto', got 'naive'",
+            "stage_kind must be 'module', 'native', 'captured' or 'auto', got 'naive'",
         ),
         *(
             (
