@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import itertools
 import pathlib
 import re
 import statistics
@@ -115,15 +117,24 @@ class Torch:
         self._losses: list[Tensor] = []
         self.way = ""
         refusals = []
-        for way, make in (("as it is", _interleaved), ("in its runtime", _in_runtime)):
+        for backend, is_static, in_runtime in itertools.product(
+            ("gloo", "nccl"), (False, True), (False, True)
+        ):
+            way = ", ".join(
+                [
+                    backend,
+                    "static shapes" if is_static else "inferred shapes",
+                    "in its runtime" if in_runtime else "as it is",
+                ]
+            )
             try:
-                self._schedule = make(row, self._modules)
+                self._schedule = _torch_schedule(row, self._modules, backend, is_static, in_runtime)
                 self.prepare()
                 self.run()
                 self.way = way
                 return
             except Exception as error:  # whatever this version stumbles over
-                refusals.append(f"{way}: {type(error).__name__}: {error}"[:200])
+                refusals.append(f"{way}: {type(error).__name__}: {error}"[:120])
         raise RuntimeError("; ".join(refusals))
 
     @property
@@ -145,24 +156,35 @@ class Torch:
         pass
 
 
-def _interleaved(row: Row, modules: list[nn.Module]) -> Any:
+@functools.cache
+def _group(backend: str) -> Any:
+    return dist.new_group([0], backend=backend)
+
+
+def _torch_schedule(
+    row: Row, modules: list[nn.Module], backend: str, is_static: bool, in_runtime: bool
+) -> Any:
     from torch.distributed.pipelining import PipelineStage, ScheduleInterleaved1F1B
-
-    x = row.batch()[0][: row.microbatch_size]
-    stages = [
-        PipelineStage(
-            module, index, row.stages, torch.device("cuda:0"), input_args=x, output_args=x.clone()
-        )
-        for index, module in enumerate(modules)
-    ]
-    return ScheduleInterleaved1F1B(stages, row.microbatches, loss_fn)
-
-
-def _in_runtime(row: Row, modules: list[nn.Module]) -> Any:
     from torch.distributed.pipelining.schedules import _PipelineScheduleRuntime
 
-    plain = _interleaved(row, modules)
-    schedule = _PipelineScheduleRuntime(plain._stages, row.microbatches, loss_fn)
+    x = row.batch()[0][: row.microbatch_size]
+    stages = []
+    for index, module in enumerate(modules):
+        shapes = {}
+        if is_static:
+            shapes = {
+                "input_args": x.clone().requires_grad_(index > 0),
+                "output_args": x.clone().requires_grad_(),
+            }
+        stages.append(
+            PipelineStage(
+                module, index, row.stages, torch.device("cuda:0"), group=_group(backend), **shapes
+            )
+        )
+    plain = ScheduleInterleaved1F1B(stages, row.microbatches, loss_fn)
+    if not in_runtime:
+        return plain
+    schedule = _PipelineScheduleRuntime(stages, row.microbatches, loss_fn)
     load = getattr(schedule, "_prepare_schedule_with_comms", None) or schedule._load_actions
     load(plain.pipeline_order)
     return schedule
