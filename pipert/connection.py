@@ -223,7 +223,7 @@ class Connection:
                 f"group: stages on {self._device} need a backend of torch.distributed for it, this "
                 "torch has none"
             )
-        options = dist.ProcessGroupNCCL.Options()
+        options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)  # as other lanes
         options._timeout = _NEVER
         store = c10d.PrefixStore(f"cuda/{key}", self._store)
         accelerator = dist.ProcessGroupNCCL(store, rank, 2, options)

@@ -1,8 +1,6 @@
 #include "random/rank_generator.h"
 
 #include <ATen/CPUGeneratorImpl.h>
-#include <ATen/Context.h>
-#include <ATen/core/Tensor.h>
 
 #include <algorithm>
 #include <mutex>
@@ -34,11 +32,6 @@ void seed_generator(at::CPUGeneratorImpl& generator, std::uint64_t seed) {
   generator.set_next_double_normal_sample(std::nullopt);
 }
 
-std::optional<at::Generator> default_generator_of(const c10::Device& device) {
-  if (device.is_cpu()) return std::nullopt;
-  return at::globalContext().defaultGenerator(device);
-}
-
 }  // namespace
 
 RankGenerator::RankGenerator(std::shared_ptr<PassSeed> seed, const c10::Device& device,
@@ -47,20 +40,12 @@ RankGenerator::RankGenerator(std::shared_ptr<PassSeed> seed, const c10::Device& 
       device_(device),
       owner_(owner),
       generator_(at::detail::createCPUGenerator(0)),
-      device_generator_(seed_->is_given() ? default_generator_of(device) : std::nullopt),
       previous_(std::exchange(generator_of_thread, this)),
       guard_(*this) {
-  if (!device_generator_.has_value()) return;
-  const std::lock_guard lock(device_generator_->mutex());
-  device_state_ = device_generator_->get_state();
+  if (seed_->is_given() && !device.is_cpu()) device_draws_.emplace(device);
 }
 
-RankGenerator::~RankGenerator() {
-  generator_of_thread = previous_;
-  if (!device_generator_.has_value()) return;
-  const std::lock_guard lock(device_generator_->mutex());
-  device_generator_->set_state(device_state_);
-}
+RankGenerator::~RankGenerator() { generator_of_thread = previous_; }
 
 RankGenerator* RankGenerator::current() { return generator_of_thread; }
 
@@ -80,9 +65,7 @@ void RankGenerator::enter_layer(std::int64_t layer) {
 
 void RankGenerator::begin_stream() {
   is_seeded_ = false;
-  if (!device_generator_.has_value()) return;
-  const std::lock_guard lock(device_generator_->mutex());
-  device_generator_->set_current_seed(stream_seed(seed_->get(), key_));
+  if (device_draws_.has_value()) device_draws_->set_seed(stream_seed(seed_->get(), key_));
 }
 
 const at::Generator& RankGenerator::generator() {

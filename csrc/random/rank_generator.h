@@ -2,12 +2,10 @@
 //
 // Lives on the rank's thread for one pass, and is used there alone. The CPU's is a generator of its
 // own. Of an accelerator it is the device's default one, whose state is put back at the end; it is
-// set only if the user gave a seed, because ranks on devices of their own don't get into each
-// other's way. (Several ranks of one process on one accelerator do: their streams get mixed up.)
+// set only if the user gave a seed. Ranks that share a device then take turns.
 #pragma once
 
 #include <ATen/core/Generator.h>
-#include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
 
 #include <cstdint>
@@ -15,6 +13,7 @@
 #include <optional>
 #include <vector>
 
+#include "random/device_draws.h"
 #include "random/draw_source.h"
 #include "random/pass_seed.h"
 #include "random/stream_key.h"
@@ -38,12 +37,21 @@ class RankGenerator final : public DrawSource {
   // For a thread that does a part of the rank's work: one that draws the same streams. Made on that
   // thread.
   std::unique_ptr<RankGenerator> make_for_this_thread() const {
-    return std::make_unique<RankGenerator>(seed_, device_, owner_);
+    auto generator = std::make_unique<RankGenerator>(seed_, device_, owner_);
+    generator->takes_turns_ = false;
+    return generator;
   }
   // Whether a layer was entered since select().
   bool is_in_layer() const { return is_in_layer_; }
   // Whether the device's default generator is set as well.
-  bool sets_device() const { return device_generator_.has_value(); }
+  bool sets_device() const { return device_draws_.has_value(); }
+  // To be held from before select() until the action's work is issued. Empty where there is nobody
+  // to take turns with, and for a thread that does a part of a rank's work: the rank's own thread
+  // may have the turn, and wait for it. REQUIRES that the GIL is not held.
+  DeviceDraws::Turn take_turn() {
+    const bool shares = device_draws_.has_value() && takes_turns_;
+    return shares ? device_draws_->take_turn() : DeviceDraws::Turn();
+  }
 
   const at::Generator& generator() override;
 
@@ -60,8 +68,8 @@ class RankGenerator final : public DrawSource {
   bool is_in_layer_ = false;
   bool is_seeded_ = false;  // the CPU's, for the stream
   at::Generator generator_;
-  std::optional<at::Generator> device_generator_;
-  at::Tensor device_state_;  // before the pass; on the CPU, uint8
+  std::optional<DeviceDraws> device_draws_;
+  bool takes_turns_ = true;
   RankGenerator* previous_;
   DrawGuard guard_;  // last: the rest is there when the thread begins to draw
 };

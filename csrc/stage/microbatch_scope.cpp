@@ -9,6 +9,11 @@ namespace {
 
 thread_local const MicrobatchScope* scope_of_thread = nullptr;
 
+DeviceDraws::Turn take_turn() {
+  RankGenerator* const generator = RankGenerator::current();
+  return generator == nullptr ? DeviceDraws::Turn() : generator->take_turn();
+}
+
 void select_stream(const RunContext& context, StreamKind kind) {
   if (RankGenerator* generator = RankGenerator::current())
     generator->select({kind, context.pass.step, context.turn.first_layer, context.microbatch});
@@ -17,7 +22,10 @@ void select_stream(const RunContext& context, StreamKind kind) {
 }  // namespace
 
 MicrobatchScope::MicrobatchScope(const RunContext& context, StreamKind kind)
-    : previous_(std::exchange(scope_of_thread, this)), context_(context), kind_(kind) {
+    : previous_(std::exchange(scope_of_thread, this)),
+      context_(context),
+      kind_(kind),
+      turn_(take_turn()) {
   select_stream(context_, kind_);
 }
 

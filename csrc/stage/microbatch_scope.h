@@ -3,6 +3,7 @@
 // Set around each action of a stage, on the rank's thread; read by whatever code runs in there.
 #pragma once
 
+#include "random/device_draws.h"
 #include "random/stream_key.h"
 #include "stage/stage.h"
 
@@ -11,7 +12,8 @@ namespace pipert {
 class MicrobatchScope {
  public:
   // What the thread draws in there belongs to the stream of this microbatch, kind and stage.
-  // `context` outlives the scope.
+  // `context` outlives the scope. On an accelerator that several ranks draw from it waits for its
+  // turn, and has it as long as it lives. REQUIRES that the GIL is not held.
   MicrobatchScope(const RunContext& context, StreamKind kind);
   ~MicrobatchScope();
   MicrobatchScope(const MicrobatchScope&) = delete;
@@ -24,6 +26,7 @@ class MicrobatchScope {
   const MicrobatchScope* previous_;
   const RunContext& context_;
   StreamKind kind_;
+  DeviceDraws::Turn turn_;
 };
 
 // The streams of a pass's forwards.

@@ -71,8 +71,8 @@ class ProcessGroupSender final : public Sender {
     }
     const auto current = lane.make_current();
     for (const at::Tensor& tensor : writer.beside()) {
-      transit.beside.push_back(tensor);
-      transit.beside_works.push_back(start(accelerator_, tensor, kFrameTag));
+      transit.beside.push_back(tensor.contiguous());  // NCCL takes no other, as the peer makes it
+      transit.beside_works.push_back(start(accelerator_, transit.beside.back(), kFrameTag));
     }
   }
 

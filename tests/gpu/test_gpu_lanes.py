@@ -307,3 +307,29 @@ def test_ranges_for_a_profiler_change_nothing():
     )
     assert run.returncode == 0, run.stderr
     print(run.stdout)
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "zb_h1"])
+def test_with_a_seed_ranks_that_share_the_gpu_draw_as_one_rank_does(schedule):
+    x, y = (t.cuda() for t in batch(24, width=WIDTH))
+
+    def run(num_ranks):
+        layers = [layer for each in mlp(4, width=WIDTH) for layer in (each, nn.Dropout(0.3))]
+        torch.manual_seed(7)
+        with pipert.Pipeline(
+            pipert.split(nn.Sequential(*layers), num_ranks),
+            schedule=schedule,
+            devices=["cuda:0"] * num_ranks,
+            num_microbatches=8,
+            loss_fn=mse,
+            rng_seed=3,
+        ) as pipe:
+            losses = [pipe.step(x, target=y).losses for _ in range(10)]
+            return losses, [p.grad for p in pipe.parameters()], torch.rand(4, device="cuda")
+
+    expected = run(1)
+    for num_ranks in (2, 4):
+        losses, gradients, after = run(num_ranks)
+        assert all(map(same_bits, losses, expected[0])), num_ranks
+        assert all(map(same_bits, gradients, expected[1])), num_ranks
+        assert same_bits(after, expected[2])
