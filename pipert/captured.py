@@ -203,7 +203,7 @@ def refusal_of(
     devices: Mapping[int, torch.device],
     *,
     in_group: bool,
-    options: Mapping[str, Any],
+    options: Mapping[str, bool],
 ) -> str | None:
     """Why a pipeline's passes can't be recorded whole; None: nothing is known against it.
 
@@ -211,7 +211,7 @@ def refusal_of(
         kinds: of the stages.
         devices: by rank.
         in_group: whether ranks are in several processes.
-        options: those that a recording can't have, by name: what is given, or None.
+        options: the pipeline's that matter here, by name: whether they are in use.
     """
     if others := sorted({kind for kind in kinds if kind != "captured"}):
         return f"a pass is recorded whole, and some stages are {others[0]!r}"
@@ -221,10 +221,18 @@ def refusal_of(
         return f"only a CUDA device can record, the ranks are on {device}"
     if len(set(devices.values())) > 1:
         return "the ranks are on several devices"
-    for name, value in options.items():
-        if value:
-            return f"with {name} no two passes do the same"
+    for name, why in _UNRECORDABLE_OPTIONS.items():
+        if options.get(name):
+            return f"{why} ({name})"
     return None
+
+
+_UNRECORDABLE_OPTIONS = {
+    "rng_seed": "what a step draws depends on its number",
+    "network": "emulated links make the host wait",
+    "device_times": "a replay takes no times",
+    "measure_memory": "a replay allocates nothing that could be measured",
+}
 
 
 class _NotRecordableError(Exception):

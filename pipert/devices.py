@@ -41,7 +41,7 @@ def _cuda_device(resolved: torch.device, device: Any) -> torch.device:
             f"devices: got {device!r}, but this torch sees no CUDA device: expected a driver that "
             "it can use, and a CUDA_VISIBLE_DEVICES that hides none (see what nvidia-smi shows)"
         )
-    torch.cuda.init()  # C++ takes streams and generators of it before torch's Python has any use
+    torch.cuda.init()  # C++ takes streams and generators of it before torch's Python has any use  # type: ignore[no-untyped-call]
     if resolved.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     count = torch.cuda.device_count()

@@ -203,7 +203,12 @@ class Pipeline:
             options.stage_kinds,
             devices,
             in_group=self._peers is not None,
-            options={"rng_seed": options.rng_seed is not None, "network": options.network},
+            options={
+                "rng_seed": options.rng_seed is not None,
+                "network": options.network is not None,
+                "device_times": options.device_times,
+                "measure_memory": options.measure_memory,
+            },
         )
         return CapturedSteps(
             self._stages.modules.values(),

@@ -244,7 +244,11 @@ CUDA = {0: torch.device("cuda:0"), 1: torch.device("cuda:0")}
             {"devices": {**CUDA, 1: torch.device("cuda:1")}},
             "the ranks are on several devices",
         ),
-        ({"options": {"rng_seed": True}}, "with rng_seed no two passes do the same"),
+        (
+            {"options": {"network": False, "device_times": True}},
+            "a replay takes no times (device_times)",
+        ),
+        ({"options": {"rng_seed": True}}, "what a step draws depends on its number (rng_seed)"),
     ],
 )
 def test_a_pipeline_that_cannot_be_recorded_says_why(change, reason):
