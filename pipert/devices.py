@@ -41,9 +41,10 @@ def _cuda_device(resolved: torch.device, device: Any) -> torch.device:
             f"devices: got {device!r}, but this torch sees no CUDA device: expected a driver that "
             "it can use, and a CUDA_VISIBLE_DEVICES that hides none (see what nvidia-smi shows)"
         )
-    torch.cuda.init()  # C++ takes streams and generators of it before torch's Python has any use  # type: ignore[no-untyped-call]
+    # Asking initialises CUDA: C++ takes streams and generators before torch's Python has any use.
+    current = torch.cuda.current_device()
     if resolved.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("cuda", current)
     count = torch.cuda.device_count()
     if resolved.index >= count:
         there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"

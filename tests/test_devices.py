@@ -19,7 +19,6 @@ def two_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "init", lambda: None)
 
 
 def test_a_device_that_the_machine_lacks_is_refused_with_what_it_has(two_gpus):

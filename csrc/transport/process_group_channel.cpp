@@ -1,5 +1,6 @@
 #include "transport/process_group_channel.h"
 
+#include <ATen/ops/as_strided.h>
 #include <ATen/ops/empty.h>
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 
@@ -24,6 +25,12 @@ constexpr std::int64_t kFirstCapacity = 4096;
 
 // The other rank of a group of two.
 int peer_of(const BackendPtr& backend) { return 1 - backend->getRank(); }
+
+// As they lie in memory. NCCL takes contiguous tensors alone; a frame's are dense, in any order of
+// their dimensions, which the frame tells.
+at::Tensor elements_of(const at::Tensor& tensor) {
+  return at::as_strided(tensor, {tensor.numel()}, {1}, tensor.storage_offset());
+}
 
 at::Tensor make_buffer(std::int64_t num_bytes) {
   return at::empty({num_bytes}, at::TensorOptions().dtype(at::kByte));
@@ -71,7 +78,7 @@ class ProcessGroupSender final : public Sender {
     }
     const auto current = lane.make_current();
     for (const at::Tensor& tensor : writer.beside()) {
-      transit.beside.push_back(tensor.contiguous());  // NCCL takes no other, as the peer makes it
+      transit.beside.push_back(elements_of(tensor));
       transit.beside_works.push_back(start(accelerator_, transit.beside.back(), kFrameTag));
     }
   }
@@ -158,7 +165,8 @@ class ProcessGroupReceiver final : public Receiver {
           "a tensor on an accelerator arrived, but the pipeline's group has no backend for it");
     }
     for (const std::size_t index : beside) {
-      if (!works_.wait_on_stream(receive(accelerator_, message.tensors[index], kFrameTag)))
+      if (!works_.wait_on_stream(
+              receive(accelerator_, elements_of(message.tensors[index]), kFrameTag)))
         return std::nullopt;
     }
     return message;
