@@ -240,6 +240,47 @@ def measure_steps(row: Row) -> dict[str, Any]:
     return {"row": str(row), "contenders": rows, "refused": refused}
 
 
+def measure_hidden() -> list[dict[str, Any]]:
+    """How much of what goes to the host and comes back is hidden, by the device's own times.
+
+    One stage of two Linear(16384), bfloat16, microbatches of 2048 rows: an activation takes less
+    time on its way than the work beside it.
+    """
+    import pipert
+
+    row = Row("offload", 1, 2, 16384, 2048, 6, torch.bfloat16)
+    schedule = pipert.Schedule.build("gpipe", num_ranks=1, num_microbatches=row.microbatches)
+    modules = row.modules()
+    x, y = row.batch()
+    found = []
+    for name, used in (("on the device", schedule), ("offload", schedule.with_offload(ahead=2))):
+        with pipert.Pipeline(
+            modules,
+            schedule=used,
+            devices=["cuda:0"],
+            num_microbatches=row.microbatches,
+            loss_fn=loss_fn,
+            device_times=True,
+        ) as pipe:
+            shares, steps = [], []
+            for _ in range(7):
+                modules[0].zero_grad(set_to_none=True)
+                torch.cuda.synchronize()
+                begun = time.perf_counter()
+                pipe.step(x, target=y)
+                torch.cuda.synchronize()
+                steps.append((time.perf_counter() - begun) * 1e3)
+                transfers = pipe.trace().transfers(0)
+                if transfers is not None:
+                    shares.append(transfers.share)
+            entry: dict[str, Any] = {"name": name, "step_ms": _spread(steps[2:])}
+            if shares:
+                entry["transfers_ms"] = round(transfers.took * 1e3, 2)
+                entry["hidden_share"] = _spread([100 * share for share in shares[2:]])
+            found.append(entry)
+    return found
+
+
 def _spread(values: list[float]) -> dict[str, float]:
     ordered = sorted(values)
     return {
@@ -346,6 +387,7 @@ def main() -> None:
 
     sections: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "steps": lambda: [measure_steps(row) for row in ROWS],
+        "hidden": measure_hidden,
         "kernels": _kernels,
         "channels": _channels,
     }
@@ -361,6 +403,7 @@ def main() -> None:
     dist.destroy_process_group()
     print_table("kernels", [row for row in answer["kernels"] if row["megabytes"] >= 64])
     print_table("channels", answer["channels"])
+    print_table("transfers hidden behind compute (per cent)", answer["hidden"])
     print_steps(answer["steps"])
     for entry in answer.get("tests", []):
         print(f"{entry['file']:34}{entry['result']}")
