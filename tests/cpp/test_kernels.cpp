@@ -233,6 +233,10 @@ void finite_checks_find_any_value_and_never_overflow() {
   values[1] = 3e38F;
   check_finite(pieces, result);
   CHECK(flag == 0 && norm == 3e38F);
+  values = {3e-30F, 0.0F};
+  more[0] = 4e-30F;
+  check_finite(pieces, result);
+  CHECK(flag == 0 && std::abs(norm - 5e-30F) < 1e-36F);
   for (const float lost : {kInf, -kInf, kNan}) {
     more[0] = lost;
     check_finite(pieces, result);

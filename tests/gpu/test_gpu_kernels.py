@@ -161,6 +161,109 @@ def test_a_single_value_that_is_not_finite_is_found_anywhere(batch, value):
     assert check(there)[0] == 0
 
 
+@pytest.mark.parametrize("numel", [1, 9, 4096, 100_001])
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("value", [1e30, 3e38, 1e-18, 1e-30, 1e-38, 0.0])
+def test_squares_that_float_cannot_hold_change_neither_flag_nor_norm(value, dtype, offset, numel):
+    values = torch.full((numel,), value, dtype=dtype)
+    values[: numel // 2 : 7] *= 0.125  # groups of equal numbers would be a special case
+    if value == 3e38:
+        values[1:] = 1.0
+    expected = values.double().norm().item()
+    flag, norm = check([on_gpu(values, offset)])
+    assert flag == 0
+    assert norm == pytest.approx(expected, rel=5e-7, abs=1e-44)
+
+
+@pytest.mark.parametrize("dtype", NUMBERS)
+def test_numbers_of_all_sizes_side_by_side_give_the_norm(dtype):
+    exponents = torch.randint(-140, 120, (300_007,), generator=torch.Generator().manual_seed(5))
+    largest = 14 if dtype == torch.float16 else 120
+    for most in (largest, 0, -12, -70, -130):
+        values = torch.ldexp(torch.ones(300_007).double(), exponents.clamp(max=most)).to(dtype)
+        expected = values.double().norm().item()
+        flag, norm = check([on_gpu(values, 0)])
+        assert flag == 0
+        assert norm == pytest.approx(expected, rel=5e-7, abs=1e-44), most
+
+
+def norms_of(tensors, count):
+    """Of so many checks one after another, without a wait between them; their flags add up to 0."""
+    flags = torch.full((count, 1), -1, dtype=torch.int32, device="cuda")
+    norms = torch.full((count, 1), -1.0, device="cuda")
+    for flag, norm in zip(flags, norms, strict=True):
+        kernels.check_finite(tensors, flag, norm)
+    return flags, norms
+
+
+def assert_all_are(flags, norms, expected):
+    assert (flags == 0).all(), flags.flatten().tolist()
+    assert (norms == expected).all(), (norms.flatten().tolist(), expected)
+
+
+@pytest.mark.parametrize("batch", ["mixed", "unaligned", "many_small", "big"])
+def test_fifty_checks_in_a_row_give_the_same_bits(batch):
+    tensors, offsets = finite_batch(batch)
+    there = [on_gpu(tensor, offset) for tensor, offset in zip(tensors, offsets, strict=True)]
+    assert_all_are(*norms_of(there, 50), check(there)[1])
+
+
+def test_checks_of_two_streams_at_once_do_not_mix():
+    tensors = [
+        [torch.full((20_000 + i,), 2.0 + s, device="cuda") for i in range(3)] for s in (0, 1)
+    ]
+    expected = [check(each)[1] for each in tensors]
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    torch.cuda.synchronize()
+    found = [[], []]
+    for _ in range(10):
+        for stream, each, results in zip(streams, tensors, found, strict=True):
+            with torch.cuda.stream(stream):
+                results.append(norms_of(each, 20))
+    torch.cuda.synchronize()
+    for results, norm in zip(found, expected, strict=True):
+        for flags, norms in results:
+            assert_all_are(flags, norms, norm)
+
+
+def recorded_check(tensors):
+    flag = torch.full((1,), -1, dtype=torch.int32, device="cuda")
+    norm = torch.full((1,), -1.0, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kernels.check_finite(tensors, flag, norm)
+    return graph, flag, norm
+
+
+def test_two_graphs_replay_their_checks_beside_each_other_and_beside_one_that_is_not_recorded():
+    tensors = [torch.randn(20_000 + i, device="cuda") for i in range(300)]
+    other = [torch.randn(50_000, device="cuda").bfloat16()]
+    check(tensors)
+    check(other)
+    graph, flag, norm = recorded_check(tensors)
+    other_graph, other_flag, other_norm = recorded_check(other)
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    for replay in range(20):
+        tensors[replay].fill_(float("nan") if replay == 10 else replay)
+        expected, other_expected = check(tensors), check(other)
+        flag.fill_(-1)
+        other_flag.fill_(-1)
+        torch.cuda.synchronize()
+        with torch.cuda.stream(streams[0]):
+            graph.replay()
+        with torch.cuda.stream(streams[1]):
+            other_graph.replay()
+        found = norms_of(other, 3)
+        torch.cuda.synchronize()
+        assert (flag.item(), norm.item()) == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
+        assert (other_flag.item(), other_norm.item()) == other_expected
+        assert_all_are(*found, other_expected[1])
+        if replay == 10:
+            assert expected[0] == 1
+            tensors[replay].fill_(1.0)
+
+
 def test_a_stream_that_waits_for_a_flag_sees_what_was_written_before_it():
     flag, abort, outcome = torch.zeros(3, 1, dtype=torch.int32, device="cuda")
     outcome.fill_(-1)
@@ -227,3 +330,19 @@ def test_tensors_of_two_devices_are_refused():
     slot = torch.zeros(64, dtype=torch.uint8, device="cuda")
     with pytest.raises(ValueError, match=r"expected all tensors on cpu, slot is on cuda:0"):
         kernels.pack([torch.zeros(4)], slot, "as_is")
+
+
+def test_checks_are_right_when_all_counters_are_taken():
+    """The last test: each recorded check keeps one of the 4096 counters of launch_counter.h."""
+    tensors = [torch.full((300_000,), 2.0, device="cuda")]
+    expected = check(tensors)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        flags, norms = norms_of(tensors, 4200)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert_all_are(flags, norms, expected[1])
+    with torch.cuda.stream(torch.cuda.Stream()):
+        found = norms_of(tensors, 50)
+    torch.cuda.synchronize()
+    assert_all_are(*found, expected[1])
