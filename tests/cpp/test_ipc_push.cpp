@@ -207,6 +207,8 @@ struct Segments {
       : folder(folder),
         ring(make_ring_segment(folder)),
         board(make_push_segment(folder, kBeforeWrap)) {}
+  // A landing that waits for the other end to close keeps the board.
+  ~Segments() { board->remove_name(); }
   std::string folder;
   std::shared_ptr<Segment> ring;
   std::shared_ptr<Segment> board;
@@ -331,7 +333,10 @@ void test_death_ends_the_waits_of_the_survivors_streams(std::chrono::microsecond
     for (std::size_t i = 0; source.send(i); ++i) {
     }
   });
+  const PushBoard& board = push_board(*segments.board);
   std::thread killer([&] {
+    // Who dies before is missed while ranks connect.
+    while (board.pusher.is_open.load() == 0) std::this_thread::sleep_for(milliseconds(1));
     std::this_thread::sleep_for(delay);
     CHECK(kill(child, SIGKILL) == 0);
   });
