@@ -1,4 +1,4 @@
-# Decides what becomes of csrc/**/cuda/ and csrc/**/cuda_ipc/.
+# Decides what becomes of csrc/cuda/real/, csrc/**/cuda/ and csrc/**/cuda_ipc/.
 #
 #   toolkit   torch        the CUDA sources are                               stand-ins (*_none.cpp)
 #   none      any          skipped                                            linked
@@ -51,7 +51,11 @@ if(NOT PIPERT_CUDA STREQUAL "OFF")
 endif()
 
 macro(pipert_cuda_sources)
-  set(cuda_sources)
+  file(GLOB cuda_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/cuda/real/*.cpp)
+  if(PIPERT_CUDA_LINKED)
+    target_sources(pipert_cuda PRIVATE ${cuda_sources})
+    target_link_libraries(pipert_cuda PRIVATE CUDA::cudart)
+  endif()
   foreach(floor kernels device transport)
     set(pattern ${PROJECT_SOURCE_DIR}/csrc/${floor})
     file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${pattern}/*.cpp ${pattern}/*.cu)
@@ -85,7 +89,7 @@ macro(pipert_cuda_sources)
     # module's c10_cuda symbols stay undefined.
     add_library(pipert_cuda_unloaded MODULE ${cuda_sources})
     target_compile_definitions(pipert_cuda_unloaded PRIVATE C10_CUDA_NO_CMAKE_CONFIGURE_FILE)
-    target_link_libraries(pipert_cuda_unloaded PRIVATE pipert_base pipert_torch CUDA::cudart)
+    target_link_libraries(pipert_cuda_unloaded PRIVATE pipert_ipc pipert_torch CUDA::cudart)
     target_include_directories(pipert_cuda_unloaded PRIVATE ${PROJECT_SOURCE_DIR}/csrc)
   endif()
   pipert_nvtx_sources()

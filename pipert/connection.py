@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,14 @@ from torch.distributed import distributed_c10d as c10d
 
 from pipert import _C
 from pipert.distributed import Peers
-from pipert.transports import EdgeTransport, Home, reason_against_shm, spin_us
+from pipert.transports import (
+    EdgeTransport,
+    Home,
+    reason_against_cuda_ipc,
+    reason_against_shm,
+    spin_us,
+    warn_of_single_connection,
+)
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Backend  # dist.Backend is a name, not a backend
@@ -20,7 +27,9 @@ if TYPE_CHECKING:
 # A backend closes a group when a timed wait runs out; pipert has time limits of its own.
 _NEVER = timedelta(days=365)
 _ALL = "all"  # the key of what joins all ranks, beside those of edges
-_ON_ONE_HOST = "CPU ranks of one host"
+_ON_ONE_HOST = {"shm": "CPU ranks of one host", "cuda_ipc": "GPU ranks of one host"}
+
+_Shared: TypeAlias = _C.ShmSegment | _C.CudaIpcEdge
 
 
 class Connection:
@@ -38,7 +47,8 @@ class Connection:
         transports: of this rank's edges.
 
     Raises:
-        ValueError: shared memory was asked for, and some edge can't have it; on every rank.
+        ValueError: shared memory or cuda_ipc was asked for, and some edge can't have it; on every
+            rank.
         PipelineError: some rank failed, or didn't come.
     """
 
@@ -66,7 +76,7 @@ class Connection:
         )
         self._edges = {f"edge/{a}-{b}": (a, b) for a, b in edges}
         self._edges |= {f"copies/{a}-{b}": (a, b) for a, b in both_ways}
-        self._segments: dict[str, _C.ShmSegment] = {}
+        self._segments: dict[str, _Shared] = {}
 
         told = peers.exchange("connect", asdict(Home.of(device)))
         self._homes = [Home(**home) for home in told]
@@ -81,12 +91,20 @@ class Connection:
             self._let_go()
             raise
         self.transports = [
-            EdgeTransport(a, b, "shm", _ON_ONE_HOST)
-            if f"edge/{a}-{b}" in self._segments
+            EdgeTransport(a, b, kind, _ON_ONE_HOST[kind])
+            if (kind := self._kind_of(f"edge/{a}-{b}")) is not None
             else EdgeTransport(a, b, "process_group", refused[f"edge/{a}-{b}"])
             for a, b in edges
         ]
+        if any(isinstance(shared, _C.CudaIpcEdge) for shared in self._segments.values()):
+            warn_of_single_connection()
         self._segments.clear()  # the channels own them
+
+    def _kind_of(self, key: str) -> str | None:
+        """Of an edge that shares memory."""
+        if key not in self._segments:
+            return None
+        return "cuda_ipc" if isinstance(self._segments[key], _C.CudaIpcEdge) else "shm"
 
     def _let_go(self) -> None:
         """Leaves nothing behind at a failure, however long somebody keeps the error."""
@@ -102,8 +120,11 @@ class Connection:
             key: self._segments[key] if key in self._segments else self._backends(key)
             for key in self._edges
         }
-        everybody: _C.ShmSegment | Backend | None = self._segments.get(_ALL)
-        if everybody is None:
+        met = self._segments.get(_ALL)
+        everybody: _C.ShmSegment | Backend
+        if isinstance(met, _C.ShmSegment):
+            everybody = met
+        else:
             everybody = self._gloo("all", peers.rank, peers.size, "while it connected to all ranks")
         return _C.connect_processes(
             rank=peers.rank,
@@ -139,12 +160,12 @@ class Connection:
         refused = {
             key: reason
             for key, (a, b) in self._edges.items()
-            if (reason := reason_against_shm(self._transport, self._homes[a], self._homes[b]))
+            if (reason := self._reason_against_sharing(self._homes[a], self._homes[b]))
         }
         names: dict[str, str] = {}
         for key, (source, _) in self._edges.items():
             if source == self._peers.rank and key not in refused:
-                self._try(key, refused, names, _C.ShmSegment.make_channel)
+                self._try(key, refused, names, self._make_edge)
         if self._peers.rank == 0 and self._may_all_meet():
             size, count = self._peers.size, self._max_values
             self._try(_ALL, refused, names, partial(_C.ShmSegment.make_meeting, size, count))
@@ -152,15 +173,54 @@ class Connection:
         for key, (source, _) in self._edges.items():
             if source != self._peers.rank and key in made[source][0]:
                 name = made[source][0][key]
-                self._try(key, refused, {}, partial(_C.ShmSegment.open_channel, name))
+                self._try(key, refused, {}, partial(self._open_edge, name))
         if self._peers.rank > 0 and _ALL in made[0][0]:
             name = made[0][0][_ALL]
             self._try(_ALL, refused, {}, partial(_C.ShmSegment.open_meeting, name))
+        if self._are_any_gpus():
+            self._map_slots(self._peers.exchange("connect", sorted(self._segments)), refused)
         opened = self._peers.exchange("connect", [sorted(self._segments), refused])
         self._drop_what_others_lack(opened, refused)
         if self._peers.rank == 0 and _ALL in self._segments:
             self._segments[_ALL].remove_name()
         return refused
+
+    def _are_any_gpus(self) -> bool:
+        return any(home.device == "cuda" and home.has_cuda_ipc for home in self._homes)
+
+    def _reason_against_sharing(self, source: Home, destination: Home) -> str | None:
+        is_for_gpus = self._transport == "cuda_ipc" or "cpu" not in (
+            source.device,
+            destination.device,
+        )
+        judge = reason_against_cuda_ipc if is_for_gpus else reason_against_shm
+        if self._transport == "shm":
+            judge = reason_against_shm
+        return judge(self._transport, source, destination)
+
+    def _make_edge(self) -> _Shared:
+        if self._device.type == "cuda":
+            return _C.CudaIpcEdge.make_channel(str(self._device))
+        return _C.ShmSegment.make_channel()
+
+    def _open_edge(self, name: str) -> _Shared:
+        if self._device.type == "cuda":
+            return _C.CudaIpcEdge.open_channel(name, str(self._device))
+        return _C.ShmSegment.open_channel(name)
+
+    def _map_slots(self, opened: Sequence[Sequence[str]], refused: dict[str, str]) -> None:
+        """As the source of an edge between GPUs: the last thing that can fail."""
+        for key, (source, destination) in self._edges.items():
+            shared = self._segments.get(key)
+            if source != self._peers.rank or not isinstance(shared, _C.CudaIpcEdge):
+                continue
+            if key not in opened[destination]:
+                continue  # the destination says why
+            try:
+                shared.map_slots()
+            except RuntimeError as error:
+                refused[key] = f"rank {self._peers.rank}: {error}"
+                del self._segments[key]
 
     def _may_all_meet(self) -> bool:
         return self._transport != "process_group" and all(
@@ -172,7 +232,7 @@ class Connection:
         key: str,
         refused: dict[str, str],
         names: dict[str, str],
-        get: Callable[[], _C.ShmSegment],
+        get: Callable[[], _Shared],
     ) -> None:
         try:
             segment = get()
@@ -187,14 +247,14 @@ class Connection:
         return "the end of a step" if key == _ALL else key.replace("/", " ").replace("-", "->")
 
     def _drop_what_others_lack(self, opened: Sequence[Any], refused: dict[str, str]) -> None:
-        if self._transport == "shm":
+        if self._transport in ("shm", "cuda_ipc"):
             failed = [
                 f"{self._describe(key)}: {reason}"
                 for _, reasons in opened
                 for key, reason in sorted(reasons.items())
             ]
             if failed:
-                raise ValueError(f"transport 'shm' can't be had, {failed[0]}")
+                raise ValueError(f"transport {self._transport!r} can't be had, {failed[0]}")
         for key, ends in {_ALL: range(self._peers.size), **self._edges}.items():
             lacking = [rank for rank in ends if key not in opened[rank][0]]
             if not lacking:

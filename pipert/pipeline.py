@@ -87,7 +87,8 @@ class Pipeline:
             Costs, as `simulate` has them. None: as fast as they can.
         transport: what carries the messages between ranks. "auto" picks for each edge: "local"
             between threads of one process, "shm" (shared memory) between CPU ranks of one host,
-            "process_group" (torch.distributed) else. One of these words: that one, on all edges.
+            "cuda_ipc" (copy engines) between GPU ranks of one host, "process_group"
+            (torch.distributed) else. One of these words: that one, on all edges.
         trace: of how many passes it is kept what each instruction did, for `trace`, `report` and
             `costs`: "last", "off", or a number.
         device_times: whether a CUDA device takes the time of what it does, for these three: else

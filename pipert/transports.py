@@ -2,15 +2,19 @@
 
 import os
 import socket
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-TRANSPORTS = ("auto", "shm", "process_group", "local")
+from pipert import _C
+
+TRANSPORTS = ("auto", "shm", "cuda_ipc", "process_group", "local")
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class EdgeTransport:
     Attributes:
         source: the rank that sends.
         destination: the rank that receives.
-        transport: "local", "shm" or "process_group".
+        transport: "local", "shm", "cuda_ipc" or "process_group".
         reason: why that one.
     """
 
@@ -50,6 +54,7 @@ class Home:
         pids: the namespace of its process number.
         user: its effective user.
         device: the type of its device.
+        has_cuda_ipc: whether its build of pipert has the cuda_ipc channel.
     """
 
     host: str
@@ -57,6 +62,7 @@ class Home:
     pids: int | None
     user: int
     device: str
+    has_cuda_ipc: bool
 
     @classmethod
     def of(cls, device: torch.device) -> "Home":
@@ -64,7 +70,8 @@ class Home:
         boot, pids = boot_id(), None
         with suppress(OSError):
             pids = os.stat("/proc/self/ns/pid").st_ino
-        return cls(socket.gethostname(), boot if pids else None, pids, os.geteuid(), device.type)
+        host, user = socket.gethostname(), os.geteuid()
+        return cls(host, boot if pids else None, pids, user, device.type, _C.has_cuda_ipc())
 
     def apart_from(self, other: "Home") -> str | None:
         """Why the two can't share memory; None: as far as is known they can."""
@@ -96,19 +103,43 @@ def check_transport(transport: Any, is_one_process: bool) -> str:
     if not is_one_process and transport == "local":
         raise ValueError(
             "transport 'local' is for threads of one process, this pipeline has a group: expected "
-            "'auto', 'shm' or 'process_group'"
+            "'auto', 'shm', 'cuda_ipc' or 'process_group'"
         )
     return str(transport)
 
 
 def reason_against_shm(transport: str, source: Home, destination: Home) -> str | None:
     """Why an edge can't have shared memory, before anybody has tried; None: it may."""
-    if transport == "process_group":
-        return "transport='process_group'"
+    if transport not in ("auto", "shm"):
+        return f"transport={transport!r}"
     devices = {source.device, destination.device} - {"cpu"}
     if devices:
         return f"a rank is on {devices.pop()}, shm carries tensors of the CPU"
     return source.apart_from(destination)
+
+
+def reason_against_cuda_ipc(transport: str, source: Home, destination: Home) -> str | None:
+    """Why an edge between GPUs can't have copy engines, before anybody has tried; None: it may."""
+    if transport not in ("auto", "cuda_ipc"):
+        return f"transport={transport!r}"
+    others = {source.device, destination.device} - {"cuda"}
+    if others:
+        return f"a rank is on {others.pop()}, cuda_ipc carries tensors between GPUs"
+    if not (source.has_cuda_ipc and destination.has_cuda_ipc):
+        return "pipert was built without CUDA, which cuda_ipc needs"
+    return source.apart_from(destination)
+
+
+@cache
+def warn_of_single_connection() -> None:
+    """Once a process: the setting makes each wait of a stream hold up all others."""
+    if os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS") == "1":
+        warnings.warn(
+            "CUDA_DEVICE_MAX_CONNECTIONS=1 puts all streams into one queue of the device, where "
+            "transfers that wait for another rank hold up compute, by some 300 us each: expected "
+            "it unset, or at least 8, with transport 'cuda_ipc'",
+            stacklevel=2,
+        )
 
 
 def spin_us(homes: Sequence[Home], rank: int) -> int:

@@ -16,17 +16,20 @@ BELOW["plan"] = {"ir", "analysis", "base"}
 BELOW["search"] = {"schedule", "analysis", "ir", "base"}
 BELOW["shm"] = {"base"}
 BELOW["kernels"] = {"base"}
+BELOW["cuda"] = {"base"}
+BELOW["ipc"] = {"cuda", "shm", "base"}
 BELOW["device"] = {"base"}
 BELOW["autograd"] = {"device", "base"}
 BELOW["random"] = {"base"}
 BELOW["stage"] = {"autograd", "random", "device", "base"}
-BELOW["transport"] = {"device", "shm", "kernels", "base"}
+BELOW["transport"] = {"device", "ipc", "cuda", "shm", "kernels", "base"}
 BELOW["runtime"] = {"plan", "stage", "transport"}.union(
     *(BELOW[floor] for floor in ("plan", "stage", "transport"))
 )
 BELOW["bindings"] = set(BELOW)
 
-TORCH_FREE = {"base", "ir", "schedule", "analysis", "plan", "search", "shm", "kernels"}
+TORCH_FREE = {"base", "ir", "schedule", "analysis", "plan", "search", "shm"}
+TORCH_FREE |= {"kernels", "cuda", "ipc"}
 TORCH = re.compile(r"(torch|ATen|c10|caffe2|pybind11)/|Python\.h$|nccl\.h$")
 PYBIND = re.compile(r"pybind11/|torch/csrc/utils/pybind\.h$|Python\.h$|torch/python\.h$")
 C10D = re.compile(r"torch/csrc/distributed/c10d/")
@@ -79,7 +82,8 @@ def judge(name: str, header: str) -> list[str]:
 
 
 def is_cuda(name: str) -> bool:
-    return name.startswith(("device/cuda/", "kernels/cuda/", "transport/cuda_ipc/"))
+    floors = ("cuda/real/", "device/cuda/", "kernels/cuda/", "transport/cuda_ipc/")
+    return name.startswith(floors)
 
 
 def test_every_file_keeps_the_include_rules():
@@ -114,6 +118,8 @@ def test_every_file_keeps_the_include_rules():
         ("transport/a.cpp", "#include <cuda_runtime.h>", "only device/cuda"),
         ("kernels/a.h", "#include <cuda_runtime.h>", "only device/cuda"),
         ("kernels/cuda/a.cu", "#include <c10/cuda/CUDAStream.h>", "torch-free"),
+        ("cuda/a.h", "#include <cuda_runtime_api.h>", "only device/cuda"),
+        ("ipc/a.h", "#include <cuda.h>", "only device/cuda"),
         ("device/a.cpp", "#ifdef USE_CUDA", "asks for CUDA"),
         ("runtime/a.h", "#if defined(PIPERT_WITH_CUDA) && 1", "asks for CUDA"),
         ("bindings/a.cpp", "#include <torch/extension.h>", "torch/extension.h"),
@@ -141,6 +147,8 @@ def test_a_planted_violation_is_caught(tmp_path, name, line, complaint):
         ("device/cuda/a.cpp", "#include <c10/cuda/CUDAStream.h>"),
         ("device/cuda/a.cu", "#ifdef __CUDA_ARCH__"),
         ("kernels/cuda/a.cu", "#include <cuda_runtime.h>"),
+        ("cuda/real/cuda_api.cpp", "#include <cuda.h>"),
+        ("transport/cuda_ipc/a.cpp", '#include "ipc/pusher.h"'),
         ("device/lane.h", "// #ifdef USE_CUDA is not the way"),
         ("ir/a.h", "#include <vector>"),
     ],

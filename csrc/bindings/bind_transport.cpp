@@ -8,6 +8,7 @@
 #include "shm/process_id.h"
 #include "shm/ring_reader.h"
 #include "shm/ring_writer.h"
+#include "transport/cuda_ipc_channel.h"
 #include "transport/process_group_agreement.h"
 #include "transport/process_group_board.h"
 #include "transport/process_group_channel.h"
@@ -23,11 +24,12 @@ namespace {
 using BackendPtr = c10::intrusive_ptr<c10d::Backend>;
 using StorePtr = c10::intrusive_ptr<c10d::Store>;
 using SegmentPtr = std::shared_ptr<Segment>;
+using CudaIpcPtr = std::shared_ptr<CudaIpcEdge>;
 
-// What carries one directed edge: shared memory, or (backend for CPU tensors, backend of the device
-// or None).
+// What carries one directed edge: shared memory, copy engines, or (backend for CPU tensors, backend
+// of the device or None).
 using BackendPair = std::tuple<BackendPtr, std::optional<BackendPtr>>;
-using Carrier = std::variant<SegmentPtr, BackendPair>;
+using Carrier = std::variant<SegmentPtr, CudaIpcPtr, BackendPair>;
 // One directed edge of this rank: (source, destination, its carrier).
 using EdgeTuple = std::tuple<Rank, Rank, Carrier>;
 // The channels to and from a rank that has other copies of this rank's stages: (rank, to it, from
@@ -35,7 +37,8 @@ using EdgeTuple = std::tuple<Rank, Rank, Carrier>;
 using CopyTuple = std::tuple<Rank, Carrier, Carrier>;
 
 // Python's None would be a segment that isn't there.
-SegmentPtr require(SegmentPtr segment) {
+template <typename Pointer>
+Pointer require(Pointer segment) {
   if (segment == nullptr)
     throw TypeError("an edge's carrier must be a segment or backends, got None");
   return segment;
@@ -48,6 +51,8 @@ struct Ends {
   std::unique_ptr<Sender> sender(const Carrier& carrier) const {
     if (const auto* segment = std::get_if<SegmentPtr>(&carrier))
       return make_shm_sender(require(*segment), spin);
+    if (const auto* edge = std::get_if<CudaIpcPtr>(&carrier))
+      return require(*edge)->make_sender(spin);
     const auto& [cpu, accelerator] = std::get<BackendPair>(carrier);
     return make_process_group_sender(cpu, accelerator.value_or(BackendPtr()));
   }
@@ -55,6 +60,8 @@ struct Ends {
   std::unique_ptr<Receiver> receiver(const Carrier& carrier) const {
     if (const auto* segment = std::get_if<SegmentPtr>(&carrier))
       return make_shm_receiver(require(*segment), spin);
+    if (const auto* edge = std::get_if<CudaIpcPtr>(&carrier))
+      return require(*edge)->make_receiver(spin);
     const auto& [cpu, accelerator] = std::get<BackendPair>(carrier);
     return make_process_group_receiver(cpu, accelerator.value_or(BackendPtr()), device);
   }
@@ -123,6 +130,30 @@ void bind_segment(py::module_& module) {
       .def("remove_name", &Segment::remove_name, "All who need it have it.");
 }
 
+void bind_cuda_ipc(py::module_& module) {
+  const auto release = py::call_guard<py::gil_scoped_release>();
+  module.def("has_cuda_ipc", &has_cuda_ipc, "Whether this build has the cuda_ipc channel.");
+  py::class_<CudaIpcEdge, CudaIpcPtr>(module, "CudaIpcEdge",
+                                      "One end of an edge between GPUs of one host. Owned by the "
+                                      "channel that it is given to.")
+      .def_static(
+          "make_channel",
+          [](const std::string& device) { return make_cuda_ipc_source(c10::Device(device)); },
+          py::arg("device"), release,
+          "For an edge, by its source. Raises RuntimeError: it can't be had.")
+      .def_static(
+          "open_channel",
+          [](const std::string& name, const std::string& device) {
+            return open_cuda_ipc_destination(name, c10::Device(device));
+          },
+          py::arg("name"), py::arg("device"), release,
+          "By its destination; the name is gone then. Raises RuntimeError.")
+      .def("map_slots", &CudaIpcEdge::map_slots, release,
+           "By its source, when the destination has it. Raises RuntimeError.")
+      .def_property_readonly("name", &CudaIpcEdge::name, "By which its destination opens it.")
+      .def("remove_name", &CudaIpcEdge::remove_name, "All who need it have it.");
+}
+
 // (namespace of the number, start time, number).
 using ProcessTuple = std::tuple<std::uint64_t, std::uint64_t, std::int32_t>;
 
@@ -151,6 +182,7 @@ void bind_transport(py::module_& module) {
       module, "ExternalChannels",
       "The ends of the channels that leave this process. Consumed by Runtime.");
   bind_segment(module);
+  bind_cuda_ipc(module);
   bind_process(module);
 
   module.def("connect_processes", &connect_processes, py::kw_only(), py::arg("rank"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import resource
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -234,6 +236,49 @@ def test_two_pipelines_of_one_user_at_once_do_not_meet() -> None:
 
 
 @pytest.mark.processes(2)
+def test_cuda_ipc_between_ranks_on_the_cpu_is_a_value_error_everywhere() -> None:
+    message = r"transport 'cuda_ipc' can't be had, edge 0->1: a rank is on cpu"
+    with pytest.raises(ValueError, match=message):
+        _pipeline(layers(2), transport="cuda_ipc")
+
+
+def _home(**changes: object) -> transports.Home:
+    return dataclasses.replace(
+        transports.Home.of(torch.device("cuda")), **{"has_cuda_ipc": True, **changes}
+    )
+
+
+@pytest.mark.parametrize(
+    ("transport", "changes", "reason"),
+    [
+        ("auto", {}, None),
+        ("cuda_ipc", {}, None),
+        ("process_group", {}, "transport='process_group'"),
+        ("auto", {"device": "cpu"}, "a rank is on cpu"),
+        ("auto", {"has_cuda_ipc": False}, "built without CUDA"),
+        ("auto", {"boot": "another"}, "on different hosts"),
+    ],
+)
+def test_edge_between_gpus_has_copy_engines_or_a_reason(
+    transport: str, changes: dict[str, object], reason: str | None
+) -> None:
+    got = transports.reason_against_cuda_ipc(transport, _home(), _home(**changes))
+    assert got is None if reason is None else got is not None and reason in got, got
+
+
+def test_single_connection_to_the_device_is_warned_of_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    transports.warn_of_single_connection.cache_clear()
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    with pytest.warns(UserWarning, match="CUDA_DEVICE_MAX_CONNECTIONS=1 puts all streams"):
+        transports.warn_of_single_connection()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        transports.warn_of_single_connection()
+
+
+@pytest.mark.processes(2)
 def test_different_transports_on_two_ranks_are_a_value_error_everywhere() -> None:
     mine = ["shm", "process_group"][pipert.init().rank()]
     with pytest.raises(ValueError, match="transport is shm on rank 0 and process_group on rank 1"):
@@ -243,8 +288,9 @@ def test_different_transports_on_two_ranks_are_a_value_error_everywhere() -> Non
 @pytest.mark.parametrize(
     ("transport", "message"),
     [
-        ("tcp", "must be one of 'auto', 'shm', 'process_group', 'local', got 'tcp'"),
+        ("tcp", "must be one of 'auto', 'shm', 'cuda_ipc', 'process_group', 'local', got 'tcp'"),
         ("shm", "threads of one process, got 'shm'"),
+        ("cuda_ipc", "threads of one process, got 'cuda_ipc'"),
         ("process_group", "threads of one process, got 'process_group'"),
     ],
 )

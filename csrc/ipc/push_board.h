@@ -1,0 +1,102 @@
+// PushBoard: what the two ends of one edge between GPU processes share in host memory: the words
+// that their streams wait for, and which device memory the receiver has given the sender to push
+// into.
+//
+// Note [Words in host memory]
+//
+// Each push has a number. The sender's stream writes it into `arrived` behind the data, the
+// receiver's stream waits for that, copies the data out and writes the number into `freed`, which
+// the sender's stream waits for before it pushes into the same slot again. Each word is written by
+// one stream, in order, so one pair serves all slots of an edge. Numbers wrap around: waits compare
+// cyclically, and two numbers that are compared are never 2^30 apart.
+//
+// A wait on a stream can be ended by writing its word alone. The words lie in host memory that both
+// processes map and register, so whoever survives ends its own waits with a plain store: that works
+// whatever state the driver, the streams and the other process are in.
+//
+// Note [Waits end]
+//
+// A stream only waits for what was given to a stream before, or is about to be: the sender
+// publishes a message after it has given its stream the push and the word, and uses a slot again
+// after the receiver has taken what was last sent from it (Sender::release). So no set of streams
+// waits in a circle, even if some of them share a queue of the device.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "cuda/cuda_api.h"
+#include "shm/process_id.h"
+#include "shm/segment.h"
+
+namespace pipert {
+
+constexpr std::uint32_t kMaxGrants = 96;  // each doubles slots or bytes: more than there can be
+constexpr std::uint32_t kEverything = 0xFFFFFFFF;
+constexpr std::uint64_t kPushBoardMagic = 0x70697065'69706331;
+
+// Device memory of the receiver: `num_slots` times `slot_bytes`.
+struct Grant {
+  cuda::MemoryHandle handle;
+  std::uint64_t slot_bytes = 0;
+  std::uint32_t num_slots = 0;
+};
+
+struct PushEnd {
+  std::atomic<std::uint32_t> is_open{0};  // 1 from when `process` is written
+  std::atomic<std::uint32_t> is_closed{0};
+  // 1: what it gave its streams, or was to give them, may never be done.
+  std::atomic<std::uint32_t> has_left_undone{0};
+  ProcessId process;
+};
+
+struct PushBoard {
+  std::uint64_t magic = kPushBoardMagic;
+  std::uint64_t num_bytes = sizeof(PushBoard);
+  std::uint32_t first_number = 0;  // before the first push's
+  alignas(64) std::atomic<std::uint32_t> arrived{0};
+  alignas(64) std::atomic<std::uint32_t> freed{0};
+  alignas(64) std::atomic<std::uint32_t> num_grants{0};  // written by the receiver
+  std::atomic<std::uint32_t> num_closed{0};  // by the sender: it won't use those before any more
+  PushEnd pusher;
+  PushEnd landing;
+  std::array<Grant, kMaxGrants> grants;
+};
+
+// Where a push is, for the receiver; travels with the message that announces it.
+struct Pushed {
+  std::uint32_t grant = 0;
+  std::uint32_t number = 0;
+  std::uint32_t slot = 0;
+};
+
+// Whether `word`, which wraps around, has come to `number`.
+inline bool has_reached(std::uint32_t word, std::uint32_t number) {
+  return static_cast<std::int32_t>(word - number) >= 0;
+}
+
+// Parts of one push lie one after the other, each at a multiple of this.
+constexpr std::size_t kPartAlignment = 256;
+
+inline std::size_t align_part(std::size_t offset) {
+  return (offset + kPartAlignment - 1) / kPartAlignment * kPartAlignment;
+}
+
+// By the sender's process. SegmentError if it can't be had.
+std::unique_ptr<Segment> make_push_segment(const std::string& folder = "/dev/shm",
+                                           std::uint32_t first_number = 0);
+// By the receiver's, which removes the name.
+std::unique_ptr<Segment> open_push_segment(const std::string& name,
+                                           const std::string& folder = "/dev/shm");
+
+// Of a segment that holds one. SegmentError if it doesn't.
+PushBoard& push_board(const Segment& segment);
+// Whole pages.
+std::size_t push_board_bytes();
+
+}  // namespace pipert

@@ -1,0 +1,18 @@
+// In place of cuda_ipc/ where CUDA is not linked.
+#include "base/error.h"
+#include "transport/cuda_ipc_channel.h"
+
+namespace pipert {
+
+bool has_cuda_ipc() { return false; }
+
+std::shared_ptr<CudaIpcEdge> make_cuda_ipc_source(const c10::Device& /*device*/) {
+  throw ValueError("transport 'cuda_ipc' needs a pipert that was built with CUDA");
+}
+
+std::shared_ptr<CudaIpcEdge> open_cuda_ipc_destination(const std::string& /*name*/,
+                                                       const c10::Device& device) {
+  return make_cuda_ipc_source(device);
+}
+
+}  // namespace pipert
