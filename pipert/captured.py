@@ -30,6 +30,9 @@ class Recording(Protocol):
     def capture(self, run: Callable[[], Recordable]) -> Recordable:
         """Records what `run` does without doing it."""
 
+    def prepare(self) -> None:
+        """Before what the recording reads is written for another replay."""
+
     def replay(self) -> None:
         """Does it."""
 
@@ -180,15 +183,20 @@ class CapturedSteps:
 
         try:
             losses, outputs = recording.capture(run)
-        except Exception as error:
+        except BaseException as error:
             self._leaves.set_gradients(before)  # nothing has been added to them
-            self._refused[key] = self.reason = f"it can't be recorded: {_first_line(error)}"
+            cause = _innermost(error)
+            if not isinstance(cause, Exception):  # Ctrl-C
+                raise
+            # If it is the user's own, it comes again where the pass runs as it is.
+            self._refused[key] = self.reason = f"it can't be recorded: {_first_line(cause)}"
             return None
         found = _Recorded(recording, inputs, losses, outputs, self._leaves.gradients())
         self._recorded[key] = found
         return found
 
     def _replay(self, found: _Recorded, tensors: list[Tensor]) -> StepResult:
+        found.recording.prepare()
         if tensors:
             torch._foreach_copy_(found.inputs, tensors)
         found.recording.replay()
@@ -282,8 +290,12 @@ def _own(found: _Recorded) -> StepResult:
     return StepResult(loss=loss, losses=losses, outputs=outputs)
 
 
-def _first_line(error: BaseException) -> str:
-    """Of the innermost error: what a PipelineError wraps says more than it does."""
+def _innermost(error: BaseException) -> BaseException:
+    """What a PipelineError wraps says more than it does."""
     while error.__cause__ is not None:
         error = error.__cause__
+    return error
+
+
+def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -21,6 +21,8 @@ class CudaGraph:
         device: all work is on it.
         pool: where recordings that are replayed one after the other share their memory; see
             `torch.cuda.graph_pool_handle`.
+        replayed_on: the stream of the last replay, if there was one; the same list for all
+            recordings that share their memory.
         on_captured: called once a recording has been made.
 
     Attributes:
@@ -31,9 +33,11 @@ class CudaGraph:
         self,
         device: torch.device,
         pool: Any,
+        replayed_on: list[torch.cuda.Stream],
         on_captured: "Callable[[CudaGraph], None]" = lambda graph: None,
     ) -> None:
         self._device = device
+        self._replayed_on = replayed_on
         self._on_captured = on_captured
         self.pool = pool
         self._graph = torch.cuda.CUDAGraph()
@@ -66,8 +70,21 @@ class CudaGraph:
         self._on_captured(self)
         return result
 
+    def prepare(self) -> None:
+        """Lets the caller's stream wait for what was replayed on another one.
+
+        Before it writes what the recording reads: recordings share their memory.
+        """
+        stream = torch.cuda.current_stream(self._device)
+        if self._replayed_on and self._replayed_on[0] != stream:
+            stream.wait_stream(self._replayed_on[0])
+        self._replayed_on[:] = [stream]
+
     def replay(self) -> None:
-        """Gives the device all that was recorded, on the caller's stream. Doesn't wait."""
+        """Gives the device all that was recorded, on the caller's stream. Doesn't wait.
+
+        REQUIRES that it has been prepared on this stream.
+        """
         self._graph.replay()
 
     def _abandon(self) -> None:
@@ -88,10 +105,12 @@ class CudaGraph:
 def recordings_on(device: torch.device) -> Callable[[], CudaGraph]:
     """Makes recordings that share their memory: no two of them are replayed at once."""
     alive: weakref.WeakSet[CudaGraph] = weakref.WeakSet()
+    replayed_on: list[torch.cuda.Stream] = []
 
     def make() -> CudaGraph:
         # A pool ends with its last recording, and can't be begun again.
         pool = next((graph.pool for graph in alive), None)
-        return CudaGraph(device, pool or torch.cuda.graph_pool_handle(), on_captured=alive.add)
+        pool = pool or torch.cuda.graph_pool_handle()
+        return CudaGraph(device, pool, replayed_on, on_captured=alive.add)
 
     return make

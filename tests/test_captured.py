@@ -31,6 +31,9 @@ class Rerun:
         self._is_done = True
         return self._result
 
+    def prepare(self):
+        pass
+
     def replay(self):
         if not self._is_done:
             results, again = pytree.tree_leaves(self._result), pytree.tree_leaves(self._run())
@@ -149,6 +152,9 @@ def test_weights_that_lie_elsewhere_are_recorded_anew():
 
 
 class Refusing:
+    def prepare(self):
+        raise AssertionError("nothing was recorded")
+
     def capture(self, run):
         run()
         raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
@@ -175,6 +181,28 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_says_why():
             "capturing"
         )
         assert "operation not permitted" in str(pipe.report())
+
+
+class Interrupted(Refusing):
+    def capture(self, run):
+        run()
+        raise pipert.PipelineError("stopped") from KeyboardInterrupt()
+
+
+def test_ctrl_c_during_a_recording_is_raised_and_gradients_are_as_before():
+    model, _ = twins(mlp, 2)
+    x, y = batch(8)
+    with pipeline(model, recording=Interrupted) as pipe:
+        for _ in range(NUM_WARMUPS):
+            pipe.evaluate(x, target=y)
+            for parameter in model.parameters():
+                parameter.grad = None
+            pipe.step(x, target=y)
+        for parameter in model.parameters():
+            parameter.grad = None
+        with pytest.raises(pipert.PipelineError, match="stopped"):
+            pipe.step(x, target=y)
+        assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_a_failure_of_the_users_code_is_raised_as_ever():

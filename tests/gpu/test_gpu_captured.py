@@ -194,3 +194,65 @@ def test_memory_does_not_grow_with_replays():
             pipe.step(x, target=y)
         torch.cuda.synchronize()
         assert torch.cuda.memory_allocated() <= before + 1024
+
+
+def test_steps_from_several_streams_come_one_after_the_other():
+    model, reference = twins(mlp, 2, width=64)
+    model.cuda(), reference.cuda()
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    with pipeline(model) as pipe:
+        for _ in range(NUM_WARMUPS + 1):
+            x, y = cuda_batch(16)
+            pipe.evaluate(x, target=y)
+        torch.cuda.synchronize()
+        batches = [cuda_batch(16, seed=seed) for seed in range(12)]
+        torch.cuda.synchronize()
+        found = []
+        for step, (x, y) in enumerate(batches):
+            with torch.cuda.stream(streams[step % 3]):
+                torch.cuda._sleep(200_000 * (step % 2))
+                found.append(pipe.evaluate(x, target=y).losses)
+        torch.cuda.synchronize()
+        assert pipe.stage_kinds == {0: "captured", 1: "captured"}
+        with torch.no_grad():
+            for losses, (x, y) in zip(found, batches, strict=True):
+                pieces = zip(x.tensor_split(4), y.tensor_split(4), strict=True)
+                assert same_bits(losses, torch.stack([mse(reference(a), b) for a, b in pieces]))
+
+
+def test_ctrl_c_while_a_step_is_recorded_leaves_everything_as_it_was():
+    class Interrupts(nn.Module):
+        count = 0
+
+        def forward(self, x):
+            self.count += 1
+            if self.count == 4 * NUM_WARMUPS + 2:
+                raise KeyboardInterrupt
+            return x
+
+    model = nn.Sequential(nn.Linear(64, 64), Interrupts(), nn.Linear(64, 64)).cuda()
+    x, y = cuda_batch(16)
+    pipe = pipert.Pipeline(
+        [model[:2], model[2:]],
+        schedule="interleaved_1f1b",
+        num_ranks=1,
+        devices=["cuda:0"],
+        num_microbatches=4,
+        loss_fn=mse,
+        stage_kind="captured",
+    )
+    with pipe:
+        for _ in range(NUM_WARMUPS):
+            model.zero_grad()
+            losses = pipe.step(x, target=y).losses
+        before = [p.grad.clone() for p in model.parameters()]
+        model.zero_grad()
+        with pytest.raises(pipert.PipelineError) as raised:
+            pipe.step(x, target=y)
+        assert isinstance(raised.value.__cause__, KeyboardInterrupt)
+        model.zero_grad()
+        for _ in range(NUM_WARMUPS + 2):
+            model.zero_grad()
+            assert same_bits(pipe.step(x, target=y).losses, losses)
+        for parameter, gradient in zip(model.parameters(), before, strict=True):
+            assert same_bits(parameter.grad, gradient)
