@@ -90,7 +90,7 @@ class CapturedSteps:
         self._make_recording = make_recording
         self._refusal = refusal
         self._main_gradients = main_gradients
-        self._leaves = self._find_leaves()
+        self._find_leaves()
         self._recorded: OrderedDict[Any, _Recorded] = OrderedDict()
         self._num_seen: dict[Any, int] = {}
         self._refused: dict[Any, str] = {}
@@ -103,7 +103,9 @@ class CapturedSteps:
             return run_pass(batch, kind)
         try:
             tensors, rest = _take_apart(batch)
-            key = (kind, self._describe(tensors), rest, _modes(self._modules), self._place())
+            if _C.fingerprint_of(self._dicts) != self._held:
+                self._find_leaves()  # another tensor stands in the place of one
+            key = (kind, self._describe(tensors), rest, self._state())
         except _NotRecordableError as error:
             self.reason = str(error)
             return run_pass(batch, kind)
@@ -122,25 +124,33 @@ class CapturedSteps:
         self._recorded.clear()
         self._num_seen.clear()
         self._refused.clear()
-        self._leaves = self._find_leaves()
+        self._find_leaves()
 
     @property
     def num_recordings(self) -> int:
         """How many there are."""
         return len(self._recorded)
 
-    def _find_leaves(self) -> _C.Leaves:
-        leaves: dict[Tensor, None] = dict.fromkeys(
-            p for module in self._modules for p in module.parameters()
-        )
-        leaves.update(dict.fromkeys(b for module in self._modules for b in module.buffers()))
-        return _C.Leaves([*leaves, *self._main_gradients()])
+    def _find_leaves(self) -> None:
+        parts = list(dict.fromkeys(part for module in self._modules for part in module.modules()))
+        self._parts = parts
+        dicts: list[Any] = [d for part in parts for d in (part._parameters, part._buffers) if d]
+        self._dicts = dicts
+        held = [t for tensors in self._dicts for t in tensors.values() if t is not None]
+        self._leaves = _C.Leaves([*dict.fromkeys(held), *self._main_gradients()])
+        self._held = _C.fingerprint_of(self._dicts)
 
-    def _place(self) -> tuple[int, bool, torch.dtype]:
+    def _state(self) -> tuple[Any, ...]:
+        """Of the process and the modules: what a recording was made under."""
         return (
             self._leaves.fingerprint(),
+            self._held,
+            tuple([part.training for part in self._parts]),
             torch.is_autocast_enabled("cuda"),
             torch.get_autocast_dtype("cuda"),
+            torch.get_float32_matmul_precision(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.get_default_dtype(),
         )
 
     def _describe(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
@@ -162,6 +172,7 @@ class CapturedSteps:
             return True
         if len(self._num_seen) > 64 * MAX_RECORDINGS:  # no two batches are alike
             self._num_seen.clear()
+            self._refused.clear()
         self._num_seen[key] = seen + 1
         self.reason = f"warming up: pass {seen + 1} of {NUM_WARMUPS} of its kind"
         return False
@@ -171,7 +182,8 @@ class CapturedSteps:
     ) -> _Recorded | None:
         while len(self._recorded) >= MAX_RECORDINGS:
             self._recorded.popitem(last=False)
-        before = self._leaves.gradients()
+        gradients = self._leaves.gradients()
+        held = [dict(tensors) for tensors in self._dicts]
         recording = self._make_recording()
         inputs = [torch.empty_like(tensor).copy_(tensor) for tensor in tensors]
 
@@ -182,18 +194,37 @@ class CapturedSteps:
             return torch.cat((result.losses, result.loss.reshape(1))), result.outputs
 
         try:
+            if any(own.stride() != t.stride() for own, t in zip(inputs, tensors, strict=True)):
+                raise _NotRecordableError("an argument is not dense in memory")
             losses, outputs = recording.capture(run)
+            self._require_same(held)
         except BaseException as error:
-            self._leaves.set_gradients(before)  # nothing has been added to them
+            # Nothing has been computed: what stands there now never will be.
+            self._leaves.set_gradients(gradients)
+            for tensors_of, before in zip(self._dicts, held, strict=True):
+                tensors_of.update(before)
+            # What was recorded before may listen to a generator that has lost its place.
+            self._recorded.clear()
             cause = _innermost(error)
             if not isinstance(cause, Exception):  # Ctrl-C
                 raise
             # If it is the user's own, it comes again where the pass runs as it is.
-            self._refused[key] = self.reason = f"it can't be recorded: {_first_line(cause)}"
+            self.reason = f"it can't be recorded: {_first_line(cause)}"
+            if not isinstance(cause, torch.OutOfMemoryError):
+                self._refused[key] = self.reason
             return None
         found = _Recorded(recording, inputs, losses, outputs, self._leaves.gradients())
         self._recorded[key] = found
         return found
+
+    def _require_same(self, held: Sequence[Mapping[str, Any]]) -> None:
+        for tensors, before in zip(self._dicts, held, strict=True):
+            for name, tensor in tensors.items():
+                if tensor is not before[name]:
+                    raise _NotRecordableError(
+                        f"a forward puts another tensor in the place of {name!r}: expected changes "
+                        "in place"
+                    )
 
     def _replay(self, found: _Recorded, tensors: list[Tensor]) -> StepResult:
         found.recording.prepare()
@@ -239,16 +270,15 @@ _UNRECORDABLE_OPTIONS = {
     "rng_seed": "what a step draws depends on its number",
     "network": "emulated links make the host wait",
     "device_times": "a replay takes no times",
+    "recompute": "a forward that runs again sets the device's generator",
+    "offload": "what goes to the host and back isn't recorded",
+    "copies with buffers": "the buffers of two copies of a model are handed over by the host",
     "measure_memory": "a replay allocates nothing that could be measured",
 }
 
 
 class _NotRecordableError(Exception):
     pass
-
-
-def _modes(modules: Sequence[nn.Module]) -> tuple[bool, ...]:
-    return tuple(module.training for module in modules)
 
 
 def _take_apart(batch: Batch) -> tuple[list[Tensor], Any]:
@@ -298,4 +328,6 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, _NotRecordableError):
+        return str(error)
     return f"{type(error).__name__}: {error}".splitlines()[0]

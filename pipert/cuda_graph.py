@@ -10,6 +10,9 @@ import torch
 
 T = TypeVar("T")
 
+# torch's allocator of pinned memory may go on asking a graph whose recording broke.
+_broken: list[Any] = []
+
 
 class CudaGraph:
     """One recording of the work of a function, on whatever threads and streams it does it.
@@ -95,6 +98,7 @@ class CudaGraph:
 
     def _repair(self) -> None:
         """capture_end() stops at its first error, and leaves the rest undone."""
+        _broken.append(self._graph)
         with contextlib.suppress(Exception):
             torch._C._cuda_endAllocateToPool(self._device.index, self.pool)
         generator = torch.cuda.default_generators[self._device.index]

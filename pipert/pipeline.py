@@ -185,7 +185,8 @@ class Pipeline:
             self._main_gradients = MainGradients(self._stages) if main_grads else None
             self._checks = BatchChecks(self.schedule, self._stages, loss_fn, self._peers)
             self._ranks = Ranks(on, self.schedule, self._stages, self._peers, options)
-            self._captured = self._capture(on, options)
+            self._devices = on
+            self._captured = self._capture(options)
             if self.schedule.placement.num_copies > 1:
                 self._ranks.share_weights(self._stages)
         self._options = options
@@ -194,25 +195,31 @@ class Pipeline:
         self.program = self._ranks.plan.programs
         self.stages = self._stages.modules
 
-    def _capture(
-        self, devices: Mapping[int, torch.device], options: Options
-    ) -> CapturedSteps | None:
+    def _capture(self, options: Options) -> CapturedSteps | None:
         if "captured" not in options.stage_kinds:
             return None
-        device = next(iter(devices.values()))
+        device = next(iter(self._devices.values()))
         refusal = refusal_of(
             options.stage_kinds,
-            devices,
+            self._devices,
             in_group=self._peers is not None,
             options={
                 "rng_seed": options.rng_seed is not None,
                 "network": options.network is not None,
                 "device_times": options.device_times,
                 "measure_memory": options.measure_memory,
+                "recompute": options.recompute != "none",
+                "offload": any(a.kind == "OFFLOAD" for rank in self.schedule.actions for a in rank),
+                "copies with buffers": self.schedule.placement.num_copies > 1
+                and any(
+                    list(module.buffers())
+                    for module in self._stages.modules.values()
+                    if isinstance(module, nn.Module)
+                ),
             },
         )
         return CapturedSteps(
-            self._stages.modules.values(),
+            [*self._stages.modules.values(), options.loss_fn],
             device,
             recordings_on(device),
             refusal,
@@ -420,11 +427,7 @@ class Pipeline:
         """
         peers = self._peers if all_ranks else None
         with telling(peers):
-            if self._captured is not None and self._captured.reason is None:
-                raise ValueError(
-                    "nothing to show: the last pass was replayed, which says nothing of its "
-                    "actions; expected another stage_kind than 'captured'"
-                )
+            self._require_actions()
             raw = self._ranks.traces(ago)
             peaks = {} if ago else self._ranks.peak_activations()
             program_of = self._ranks.plan.program_of
@@ -434,6 +437,13 @@ class Pipeline:
             call = f"trace the pass {ago} ago"
             [trace] = gather_traces([raw], peaks, program_of, peers, timed, call)
             return trace
+
+    def _require_actions(self) -> None:
+        if self._captured is not None and self._captured.num_recordings > 0:
+            raise ValueError(
+                "nothing to show: passes are replayed, which says nothing of their actions; "
+                "expected another stage_kind than 'captured'"
+            )
 
     def report(self) -> Report:
         """Where time and memory of the last pass went, on all ranks. A collective call in a group.
@@ -473,6 +483,7 @@ class Pipeline:
             ValueError: there was no step, evaluations at most.
         """
         with telling(self._peers):
+            self._require_actions()
             passes = [self._ranks.traces(ago) for ago in range(self._ranks.num_traces())]
             passes = [raw for raw in passes if raw[0][1]]
             if not passes:
@@ -524,8 +535,8 @@ class Pipeline:
                 require_same(self._peers, chosen, "reschedule", **self._options.common())
             checks = BatchChecks(chosen, self._stages, self._options.loss_fn, self._peers)
             self._ranks.reschedule(chosen)
-        self.forget_captured()
         self.schedule = chosen
+        self._captured = self._capture(self._options)
         self.program = self._ranks.plan.programs
         self._checks = checks
 
@@ -557,7 +568,12 @@ class Pipeline:
         if self._captured is None:
             return kinds
         reason = self._captured.reason
-        return dict.fromkeys(kinds, "captured" if reason is None else f"module: {reason}")
+        how = "captured" if reason is None else f"module: {reason}"
+        wanted = self._options.stage_kinds
+        return {
+            stage: how if wanted[stage % len(wanted)] == "captured" else kind
+            for stage, kind in kinds.items()
+        }
 
     @property
     def loss_kind(self) -> str | None:

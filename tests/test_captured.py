@@ -130,6 +130,48 @@ def test_other_shapes_modes_and_values_get_recordings_of_their_own():
         assert pipe._captured.num_recordings == 0
 
 
+def test_a_module_inside_that_changes_its_mode_is_noticed():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 8))
+    x, y = batch(8)
+    with pipeline(model) as pipe:
+        for _ in range(NUM_WARMUPS + 1):
+            pipe.evaluate(x, target=y)
+        assert pipe._captured.reason is None
+        model[1].eval()
+        pipe.evaluate(x, target=y)
+        assert pipe._captured.reason is not None
+
+
+def test_weights_that_are_replaced_are_noticed():
+    model, other = mlp(2), mlp(2, seed=7)
+    x, y = batch(8)
+    with pipeline(model) as pipe:
+        for _ in range(NUM_WARMUPS + 1):
+            pipe.evaluate(x, target=y)
+        assert pipe._captured.reason is None
+        model.load_state_dict(other.state_dict(), assign=True)
+        pipe.evaluate(x, target=y)
+        assert pipe._captured.reason is not None
+
+
+def test_a_buffer_that_is_replaced_keeps_a_pass_from_being_recorded():
+    class Average(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(8))
+
+        def forward(self, x):
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+            return x
+
+    model = nn.Sequential(nn.Linear(8, 8), Average(), nn.Linear(8, 8))
+    x, y = batch(8)
+    with pipeline(model) as pipe:
+        for _ in range(2 * NUM_WARMUPS + 2):
+            pipe.evaluate(x, target=y)
+        assert pipe._captured.num_recordings == 0
+
+
 def test_weights_that_lie_elsewhere_are_recorded_anew():
     model, reference = twins(mlp, 2)
     x, y = batch(8)
@@ -248,8 +290,10 @@ def test_after_a_replay_there_is_no_trace_of_it():
         assert pipe.trace().events
         for _ in range(2 * NUM_WARMUPS + 2):
             pipe.step(x, target=y)
-        with pytest.raises(ValueError, match="the last pass was replayed"):
+        with pytest.raises(ValueError, match="passes are replayed"):
             pipe.trace()
+        with pytest.raises(ValueError, match="passes are replayed"):
+            pipe.costs()
 
 
 CUDA = {0: torch.device("cuda:0"), 1: torch.device("cuda:0")}

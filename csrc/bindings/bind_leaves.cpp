@@ -2,7 +2,9 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "autograd/leaves.h"
 #include "bindings/bind.h"
@@ -11,6 +13,17 @@ namespace py = pybind11;
 
 namespace pipert {
 namespace {
+
+// Which objects stand in some dicts, modules' `_parameters` and `_buffers`: a tensor that is put in
+// another's place may well lie where that lay.
+std::uint64_t fingerprint_of(const std::vector<py::dict>& dicts) {
+  std::uint64_t value = 0;
+  for (const py::dict& dict : dicts) {
+    for (const auto& [name, object] : dict)
+      value = (value ^ reinterpret_cast<std::uintptr_t>(object.ptr())) * 0x100000001b3;
+  }
+  return value;
+}
 
 using Gradients = std::vector<std::optional<at::Tensor>>;
 
@@ -33,6 +46,8 @@ void set_gradients(Leaves& leaves, const Gradients& given) {
 }  // namespace
 
 void bind_leaves(py::module_& module) {
+  module.def("fingerprint_of", &fingerprint_of, py::arg("dicts"),
+             "Differs when another object stands in one of the dicts.");
   py::class_<Leaves>(module, "Leaves",
                      "Parameters and buffers, and where they and their gradients lie. What "
                      "pipert/captured.py compares; not for users.")

@@ -59,8 +59,11 @@ void raise_pipeline_error(const Failure& failure, const py::object& advise) {
   py::object advice = py::str();
   if (failure.kind == FailureKind::kAction && advise && !advise.is_none()) {
     const HeldMemory& held = failure.held;
-    advice = advise(cause, failure.rank, held.training, held.activations,
-                    held.bytes < 0 ? py::object(py::none()) : py::cast(held.bytes));
+    try {
+      advice = advise(cause, failure.rank, held.training, held.activations,
+                      held.bytes < 0 ? py::object(py::none()) : py::cast(held.bytes));
+    } catch (const py::error_already_set&) {  // no memory for it either: the failure comes first
+    }
   }
   const py::object action = failure.action.has_value() ? py::cast(*failure.action) : py::none();
   const py::object error = py::module_::import("pipert.errors")

@@ -150,6 +150,12 @@ class CompressedReceiver final : public Receiver {
     if (!message.has_value()) return message;
     const auto current = lane.make_current();
     const c10::AutoGradMode no_grad(false);
+    // The lane reads what a rank on the same device may get back at once: it is let go of here.
+    if (lane.is_asynchronous()) {
+      for (const at::Tensor& tensor : message->tensors) {
+        if (tensor.defined() && !tensor.device().is_cpu()) lane.adopt(tensor);
+      }
+    }
     decompress_message(*message, format_);
     return message;
   }
