@@ -28,6 +28,7 @@ from collections.abc import Callable
 from typing import Any
 
 Row = dict[str, Any]
+ROOT = str(pathlib.Path(__file__).resolve().parent.parent)
 MB = 1 << 20
 SIZES_MB = (16, 64, 256, 1)
 ROUNDS = 9
@@ -57,11 +58,19 @@ def _run_part(part: str, limit_s: float, folder: pathlib.Path) -> str | None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))
     told = [folder / f"output-{rank}" for rank in range(2)]
     ranks: list[subprocess.Popen[bytes]] = []
     try:
         for rank in range(2):
-            command = [sys.executable, __file__, "--part", part, "--rank", str(rank)]
+            command = [
+                sys.executable,
+                os.path.abspath(__file__),
+                "--part",
+                part,
+                "--rank",
+                str(rank),
+            ]
             command += ["--port", str(port), "--out", str(folder / "rows")]
             with told[rank].open("wb") as output:
                 ranks.append(
@@ -82,7 +91,8 @@ def _run_part(part: str, limit_s: float, folder: pathlib.Path) -> str | None:
     if codes == [0, 0]:
         return None
     tails = [" ".join(path.read_text(errors="replace")[-1500:].split()) for path in told]
-    return f"exit codes {codes} (None: too slow, {limit_s:g} s); rank 0: {tails[0]}; rank 1: {tails[1]}"
+    told_by = "; ".join(f"rank {rank}: {tail}" for rank, tail in enumerate(tails))
+    return f"exit codes {codes} (None: too slow, {limit_s:g} s); {told_by}"
 
 
 # --- in the processes ----------------------------------------------------------------------------
