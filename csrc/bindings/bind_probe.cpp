@@ -1,10 +1,11 @@
-// What channels by themselves take, for benchmarks/channels.py.
+// What channels by themselves take, for benchmarks/channels.py and gpu_channels.py.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include "bindings/bind.h"
 #include "runtime/channel_probe.h"
+#include "transport/push_probe.h"
 
 namespace py = pybind11;
 
@@ -22,18 +23,43 @@ ProbeOptions between(std::int64_t num_bytes, int num_messages, std::int64_t epoc
           .reads = reads};
 }
 
+void bind_push_probe(py::module_& module) {
+  const auto release = py::call_guard<py::gil_scoped_release>();
+  py::class_<PushProbe, std::shared_ptr<PushProbe>>(
+      module, "PushProbe", "Pushes and flags between two processes on GPUs, timed by their source.")
+      .def_static("make", &make_push_probe, release, "By the source. Raises RuntimeError.")
+      .def_static("open", &open_push_probe, py::arg("name"), release, "By the destination.")
+      .def_property_readonly("name", &PushProbe::name, "By which its destination opens it.")
+      .def("prepare", &PushProbe::prepare, py::arg("num_bytes"), release,
+           "For pushes of so many bytes: first the destination, then the source.")
+      .def("answer_pushes", &PushProbe::answer_pushes, py::arg("count"), release,
+           "By the destination, before the source times as many.")
+      .def("answer_flags", &PushProbe::answer_flags, py::arg("count"), release,
+           "By the destination, before the source times as many.")
+      .def("finish", &PushProbe::finish, release, "Until this end's stream has passed.")
+      .def("time_pushes", &PushProbe::time_pushes, py::arg("count"), release, "Seconds.")
+      .def("time_copies", &PushProbe::time_copies, py::arg("count"), py::arg("num_destinations"),
+           release, "Seconds of as many copies within the device.")
+      .def("time_flags", &PushProbe::time_flags, py::arg("count"), release,
+           "Seconds of as many flags there and back.");
+}
+
 }  // namespace
 
 // REQUIRES bind_transport.
 void bind_probe(py::module_& module) {
+  bind_push_probe(module);
   module.def(
       "time_echoes",
       [](ExternalChannels& channels, int rank, std::int64_t num_bytes, int num_messages,
-         std::int64_t epoch) {
-        return time_echoes(channels, rank == 0, between(num_bytes, num_messages, epoch));
+         std::int64_t epoch, const std::string& device) {
+        ProbeOptions options = between(num_bytes, num_messages, epoch);
+        options.device = c10::Device(device);
+        return time_echoes(channels, rank == 0, options);
       },
       py::arg("channels"), py::kw_only(), py::arg("rank"), py::arg("num_bytes"),
-      py::arg("num_messages"), py::arg("epoch"), py::call_guard<py::gil_scoped_release>(),
+      py::arg("num_messages"), py::arg("epoch"), py::arg("device") = "cpu",
+      py::call_guard<py::gil_scoped_release>(),
       "Seconds of each round trip between ranks 0 and 1; none on rank 1, which calls it too.");
   module.def(
       "time_stream",

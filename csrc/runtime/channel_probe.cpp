@@ -1,6 +1,7 @@
 #include "runtime/channel_probe.h"
 
 #include <ATen/ops/ones.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
 #include <array>
@@ -8,7 +9,7 @@
 #include <utility>
 
 #include "base/error.h"
-#include "device/cpu_lane.h"
+#include "device/lane.h"
 #include "runtime/trace.h"
 
 namespace pipert {
@@ -26,7 +27,8 @@ class Probe {
         receiver_(*channels.receivers.at(times ? options.back : options.there)),
         epoch_(options.epoch),
         reads_(options.reads),
-        tensor_(at::ones({options.num_bytes / 4})) {
+        tensor_(at::ones({options.num_bytes / 4}, options.device)),
+        lane_(current_lane(options.device)) {
     const ChannelPass pass{.epoch = epoch_, .training = true, .num_messages = options.num_messages};
     sender_.begin(pass);
     receiver_.begin(pass);
@@ -39,17 +41,23 @@ class Probe {
     message.epoch = epoch_;
     message.tensors = {tensor_};
     message.requires_grad = {false};
-    sender_.send(sequence, sequence % kSlots, std::move(message), lane_);
+    sender_.send(sequence, sequence % kSlots, std::move(message), *lane_);
     num_sent_ = sequence + 1;
   }
   // REQUIRES post() before.
   void take(int sequence) {
-    const auto message = receiver_.take(sequence, sequence % kSlots, lane_);
+    const auto message = receiver_.take(sequence, sequence % kSlots, *lane_);
     if (!message.has_value()) throw InternalError("a probe's channel was aborted");
     check_arrival(*message, {MessageKind::kActivation, 0, sequence}, epoch_, true);
     if (reads_) look_at(message->tensors.front());
   }
   void post(int sequence) { receiver_.post(sequence, sequence % kSlots); }
+  // Until what was taken is there.
+  void synchronize() {
+    const c10::Device device = tensor_.device();
+    if (!device.is_cpu())
+      c10::impl::VirtualGuardImpl(device.type()).getStream(device).synchronize();
+  }
   void release_rest() {
     for (int sequence = std::max(0, num_sent_ - kSlots); sequence < num_sent_; ++sequence)
       release(sequence);
@@ -79,7 +87,7 @@ class Probe {
   std::int64_t epoch_;
   bool reads_;
   at::Tensor tensor_;
-  CpuLane lane_;
+  std::unique_ptr<Lane> lane_;
   int num_sent_ = 0;
 };
 
@@ -95,6 +103,7 @@ std::vector<double> time_echoes(ExternalChannels& channels, bool times,
     if (times) probe.send(i);
     probe.take(i);
     if (!times) probe.send(i);
+    if (times) probe.synchronize();
     if (times) seconds.push_back(seconds_since(start));
   }
   probe.release_rest();

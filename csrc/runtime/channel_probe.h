@@ -1,6 +1,8 @@
 // The channels between two processes by themselves, timed: for benchmarks alone.
 #pragma once
 
+#include <c10/core/Device.h>
+
 #include <cstdint>
 #include <vector>
 
@@ -14,7 +16,8 @@ struct ProbeOptions {
   std::int64_t num_bytes = 0;  // of the one tensor of a message, a multiple of 4
   int num_messages = 0;
   std::int64_t epoch = 0;  // counts these calls, the same on both ends
-  bool reads = false;      // who gets a message looks at each of its cache lines
+  bool reads = false;      // who gets a message looks at each of its cache lines; not on a GPU
+  c10::Device device{c10::kCPU};  // of the tensors
 };
 
 // Sends a message and waits for the answer, again and again; seconds of each round trip. Empty on
