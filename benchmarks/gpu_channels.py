@@ -189,7 +189,7 @@ def measure_messages(rank: int, write: Callable[[Row], None]) -> None:
         spread = _spread([1e6 * second / 2 for second in seconds])
         write({"name": "message", "bytes": MESSAGE_BYTES, "us": spread["median"], **_ends(spread)})
     dist.barrier()
-    channels.clear()
+    del channels
 
 
 def _spread(values: list[float]) -> dict[str, float]:
