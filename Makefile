@@ -13,7 +13,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 # The stamp of another torch request has another name.
 torch_stamp := $(VENV)/.torch-$(shell echo '$(TORCH)' | tr -c 'A-Za-z0-9.\n' -)
-cpp_files = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+cpp_files = $(shell find csrc tests/cpp tests/fakes -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 cpp_folders = $(shell find csrc -type d)
 
 .PHONY: setup demo test test-cpp test-python lint lint-cpp lint-python lint-types format sanitize clean distclean

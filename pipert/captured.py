@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from pipert import _C
 from pipert.batch import Batch
+from pipert.recorded_batch import NotRecordableError, put_together, take_apart
 from pipert.results import StepResult
 
 # Passes of a kind that run as they are before one is recorded: libraries are loaded, workspaces
@@ -102,11 +103,11 @@ class CapturedSteps:
         if self._refusal is not None:
             return run_pass(batch, kind)
         try:
-            tensors, rest = _take_apart(batch)
+            tensors, rest = take_apart(batch)
             if _C.fingerprint_of(self._dicts) != self._held:
                 self._find_leaves()  # another tensor stands in the place of one
             key = (kind, self._describe(tensors), rest, self._state())
-        except _NotRecordableError as error:
+        except NotRecordableError as error:
             self.reason = str(error)
             return run_pass(batch, kind)
         found = self._recorded.get(key)
@@ -156,11 +157,11 @@ class CapturedSteps:
     def _describe(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
         for tensor in tensors:
             if tensor.device != self._device:
-                raise _NotRecordableError(
+                raise NotRecordableError(
                     f"an argument is on {tensor.device}, the ranks are on {self._device}"
                 )
             if tensor.requires_grad:
-                raise _NotRecordableError("an argument requires a gradient")
+                raise NotRecordableError("an argument requires a gradient")
         return tuple((t.shape, t.dtype, t.device, t.stride()) for t in tensors)
 
     def _is_warm(self, key: Any) -> bool:
@@ -188,14 +189,14 @@ class CapturedSteps:
         inputs = [torch.empty_like(tensor).copy_(tensor) for tensor in tensors]
 
         def run() -> Recordable:
-            result = run_pass(_put_together(batch, inputs), kind)
+            result = run_pass(put_together(batch, inputs), kind)
             if result.losses is None or result.loss is None:
                 return None, result.outputs
             return torch.cat((result.losses, result.loss.reshape(1))), result.outputs
 
         try:
             if any(own.stride() != t.stride() for own, t in zip(inputs, tensors, strict=True)):
-                raise _NotRecordableError("an argument is not dense in memory")
+                raise NotRecordableError("an argument is not dense in memory")
             losses, outputs = recording.capture(run)
             self._require_same(held)
         except BaseException as error:
@@ -221,7 +222,7 @@ class CapturedSteps:
         for tensors, before in zip(self._dicts, held, strict=True):
             for name, tensor in tensors.items():
                 if tensor is not before[name]:
-                    raise _NotRecordableError(
+                    raise NotRecordableError(
                         f"a forward puts another tensor in the place of {name!r}: expected changes "
                         "in place"
                     )
@@ -277,38 +278,6 @@ _UNRECORDABLE_OPTIONS = {
 }
 
 
-class _NotRecordableError(Exception):
-    pass
-
-
-def _take_apart(batch: Batch) -> tuple[list[Tensor], Any]:
-    """The batch's tensors, and the rest of it as something that can be compared."""
-    if not (batch.kwargs or batch.loss_kwargs or batch.is_cut):  # the usual case, ten times faster
-        plain = [*batch.args, batch.target]
-        if all(type(value) is Tensor for value in plain):
-            return plain, len(batch.args)
-    tree = (batch.args, batch.kwargs, batch.target, batch.loss_kwargs, batch.microbatches)
-    leaves, structure = pytree.tree_flatten(tree)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    others = tuple(_comparable(leaf) for leaf in leaves if not isinstance(leaf, Tensor))
-    return tensors, (structure, others, tuple(isinstance(leaf, Tensor) for leaf in leaves))
-
-
-def _comparable(value: Any) -> tuple[type, Any]:
-    if value is None or isinstance(value, bool | int | float | str | torch.dtype):
-        return type(value), value  # True is 1, and 1 is 1.0
-    raise _NotRecordableError(f"an argument is a {type(value).__name__}")
-
-
-def _put_together(batch: Batch, tensors: Sequence[Tensor]) -> Batch:
-    """The batch with other tensors."""
-    tree = (batch.args, batch.kwargs, batch.target, batch.loss_kwargs, batch.microbatches)
-    leaves, structure = pytree.tree_flatten(tree)
-    following = iter(tensors)
-    leaves = [next(following) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    return Batch(*pytree.tree_unflatten(leaves, structure))
-
-
 def _own(found: _Recorded) -> StepResult:
     """A result that the next replay doesn't overwrite."""
     loss = losses = outputs = None
@@ -328,6 +297,6 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 def _first_line(error: BaseException) -> str:
-    if isinstance(error, _NotRecordableError):
+    if isinstance(error, NotRecordableError):
         return str(error)
     return f"{type(error).__name__}: {error}".splitlines()[0]
