@@ -203,6 +203,7 @@ class CapturedSteps:
             # Nothing has been computed: what stands there now never will be.
             self._leaves.set_gradients(gradients)
             for tensors_of, before in zip(self._dicts, held, strict=True):
+                tensors_of.clear()
                 tensors_of.update(before)
             # What was recorded before may listen to a generator that has lost its place.
             self._recorded.clear()
@@ -221,7 +222,7 @@ class CapturedSteps:
     def _require_same(self, held: Sequence[Mapping[str, Any]]) -> None:
         for tensors, before in zip(self._dicts, held, strict=True):
             for name, tensor in tensors.items():
-                if tensor is not before[name]:
+                if name not in before or tensor is not before[name]:
                     raise NotRecordableError(
                         f"a forward puts another tensor in the place of {name!r}: expected changes "
                         "in place"

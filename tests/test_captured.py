@@ -172,6 +172,30 @@ def test_a_buffer_that_is_replaced_keeps_a_pass_from_being_recorded():
         assert pipe._captured.num_recordings == 0
 
 
+def test_what_a_forward_put_in_place_while_it_was_recorded_is_taken_back():
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(8))
+            self.num_passes = 0
+
+        def forward(self, x):
+            self.num_passes += 1
+            if self.num_passes == 4 * NUM_WARMUPS + 1:  # the first microbatch that is recorded
+                self.mean = torch.ones(8)
+                self.register_buffer("more", torch.ones(8))
+            return x
+
+    model = nn.Sequential(nn.Linear(8, 8), Late(), nn.Linear(8, 8))
+    x, y = batch(8)
+    mean = model[1].mean
+    with pipeline(model) as pipe:
+        for _ in range(NUM_WARMUPS + 1):
+            pipe.evaluate(x, target=y)
+        assert "in the place of 'mean'" in pipe._captured.reason
+        assert dict(model[1].named_buffers()) == {"mean": mean}
+
+
 def test_weights_that_lie_elsewhere_are_recorded_anew():
     model, reference = twins(mlp, 2)
     x, y = batch(8)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from plain_loop import assert_same_gradients, batch, mlp, plain_loop, same_bits, twins
-from test_gpu_schedules import SCHEDULES, STAGES_A_RANK
+from test_gpu_schedules import SCHEDULES, sizes
 from torch import nn
 
 import pipert
@@ -33,11 +33,7 @@ def pipeline(model, num_stages=2, ranks=1, **options):
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_replayed_steps_have_the_bits_of_module_stages(name, ranks):
-    if name in ("dualpipe", "chimera") and ranks == 1:
-        pytest.skip(f"{name} takes an even number of ranks")
-    num_stages = ranks * STAGES_A_RANK.get(name, 1)
-    microbatches = 3 * max(ranks, 2)
-    microbatches += microbatches % 2
+    num_stages, microbatches = sizes(name, ranks)
     model, other = twins(mlp, num_stages, width=64)
     pipes, optimizers = [], []
     for kind, twin in (("captured", model), ("module", other)):
