@@ -387,6 +387,7 @@ def main() -> None:
 
     sections: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "steps": lambda: [measure_steps(row) for row in ROWS],
+        "host": _host,
         "hidden": measure_hidden,
         "kernels": _kernels,
         "channels": _channels,
@@ -403,6 +404,7 @@ def main() -> None:
     dist.destroy_process_group()
     print_table("kernels", [row for row in answer["kernels"] if row["megabytes"] >= 64])
     print_table("channels", answer["channels"])
+    print_table("host time of a captured step, in us", answer["host"])
     print_table("transfers hidden behind compute (per cent)", answer["hidden"])
     print_steps(answer["steps"])
     for entry in answer.get("tests", []):
@@ -410,6 +412,12 @@ def main() -> None:
     for name in ("build", "errors", "seconds"):
         print(f"{name}: {answer.get(name)}")
     write_json("How fast is pipert on a GPU, and is it right there?", answer, options.out)
+
+
+def _host() -> list[dict[str, Any]]:
+    import gpu_host
+
+    return gpu_host.measure()
 
 
 def _kernels() -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypedDict
 
-from torch import Generator, Tensor
+from torch import Generator, Tensor, device
 from torch._C._distributed_c10d import Backend, Store
 from typing_extensions import Required
 
@@ -770,13 +770,41 @@ class NativeGraph:
     def set_parameter(self, index: int, tensor: Tensor) -> None: ...
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]: ...
 
-def fingerprint_of(dicts: Sequence[dict[str, Any]]) -> int: ...
-
-class Leaves:
-    def __init__(self, tensors: Sequence[Tensor]) -> None: ...
-    def fingerprint(self) -> int: ...
+class PassConditions:
+    def __init__(
+        self,
+        dicts: Sequence[dict[str, Any]],
+        attributes: Sequence[dict[str, Any]],
+        others: Sequence[Tensor],
+        device: device,
+    ) -> None: ...
+    def state(self) -> int | None: ...
     def gradients(self) -> list[Tensor | None]: ...
     def set_gradients(self, gradients: Sequence[Tensor | None]) -> None: ...
+
+class TensorSlot:
+    def __init__(self, like: Sequence[Tensor]) -> None: ...
+    @property
+    def tensors(self) -> list[Tensor]: ...
+    def fill(self, tensors: Sequence[Tensor]) -> None: ...
+    def copies(self) -> list[Tensor]: ...
+
+class LastStream:
+    def __init__(self) -> None: ...
+
+class Replay:
+    def __init__(
+        self,
+        *,
+        conditions: PassConditions,
+        inputs: TensorSlot,
+        results: TensorSlot,
+        gradients: Sequence[Tensor | None],
+        prepare: Callable[[], None],
+        launch: Callable[[], None],
+        last: LastStream,
+    ) -> None: ...
+    def run(self, batch: tuple[Any, ...]) -> list[Tensor] | None: ...
 
 class Runtime:
     def __init__(

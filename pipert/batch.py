@@ -1,8 +1,7 @@
 """Batch: what a caller gives to one pass, and what the pass needs of it."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -12,8 +11,7 @@ from pipert.local_stages import LocalStages
 from pipert.signatures import needs_target
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """The arguments of `Pipeline.step`, unchecked; it says what each of them means."""
 
     args: tuple[Any, ...]

@@ -3,15 +3,21 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from pipert import _C
 from pipert.batch import Batch
-from pipert.recorded_batch import NotRecordableError, put_together, take_apart
+from pipert.recorded_batch import (
+    NotRecordableError,
+    plain_rest,
+    plain_values,
+    put_together,
+    take_apart,
+)
+from pipert.recorded_result import RecordedResult
 from pipert.results import StepResult
 
 # Passes of a kind that run as they are before one is recorded: libraries are loaded, workspaces
@@ -21,18 +27,17 @@ NUM_WARMUPS = 2
 MAX_RECORDINGS = 8
 
 
-# What a recorded pass leaves behind: losses and outputs.
-Recordable = tuple[Tensor | None, Any]
+T = TypeVar("T")
 
 
 class Recording(Protocol):
     """A CudaGraph, or what tests put in its place."""
 
-    def capture(self, run: Callable[[], Recordable]) -> Recordable:
+    def capture(self, run: Callable[[], T]) -> T:
         """Records what `run` does without doing it."""
 
     def prepare(self) -> None:
-        """Before what the recording reads is written for another replay."""
+        """Before what the recording reads is written, for a replay on another stream."""
 
     def replay(self) -> None:
         """Does it."""
@@ -49,13 +54,21 @@ class PassKind(NamedTuple):
 RunPass = Callable[[Batch, PassKind], StepResult]
 
 
+class _Key(NamedTuple):
+    """Passes with equal ones are replayed from one recording."""
+
+    kind: PassKind
+    tensors: tuple[Any, ...]
+    rest: Any
+    state: int  # of the process and the modules
+
+
 @dataclass
 class _Recorded:
-    recording: Recording
-    inputs: list[Tensor]  # of the recording's own
-    losses: Tensor | None  # likewise: by microbatch, and then their mean, in one piece
-    outputs: Any  # likewise
-    gradients: list[Tensor | None]  # after the pass, by leaf
+    recording: Recording  # what it has allocated lives as long
+    inputs: _C.TensorSlot
+    replay: _C.Replay
+    result: RecordedResult
 
 
 class CapturedSteps:
@@ -91,10 +104,11 @@ class CapturedSteps:
         self._make_recording = make_recording
         self._refusal = refusal
         self._main_gradients = main_gradients
-        self._find_leaves()
-        self._recorded: OrderedDict[Any, _Recorded] = OrderedDict()
-        self._num_seen: dict[Any, int] = {}
-        self._refused: dict[Any, str] = {}
+        self._watch()
+        self._last_stream = _C.LastStream()
+        self._recorded: OrderedDict[_Key, _Recorded] = OrderedDict()
+        self._num_seen: dict[_Key, int] = {}
+        self._refused: dict[_Key, str] = {}
         self.reason: str | None = refusal or "it has not run yet"
         self.num_replays = 0
 
@@ -102,11 +116,12 @@ class CapturedSteps:
         """One pass: replayed, recorded and replayed, or as `run_pass` runs it."""
         if self._refusal is not None:
             return run_pass(batch, kind)
+        state = self._state()
+        if (result := self._replay_usual(batch, kind, state)) is not None:
+            return result
         try:
             tensors, rest = take_apart(batch)
-            if _C.fingerprint_of(self._dicts) != self._held:
-                self._find_leaves()  # another tensor stands in the place of one
-            key = (kind, self._describe(tensors), rest, self._state())
+            key = _Key(kind, self._describe(tensors), rest, state)
         except NotRecordableError as error:
             self.reason = str(error)
             return run_pass(batch, kind)
@@ -114,45 +129,53 @@ class CapturedSteps:
         if found is None:
             if not self._is_warm(key):
                 return run_pass(batch, kind)
-            found = self._record(key, batch, kind, tensors, run_pass)
+            found = self._record(key, batch, tensors, run_pass)
             if found is None:
                 return run_pass(batch, kind)
-        self._recorded.move_to_end(key)
-        return self._replay(found, tensors)
+        result = self._replay(key, found, tensors)
+        assert result is not None, "the tensors have the description of those that were recorded"
+        return result
 
     def clear(self) -> None:
         """Forgets all recordings: what they read or did has changed."""
         self._recorded.clear()
         self._num_seen.clear()
         self._refused.clear()
-        self._find_leaves()
+        self._watch()
 
     @property
     def num_recordings(self) -> int:
         """How many there are."""
         return len(self._recorded)
 
-    def _find_leaves(self) -> None:
+    def _watch(self) -> None:
         parts = list(dict.fromkeys(part for module in self._modules for part in module.modules()))
-        self._parts = parts
-        dicts: list[Any] = [d for part in parts for d in (part._parameters, part._buffers) if d]
-        self._dicts = dicts
-        held = [t for tensors in self._dicts for t in tensors.values() if t is not None]
-        self._leaves = _C.Leaves([*dict.fromkeys(held), *self._main_gradients()])
-        self._held = _C.fingerprint_of(self._dicts)
+        self._dicts: list[dict[str, Any]] = [
+            tensors for part in parts for tensors in (part._parameters, part._buffers) if tensors
+        ]
+        attributes = [part.__dict__ for part in parts]
+        others = self._main_gradients()
+        self._conditions = _C.PassConditions(self._dicts, attributes, others, self._device)
 
-    def _state(self) -> tuple[Any, ...]:
-        """Of the process and the modules: what a recording was made under."""
-        return (
-            self._leaves.fingerprint(),
-            self._held,
-            tuple([part.training for part in self._parts]),
-            torch.is_autocast_enabled("cuda"),
-            torch.get_autocast_dtype("cuda"),
-            torch.get_float32_matmul_precision(),
-            torch.are_deterministic_algorithms_enabled(),
-            torch.get_default_dtype(),
-        )
+    def _state(self) -> int:
+        state = self._conditions.state()
+        if state is None:  # another tensor stands in the place of one
+            self._watch()
+            state = self._conditions.state()
+            assert state is not None
+        return state
+
+    def _replay_usual(self, batch: Batch, kind: PassKind, state: int) -> StepResult | None:
+        """For a batch as most are, with little work for the host; None if it takes more."""
+        if (values := plain_values(batch)) is None:
+            return None
+        rest = plain_rest(batch)
+        for key, found in reversed(self._recorded.items()):
+            if key.state == state and key.kind == kind and key.rest == rest:
+                result = self._replay(key, found, values)
+                if result is not None:
+                    return result
+        return None
 
     def _describe(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
         for tensor in tensors:
@@ -179,29 +202,25 @@ class CapturedSteps:
         return False
 
     def _record(
-        self, key: Any, batch: Batch, kind: PassKind, tensors: list[Tensor], run_pass: RunPass
+        self, key: _Key, batch: Batch, tensors: Sequence[Tensor], run_pass: RunPass
     ) -> _Recorded | None:
         while len(self._recorded) >= MAX_RECORDINGS:
             self._recorded.popitem(last=False)
-        gradients = self._leaves.gradients()
+        gradients = self._conditions.gradients()
         held = [dict(tensors) for tensors in self._dicts]
         recording = self._make_recording()
-        inputs = [torch.empty_like(tensor).copy_(tensor) for tensor in tensors]
 
-        def run() -> Recordable:
-            result = run_pass(put_together(batch, inputs), kind)
-            if result.losses is None or result.loss is None:
-                return None, result.outputs
-            return torch.cat((result.losses, result.loss.reshape(1))), result.outputs
+        def run() -> RecordedResult:
+            return RecordedResult(run_pass(put_together(batch, inputs.tensors), key.kind))
 
         try:
-            if any(own.stride() != t.stride() for own, t in zip(inputs, tensors, strict=True)):
-                raise NotRecordableError("an argument is not dense in memory")
-            losses, outputs = recording.capture(run)
+            inputs = _C.TensorSlot(tensors)
+            inputs.fill(tensors)
+            result = recording.capture(run)
             self._require_same(held)
         except BaseException as error:
             # Nothing has been computed: what stands there now never will be.
-            self._leaves.set_gradients(gradients)
+            self._conditions.set_gradients(gradients)
             for tensors_of, before in zip(self._dicts, held, strict=True):
                 tensors_of.clear()
                 tensors_of.update(before)
@@ -215,7 +234,16 @@ class CapturedSteps:
             if not isinstance(cause, torch.OutOfMemoryError):
                 self._refused[key] = self.reason
             return None
-        found = _Recorded(recording, inputs, losses, outputs, self._leaves.gradients())
+        replay = _C.Replay(
+            conditions=self._conditions,
+            inputs=inputs,
+            results=result.slot,
+            gradients=self._conditions.gradients(),
+            prepare=recording.prepare,
+            launch=recording.replay,
+            last=self._last_stream,
+        )
+        found = _Recorded(recording, inputs, replay, result)
         self._recorded[key] = found
         return found
 
@@ -228,15 +256,16 @@ class CapturedSteps:
                         "in place"
                     )
 
-    def _replay(self, found: _Recorded, tensors: list[Tensor]) -> StepResult:
-        found.recording.prepare()
-        if tensors:
-            torch._foreach_copy_(found.inputs, tensors)
-        found.recording.replay()
-        self._leaves.set_gradients(found.gradients)
+    def _replay(self, key: _Key, found: _Recorded, values: tuple[Any, ...]) -> StepResult | None:
+        """None, and nothing is done, if a value is no tensor, or of another kind than recorded."""
+        tensors = found.replay.run(values)
+        if tensors is None:
+            return None
+        if next(reversed(self._recorded)) is not key:
+            self._recorded.move_to_end(key)
         self.reason = None
         self.num_replays += 1
-        return _own(found)
+        return found.result.of(tensors)
 
 
 def refusal_of(
@@ -277,17 +306,6 @@ _UNRECORDABLE_OPTIONS = {
     "copies with buffers": "the buffers of two copies of a model are handed over by the host",
     "measure_memory": "a replay allocates nothing that could be measured",
 }
-
-
-def _own(found: _Recorded) -> StepResult:
-    """A result that the next replay doesn't overwrite."""
-    loss = losses = outputs = None
-    if found.losses is not None:
-        both = found.losses.clone()  # a launch costs more than what else is done here
-        losses, loss = both[:-1], both[-1]
-    if found.outputs is not None:
-        outputs = pytree.tree_map_only(Tensor, Tensor.clone, found.outputs)
-    return StepResult(loss=loss, losses=losses, outputs=outputs)
 
 
 def _innermost(error: BaseException) -> BaseException:

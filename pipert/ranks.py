@@ -186,25 +186,32 @@ class Ranks:
 
     def check_ready(self) -> None:
         """Raises ValueError if no pass can begin: closed, forked, or one is running."""
-        with self._alone():
-            if self._runtime is None:
-                raise ValueError("the pipeline is closed")
+        self._require_process()
+        if self._busy.locked():
+            raise self._is_busy()
+        if self._runtime is None:
+            raise ValueError("the pipeline is closed")
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """No pass runs or begins while it lasts."""
-        if self._process != os.getpid():
-            raise ValueError(
-                "a forked process has no ranks: make the pipeline in the process itself"
-            )
+        self._require_process()
         if not self._busy.acquire(blocking=False):  # before anything is told to the other ranks
-            raise ValueError(
-                "the pipeline is running a step: it runs one at a time, for one thread"
-            )
+            raise self._is_busy()
         try:
             yield
         finally:
             self._busy.release()
+
+    def _require_process(self) -> None:
+        if self._process != os.getpid():
+            raise ValueError(
+                "a forked process has no ranks: make the pipeline in the process itself"
+            )
+
+    @staticmethod
+    def _is_busy() -> ValueError:
+        return ValueError("the pipeline is running a step: it runs one at a time, for one thread")
 
     @contextmanager
     def _announced_pass(self) -> Iterator[_C.Runtime]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pipert.batch import Batch
@@ -14,30 +14,43 @@ class NotRecordableError(Exception):
     """A pass can't be recorded; the message says why."""
 
 
-def take_apart(batch: Batch) -> tuple[list[Tensor], Any]:
+def plain_values(batch: Batch) -> tuple[Any, ...] | None:
+    """The usual batch, of positional arguments and perhaps a target, as one tuple; else None."""
+    if batch.kwargs or batch.loss_kwargs or batch.microbatches is not None:
+        return None
+    return batch.args if batch.target is None else (*batch.args, batch.target)
+
+
+def plain_rest(batch: Batch) -> tuple[int, bool]:
+    """The rest of a batch whose values are plain, and all of them tensors."""
+    return len(batch.args), batch.target is None
+
+
+def take_apart(batch: Batch) -> tuple[tuple[Tensor, ...], Any]:
     """The batch's tensors, and the rest of it as something that can be compared.
 
     Raises:
         NotRecordableError: there is something in it that can't.
     """
-    if not (batch.kwargs or batch.loss_kwargs or batch.is_cut):  # the usual case, ten times faster
-        plain = [*batch.args, batch.target]
-        if all(type(value) is Tensor for value in plain):
-            return plain, len(batch.args)
-    tree = (batch.args, batch.kwargs, batch.target, batch.loss_kwargs, batch.microbatches)
-    leaves, structure = pytree.tree_flatten(tree)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    others = tuple(_comparable(leaf) for leaf in leaves if not isinstance(leaf, Tensor))
-    return tensors, (structure, others, tuple(isinstance(leaf, Tensor) for leaf in leaves))
+    values = plain_values(batch)
+    if values is not None and all(type(value) is Tensor for value in values):
+        return values, plain_rest(batch)
+    leaves, structure = pytree.tree_flatten(tuple(batch))
+    tensors = tuple(leaf for leaf in leaves if _is_plain(leaf))
+    others = tuple(_comparable(leaf) for leaf in leaves if not _is_plain(leaf))
+    return tensors, (structure, others, tuple(map(_is_plain, leaves)))
 
 
 def put_together(batch: Batch, tensors: Sequence[Tensor]) -> Batch:
     """The batch with other tensors."""
-    tree = (batch.args, batch.kwargs, batch.target, batch.loss_kwargs, batch.microbatches)
-    leaves, structure = pytree.tree_flatten(tree)
+    leaves, structure = pytree.tree_flatten(tuple(batch))
     following = iter(tensors)
-    leaves = [next(following) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    leaves = [next(following) if _is_plain(leaf) else leaf for leaf in leaves]
     return Batch(*pytree.tree_unflatten(leaves, structure))
+
+
+def _is_plain(leaf: Any) -> bool:
+    return type(leaf) is Tensor or type(leaf) is nn.Parameter
 
 
 def _comparable(value: Any) -> tuple[type, Any]:

@@ -5,35 +5,25 @@
 namespace pipert {
 namespace {
 
-// FNV-1a over words, with a shift so that high bits reach low ones.
-class Fingerprint {
- public:
-  void add(std::uint64_t word) {
-    value_ = (value_ ^ word) * 0x100000001b3;
-    value_ ^= value_ >> 29;
-  }
-  void add(const at::Tensor& tensor) {
-    if (!tensor.defined()) return add(1);
-    add(tensor.has_storage() ? reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr()) : 2);
-    add(static_cast<std::uint64_t>(tensor.scalar_type()));
-    for (const std::int64_t stride : tensor.strides()) add(static_cast<std::uint64_t>(stride));
-  }
-  std::uint64_t value() const { return value_; }
-
- private:
-  std::uint64_t value_ = 0xcbf29ce484222325;
-};
+void add_tensor(Fingerprint& fingerprint, const at::Tensor& tensor) {
+  if (!tensor.defined()) return fingerprint.add(1);
+  if (tensor.has_storage())
+    fingerprint.add_address(tensor.const_data_ptr());
+  else
+    fingerprint.add(2);
+  fingerprint.add(static_cast<std::uint64_t>(tensor.scalar_type()));
+  for (const std::int64_t stride : tensor.strides())
+    fingerprint.add(static_cast<std::uint64_t>(stride));
+}
 
 }  // namespace
 
-std::uint64_t Leaves::fingerprint() const {
-  Fingerprint fingerprint;
+void Leaves::add_to(Fingerprint& fingerprint) const {
   for (const at::Tensor& tensor : tensors_) {
-    fingerprint.add(tensor);
+    add_tensor(fingerprint, tensor);
     fingerprint.add(static_cast<std::uint64_t>(tensor.requires_grad()));
-    if (tensor.requires_grad()) fingerprint.add(tensor.grad());
+    if (tensor.requires_grad()) add_tensor(fingerprint, tensor.grad());
   }
-  return fingerprint.value();
 }
 
 std::vector<at::Tensor> Leaves::gradients() const {

@@ -6,8 +6,9 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <cstdint>
 #include <vector>
+
+#include "base/fingerprint.h"
 
 namespace pipert {
 
@@ -15,9 +16,9 @@ class Leaves {
  public:
   explicit Leaves(std::vector<at::Tensor> tensors) : tensors_(std::move(tensors)) {}
 
-  // Differs when a tensor or its gradient lies elsewhere, came or went, has other strides or
-  // another dtype, or is to be trained or no longer.
-  std::uint64_t fingerprint() const;
+  // Makes a difference when a tensor or its gradient lies elsewhere, came or went, has other
+  // strides or another dtype, or is to be trained or no longer.
+  void add_to(Fingerprint& fingerprint) const;
 
   // By tensor; undefined where there is none.
   std::vector<at::Tensor> gradients() const;

@@ -20,7 +20,7 @@ void bind_device(pybind11::module_& module);
 void bind_random(pybind11::module_& module);
 void bind_transport(pybind11::module_& module);
 void bind_native(pybind11::module_& module);
-void bind_leaves(pybind11::module_& module);
+void bind_replay(pybind11::module_& module);
 void bind_runtime(pybind11::module_& module);
 void bind_rehearsal(pybind11::module_& module);
 void bind_probe(pybind11::module_& module);

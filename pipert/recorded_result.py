@@ -1,0 +1,38 @@
+"""The result of a recorded pass: its tensors, which each replay computes anew, and the rest."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pipert import _C
+from pipert.results import StepResult
+
+
+class RecordedResult:
+    """Made while the pass is recorded, of what it returned.
+
+    Attributes:
+        slot: where each replay leaves the tensors.
+    """
+
+    def __init__(self, result: StepResult) -> None:
+        whole = (result.loss, result.losses, result.outputs)
+        self._leaves, self._structure = pytree.tree_flatten(whole)
+        places = [i for i, leaf in enumerate(self._leaves) if isinstance(leaf, Tensor)]
+        tensors = [self._leaves[i].contiguous() for i in places]
+        self.slot = _C.TensorSlot(tensors)
+        self.slot.fill(tensors)
+        for place in places:
+            self._leaves[place] = None
+        self._places = places
+        self._is_loss_alone = result.outputs is None and len(places) == 2
+
+    def of(self, tensors: Sequence[Tensor]) -> StepResult:
+        """The result with these tensors: those of a replay, as `slot.copies()` gives them."""
+        if self._is_loss_alone:
+            return StepResult(*tensors)
+        leaves = list(self._leaves)
+        for place, tensor in zip(self._places, tensors, strict=True):
+            leaves[place] = tensor
+        return StepResult(*pytree.tree_unflatten(leaves, self._structure))
