@@ -86,7 +86,7 @@ py::tuple trace_of(Rank rank, const PassTrace& trace) {
 py::list traces(PythonRuntime& self, int ago) {
   py::list result;
   for (const auto& executor : self.runtime().executors()) {
-    const int num_passes = executor->trace().num_passes();
+    const int num_passes = executor->log().trace().num_passes();
     if (ago < 0 || ago >= num_passes)
       throw IndexError(concat("the trace has ", num_passes, " passes, got ", ago));
     std::optional<PassTrace> trace;
@@ -102,13 +102,13 @@ py::list traces(PythonRuntime& self, int ago) {
 std::vector<Rank> device_timed(PythonRuntime& self) {
   std::vector<Rank> ranks;
   for (const auto& executor : self.runtime().executors()) {
-    if (executor->times_device()) ranks.push_back(executor->rank());
+    if (executor->log().times_device()) ranks.push_back(executor->rank());
   }
   return ranks;
 }
 
 int num_traces(PythonRuntime& self) {
-  return self.runtime().executors().front()->trace().num_passes();
+  return self.runtime().executors().front()->log().trace().num_passes();
 }
 
 // What a rank held: (rank, activations, peak in bytes or None, bytes at the start of each
@@ -116,11 +116,11 @@ int num_traces(PythonRuntime& self) {
 py::list memory(PythonRuntime& self) {
   py::list result;
   for (const auto& executor : self.runtime().executors()) {
-    const MemoryTrace& memory = executor->memory();
+    const MemoryTrace& memory = executor->log().memory();
     py::object peak = py::none();
     if (memory.peak_bytes >= 0) peak = py::cast(memory.peak_bytes);
-    result.append(py::make_tuple(executor->rank(), executor->peak_activations(), std::move(peak),
-                                 py::cast(memory.bytes)));
+    result.append(py::make_tuple(executor->rank(), executor->log().peak_activations(),
+                                 std::move(peak), py::cast(memory.bytes)));
   }
   return result;
 }

@@ -340,7 +340,7 @@ py::object PythonRuntime::outputs() {
 std::map<Rank, int> PythonRuntime::peak_activations() {
   std::map<Rank, int> peaks;
   for (const auto& executor : runtime().executors()) {
-    peaks[executor->rank()] = executor->peak_activations();
+    peaks[executor->rank()] = executor->log().peak_activations();
   }
   return peaks;
 }

@@ -6,7 +6,6 @@
 
 #include "base/error.h"
 #include "base/index.h"
-#include "device/profiler_range.h"
 #include "runtime/device_axis.h"
 #include "runtime/joint_pair.h"
 #include "stage/microbatch_scope.h"
@@ -28,30 +27,6 @@ LaneTable make_lanes(const Program& training, const Program& evaluation,
   return lanes;
 }
 
-std::vector<std::string> range_names(const Program& program) {
-  std::vector<std::string> names;
-  for (const Instruction& instruction : program.instructions) {
-    const auto* run = std::get_if<Run>(&instruction.op);
-    const auto* move = std::get_if<Move>(&instruction.op);
-    const Action* action = run != nullptr    ? &run->action
-                           : move != nullptr ? &move->action
-                                             : nullptr;
-    names.push_back(action == nullptr ? std::string()
-                                      : concat("rank ", program.rank, " ", to_string(*action)));
-  }
-  return names;
-}
-
-// Of those that are dense: what others take isn't told.
-std::int64_t bytes_of(const std::vector<at::Tensor>& tensors) {
-  std::int64_t bytes = 0;
-  for (const at::Tensor& tensor : tensors) {
-    if (tensor.defined() && tensor.layout() == at::kStrided)
-      bytes += static_cast<std::int64_t>(tensor.nbytes());
-  }
-  return bytes;
-}
-
 }  // namespace
 
 Executor::Executor(RankResources resources, Program training, Program evaluation,
@@ -66,15 +41,7 @@ Executor::Executor(RankResources resources, Program training, Program evaluation
       failure_(failure),
       spread_(spread),
       seat_(seat),
-      trace_(trace.num_passes, std::max(training_.ops.size(), evaluation_.ops.size())) {
-  if (trace.device_times) {
-    device_times_ = make_device_times(device_, as_index(trace.num_passes),
-                                      std::max(training_.ops.size(), evaluation_.ops.size()));
-  }
-  if (!trace.profiler_ranges) return;
-  training_ranges_ = range_names(training_.program);
-  evaluation_ranges_ = range_names(evaluation_.program);
-}
+      log_(trace, training_.program, evaluation_.program, device) {}
 
 void Executor::prepare(const Pass& pass, std::int64_t begun_ns) {
   const DecodedProgram& program = decoded(pass);
@@ -87,14 +54,9 @@ void Executor::prepare(const Pass& pass, std::int64_t begun_ns) {
   begin(resources_.senders, program.num_outgoing);
   begin(resources_.receivers, program.num_incoming);
   held_.resize(program.program.slots.size());
-  trace_.begin(pass.training, begun_ns);
-  if (device_times_ != nullptr) device_times_->begin(trace_.place());
-  memory_ = {};
-  if (meter_.has_value()) meter_->reset();
+  log_.begin(pass.training, begun_ns);
   last_was_training_ = pass.training;
   failing_.reset();
-  num_activations_.store(0, std::memory_order_relaxed);
-  peak_activations_.store(0, std::memory_order_relaxed);
   progress_.instruction.store(-1, std::memory_order_relaxed);
   if (!compute_lane_.is_asynchronous()) return;
   marks_.resize(as_index(program.program.num_marks));
@@ -121,25 +83,15 @@ void Executor::join_all() noexcept {
 }
 
 PassTrace Executor::traced(int ago) const {
-  const PassTrace& host = trace_.last(ago);
-  if (device_times_ == nullptr) return host;
-  return on_device_axis(host, program(host.training),
-                        device_times_->read(trace_.place_of_last(ago)));
+  const PassTrace& host = log_.trace().last(ago);
+  if (!log_.times_device()) return host;
+  return on_device_axis(host, program(host.training), log_.spans(ago));
 }
 
 bool Executor::run(const Pass& pass, const std::function<bool(Lane&)>& after) {
   const auto current = compute_lane_.make_current();
   if (entry_ != nullptr) compute_lane_.wait(*entry_);
-  const auto measuring = meter_.has_value() ? meter_->start() : nullptr;
-  PassTrace* const trace = trace_.current();
-  std::int64_t issued = trace_ns();
-  const auto note = [&](std::int64_t ended) {
-    if (trace != nullptr) {
-      const std::int64_t started = started_ns_ == 0 ? issued : started_ns_;
-      trace->events[trace->num_events++] = {issued, started, ended, sent_bytes_};
-    }
-    issued = ended;
-  };
+  log_.enter();
   bool completed = true;
   try {
     const auto& ops = decoded(pass).ops;
@@ -149,30 +101,23 @@ bool Executor::run(const Pass& pass, const std::function<bool(Lane&)>& after) {
         break;
       }
       progress_.instruction.store(static_cast<std::int32_t>(i), std::memory_order_relaxed);
-      started_ns_ = sent_bytes_ = 0;
+      log_.come_to_instruction();
       has_input_ = false;
-      if (measuring != nullptr) memory_.bytes.push_back(meter_->bytes());
-      const bool is_pair = ops[i].begins_pair;
-      completed = is_pair ? run_pair(ops[i], ops[i + 1], pass) : dispatch(ops[i], pass);
-      const std::int64_t ended = trace_ns();
-      if (is_pair) {
-        note(completed ? middle_ns_ : ended);
-        started_ns_ = issued;
-        if (measuring != nullptr) memory_.bytes.push_back(meter_->bytes());
+      if (!ops[i].begins_pair) {
+        completed = dispatch(ops[i], pass);
+        log_.leave_instruction();
+      } else {
+        completed = run_pair(ops[i], ops[i + 1], pass);
         ++i;
       }
-      note(ended);
     }
   } catch (...) {
     fail(pass, std::current_exception());
     completed = false;
   }
-  if (trace != nullptr) trace->done_ns = issued;
+  log_.stop_clock();
   if (completed && after) completed = after(compute_lane_);
-  if (measuring != nullptr) {
-    memory_.bytes.push_back(meter_->bytes());
-    memory_.peak_bytes = meter_->peak();
-  }
+  log_.leave();
   return mark_exit(pass) && completed;
 }
 
@@ -236,20 +181,16 @@ bool Executor::run_pair(const Op& forward, const Op& backward, const Pass& pass)
   const auto half = [&](const Op& op, std::size_t i) {
     const auto& run = std::get<Run>(program.instructions[as_index(at) + i].op);
     return OverlapHalf{run.action, [&, i] {
-                         const std::int64_t start = trace_ns();
+                         const std::int64_t start = log_.clock_ns();
                          Message result = run_action(op, pass, std::move(inputs[i]));
                          if (op.held >= 0) held_[as_index(op.held)] = std::move(result);
-                         spent_ns[i] = trace_ns() - start;
+                         spent_ns[i] = log_.clock_ns() - start;
                        }};
   };
   const OverlapHalves halves{half(forward, 0), half(backward, 1)};
   run_jointly(resources_.overlap.get(), halves, forward.stage == backward.stage, compute_lane_,
               device_, failing_);
-  // Halves that ran side by side stand in the trace one after the other.
-  const auto spent = static_cast<double>(std::max<std::int64_t>(1, spent_ns[0] + spent_ns[1]));
-  const double share = static_cast<double>(spent_ns[0]) / spent;
-  const auto took = static_cast<double>(trace_ns() - started_ns_);
-  middle_ns_ = started_ns_ + static_cast<std::int64_t>(share * took);
+  log_.leave_pair(spent_ns[0], spent_ns[1]);
   return true;
 }
 
@@ -259,30 +200,19 @@ Message Executor::run_action(const Op& op, const Pass& pass, Message input) {
   const MicrobatchScope scope(
       context, op.code == OpCode::kForward ? forward_stream(pass) : StreamKind::kBackward);
   const int before = op.stage->num_activations();
-  const ProfilerRange range(range_name(op, pass));
-  if (device_times_ != nullptr) device_times_->start(index_of(op, pass), compute_lane_);
+  const std::size_t index = index_of(op, pass);
+  const ProfilerRange range(log_.range_name(index));
+  log_.start_on_device(index, compute_lane_);
   Message result = run_on_stage(op, context, std::move(input));
-  if (device_times_ != nullptr) device_times_->end(index_of(op, pass), compute_lane_);
-  count_activations(op.stage->num_activations() - before);
+  log_.end_on_device(index, compute_lane_);
+  log_.count_activations(op.stage->num_activations() - before);
   set_mark(op, compute_lane_);
   return result;
 }
 
-const char* Executor::range_name(const Op& op, const Pass& pass) const {
-  const auto& names = pass.training ? training_ranges_ : evaluation_ranges_;
-  return names.empty() ? nullptr : names[index_of(op, pass)].c_str();
-}
-
 void Executor::start() {
   has_input_ = true;
-  started_ns_ = trace_ns();
-}
-
-void Executor::count_activations(int change) {
-  const int count = num_activations_.fetch_add(change, std::memory_order_relaxed) + change;
-  int peak = peak_activations_.load(std::memory_order_relaxed);
-  while (peak < count && !peak_activations_.compare_exchange_weak(peak, count)) {
-  }
+  log_.start();
 }
 
 Message Executor::run_on_stage(const Op& op, const RunContext& context, Message input) {
@@ -314,16 +244,17 @@ bool Executor::move(const Op& op, const Pass& pass) {
   await_mark(op, *op.lane);
   const auto current = op.lane->make_current();
   const int before = op.stage->num_activations();
-  const ProfilerRange range(range_name(op, pass));
-  if (device_times_ != nullptr) device_times_->start(index_of(op, pass), *op.lane);
+  const std::size_t index = index_of(op, pass);
+  const ProfilerRange range(log_.range_name(index));
+  log_.start_on_device(index, *op.lane);
   if (op.code == OpCode::kOffload) {
     op.stage->offload(context_of(op, pass), *op.lane);
   } else {
     op.stage->reload(context_of(op, pass), *op.lane, compute_lane_);
   }
-  if (device_times_ != nullptr) device_times_->end(index_of(op, pass), *op.lane);
+  log_.end_on_device(index, *op.lane);
   set_mark(op, *op.lane);
-  count_activations(op.stage->num_activations() - before);
+  log_.count_activations(op.stage->num_activations() - before);
   return true;
 }
 
@@ -356,8 +287,7 @@ void Executor::send(const Op& op, const Pass& pass) {
   message.epoch = pass.epoch;
   message.training = pass.training;
   message.step = pass.step;
-  if (meter_.has_value()) meter_->give(message.tensors);
-  if (trace_.current() != nullptr) sent_bytes_ = bytes_of(message.tensors);
+  log_.send(message.tensors);
   op.sender->send(op.sequence, op.slot, std::move(message), compute_lane_);
 }
 
@@ -372,8 +302,8 @@ bool Executor::fetch(const Input& input, const Pass& pass, Message& message) {
   if (!arrived.has_value()) return false;
   message = std::move(*arrived);
   check(message, input, pass);
-  if (meter_.has_value()) meter_->take(message.tensors);
-  if (device_times_ != nullptr) device_times_->end(as_index(input.posted), *input.lane);
+  log_.take(message.tensors);
+  log_.end_on_device(as_index(input.posted), *input.lane);
   if (!input.lane->is_asynchronous()) return true;
   // One mark for all: a lane waits for where it stood when it was told to.
   if (fetched_ == nullptr) fetched_ = input.lane->make_mark();
@@ -396,7 +326,7 @@ void Executor::check(const Message& message, const Input& input, const Pass& pas
 bool Executor::release(const Op& op) {
   const Waiting waiting(progress_, now_ns());
   const bool released = op.sender->release(op.sequence, op.slot);
-  started_ns_ = trace_ns();
+  log_.start();
   return released;
 }
 
@@ -432,7 +362,7 @@ HeldMemory Executor::held_memory(const Pass& pass) const {
   HeldMemory held;
   for (const auto& [index, stage] : resources_.stages)
     held.activations.emplace_back(index, stage->num_activations());
-  if (!memory_.bytes.empty()) held.bytes = meter_->bytes();
+  held.bytes = log_.held_bytes();
   held.training = pass.training;
   return held;
 }

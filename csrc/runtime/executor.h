@@ -6,22 +6,19 @@
 #pragma once
 
 #include <array>
-#include <atomic>
 #include <functional>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "device/device_times.h"
-#include "device/memory_meter.h"
 #include "runtime/arrival.h"
 #include "runtime/core_spread.h"
 #include "runtime/decode.h"
 #include "runtime/failure.h"
 #include "runtime/losses.h"
+#include "runtime/pass_log.h"
 #include "runtime/progress.h"
-#include "runtime/trace.h"
 
 namespace pipert {
 
@@ -33,7 +30,7 @@ class Executor {
            FirstFailure& failure, CoreSpread& spread, int seat, const TraceOptions& trace);
 
   // From the next pass on, bytes are counted. While no pass runs.
-  void measure_memory() { meter_.emplace(device_); }
+  void measure_memory() { log_.measure_memory(); }
 
   // Tells the channels and the trace that a pass begins. On the caller's thread; no rank is
   // running. On an accelerator the pass comes after all that the caller's stream was given before.
@@ -52,7 +49,7 @@ class Executor {
   // Any thread: ends this rank's waits, now and until reset().
   void abort() noexcept;
   // On the caller's thread: the pass ended well, on all ranks.
-  void complete(std::int64_t ended_ns) { trace_.end(ended_ns); }
+  void complete(std::int64_t ended_ns) { log_.end(ended_ns); }
   // After a failed pass, when no rank is running. False if the channels must be built anew.
   bool reset() noexcept;
 
@@ -61,20 +58,16 @@ class Executor {
     return training ? training_.program : evaluation_.program;
   }
   const Progress& progress() const { return progress_; }
-  const TraceRing& trace() const { return trace_; }
-  // Whether traced() has the device's times.
-  bool times_device() const { return device_times_ != nullptr; }
+  // What the rank noted of its last passes. The activations are counted in the stages: (stage,
+  // microbatch) pairs that held some.
+  const PassLog& log() const { return log_; }
   // TraceRing::last(ago), between passes. With the device's times it waits until the device has
   // come to the end of that pass.
   PassTrace traced(int ago) const;
-  const MemoryTrace& memory() const { return memory_; }
   const RankResources& resources() const { return resources_; }
   const c10::Device& device() const { return device_; }
   // What this rank's last stages computed in the last pass; empty if there is none.
   Losses losses() const;
-  // The most (stage, microbatch) pairs that held activations at a time in the last pass, counted in
-  // the stages.
-  int peak_activations() const { return peak_activations_.load(std::memory_order_relaxed); }
   // Whether the last pass that began was a training pass.
   bool last_was_training() const { return last_was_training_; }
 
@@ -100,17 +93,12 @@ class Executor {
   // For moves, on an accelerator: elsewhere work is done when the call returns.
   void await_mark(const Op& op, Lane& lane);
   void set_mark(const Op& op, Lane& lane);
-  void count_activations(int change);
-  // The action's name for a profiler; null where none is asked for.
-  const char* range_name(const Op& op, const Pass& pass) const;
   std::size_t index_of(const Op& op, const Pass& pass) const {
     return static_cast<std::size_t>(&op - decoded(pass).ops.data());
   }
   HeldMemory held_memory(const Pass& pass) const;
   // The instruction at hand has what it waited for.
   void start();
-  // The clock, or 0 where nothing is traced.
-  std::int64_t trace_ns() { return trace_.current() != nullptr ? now_ns() : 0; }
   void fail(const Pass& pass, std::exception_ptr cause);
 
   RankResources resources_;
@@ -129,25 +117,11 @@ class Executor {
   std::vector<Message> held_;      // by SlotId: results on their way to a Send or to a later Run
   std::vector<std::unique_ptr<Mark>> marks_;  // by MarkId: those of moves, once they were set
   Progress progress_;
-  TraceRing trace_;
-  std::unique_ptr<DeviceTimes> device_times_;  // null: none are taken
-  // By instruction, "rank 1 2F0" (see docs/trace.md); empty: no profiler is told.
-  std::vector<std::string> training_ranges_;
-  std::vector<std::string> evaluation_ranges_;
-  MemoryTrace memory_;
-  std::optional<MemoryMeter> meter_;
-  // Of the instruction at hand, in the trace: when it had what it waited for (0: it never waited),
-  // and the bytes that it sent.
-  std::int64_t started_ns_ = 0;
-  std::int64_t sent_bytes_ = 0;
+  PassLog log_;
   bool has_input_ = false;           // the Run or Move at hand has what it reads
   std::array<Arrival, 2> arrivals_;  // that it reads; both halves of a pair
   bool last_was_training_ = true;
-  std::int64_t middle_ns_ = 0;     // of the joint pair at hand: where its forward ends in the trace
   std::optional<Action> failing_;  // what failed, where it isn't the Run at hand
-  // Halves of a pair may run on other threads.
-  std::atomic<int> num_activations_{0};
-  std::atomic<int> peak_activations_{0};
 };
 
 }  // namespace pipert

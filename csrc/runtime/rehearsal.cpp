@@ -79,7 +79,7 @@ std::optional<int> stalled_at(const Executor& executor, const std::vector<Action
     num_runs += is_move || std::holds_alternative<Run>(instruction.op) ? 1 : 0;
   }
   const int num_done = static_cast<int>(log.size());
-  const bool at_end = executor.trace().current()->num_events == instructions.size();
+  const bool at_end = executor.log().trace().current()->num_events == instructions.size();
   if (at_end && num_done == num_runs) return std::nullopt;
   const auto at = as_index(std::max(0, executor.progress().instruction.load()));
   const bool sends = std::holds_alternative<Send>(instructions[at].op);
@@ -99,7 +99,7 @@ std::int64_t duration_ns(const PipelineRuntime& runtime) {
   std::int64_t start = std::numeric_limits<std::int64_t>::max();
   std::int64_t end = 0;
   for (const auto& executor : runtime.executors()) {
-    const PassTrace& trace = *executor->trace().current();
+    const PassTrace& trace = *executor->log().trace().current();
     if (trace.num_events > 0) start = std::min(start, trace.events.front().issued_ns);
     end = std::max(end, trace.done_ns);
   }
