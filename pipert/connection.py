@@ -18,7 +18,6 @@ from pipert.transports import (
     reason_against_cuda_ipc,
     reason_against_shm,
     spin_us,
-    warn_of_single_connection,
 )
 
 if TYPE_CHECKING:
@@ -96,8 +95,6 @@ class Connection:
             else EdgeTransport(a, b, "process_group", refused[f"edge/{a}-{b}"])
             for a, b in edges
         ]
-        if any(isinstance(shared, _C.CudaIpcEdge) for shared in self._segments.values()):
-            warn_of_single_connection()
         self._segments.clear()  # the channels own them
 
     def _kind_of(self, key: str) -> str | None:

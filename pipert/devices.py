@@ -110,7 +110,7 @@ def warn_of_cuda(devices: Mapping[int, torch.device], programs: Sequence[Any]) -
     if os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS") == "1" and most > 1:
         warnings.warn(
             f"CUDA_DEVICE_MAX_CONNECTIONS=1: all {most} lanes on {device} go through one hardware "
-            "queue, where a transfer that waits holds up compute behind it: expected 8 (CUDA's "
-            "default) or more",
+            "queue, where a transfer that waits holds up compute behind it, with transport "
+            "'cuda_ipc' by some 300 us each time: expected 8 (CUDA's default) or more",
             stacklevel=2,
         )

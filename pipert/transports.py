@@ -2,11 +2,9 @@
 
 import os
 import socket
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -128,18 +126,6 @@ def reason_against_cuda_ipc(transport: str, source: Home, destination: Home) -> 
     if not (source.has_cuda_ipc and destination.has_cuda_ipc):
         return "pipert was built without CUDA, which cuda_ipc needs"
     return source.apart_from(destination)
-
-
-@cache
-def warn_of_single_connection() -> None:
-    """Once a process: the setting makes each wait of a stream hold up all others."""
-    if os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS") == "1":
-        warnings.warn(
-            "CUDA_DEVICE_MAX_CONNECTIONS=1 puts all streams into one queue of the device, where "
-            "transfers that wait for another rank hold up compute, by some 300 us each: expected "
-            "it unset, or at least 8, with transport 'cuda_ipc'",
-            stacklevel=2,
-        )
 
 
 def spin_us(homes: Sequence[Home], rank: int) -> int:

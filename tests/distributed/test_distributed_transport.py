@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -264,18 +263,6 @@ def test_edge_between_gpus_has_copy_engines_or_a_reason(
 ) -> None:
     got = transports.reason_against_cuda_ipc(transport, _home(), _home(**changes))
     assert got is None if reason is None else got is not None and reason in got, got
-
-
-def test_single_connection_to_the_device_is_warned_of_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    transports.warn_of_single_connection.cache_clear()
-    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    with pytest.warns(UserWarning, match="CUDA_DEVICE_MAX_CONNECTIONS=1 puts all streams"):
-        transports.warn_of_single_connection()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        transports.warn_of_single_connection()
 
 
 @pytest.mark.processes(2)
