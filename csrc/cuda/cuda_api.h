@@ -36,7 +36,7 @@ struct MemoryHandle {
 void* allocate(std::size_t num_bytes);
 void deallocate(void* memory);
 // REQUIRES what allocate() returned. Another process may import it until it is deallocated, and
-// must have closed it by then.
+// must have closed it by then. Who deallocates or closes waits for all of the device's streams.
 MemoryHandle export_memory(void* memory);
 void* import_memory(const MemoryHandle& handle);
 void close_imported(void* memory);
@@ -45,7 +45,9 @@ void close_imported(void* memory);
 void* register_host(void* memory, std::size_t num_bytes);
 void unregister_host(void* memory);
 
-// Of the highest priority; no implicit order with the default stream.
+// Of the highest priority; no implicit order with the default stream. Who destroys one doesn't
+// wait, and the handle stays good for who still has it: it may be given to the next who creates
+// one.
 Stream create_stream();
 void destroy_stream(Stream stream);
 void synchronize(Stream stream);

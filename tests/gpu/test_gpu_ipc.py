@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -50,13 +51,14 @@ def _data(rows: int, seed: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     return x.to("cuda"), torch.randn(rows, WIDTH, generator=generator).to("cuda")
 
 
-def _pipeline(model: nn.Sequential, num_stages: int, **options) -> pipert.Pipeline:
+def _pipeline(
+    model: nn.Sequential | list[nn.Module], num_stages: int, **options
+) -> pipert.Pipeline:
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(True)
     settings = {"num_microbatches": 8, "loss_fn": mse, "timeout_s": 20.0, **options}
-    pipe = pipert.Pipeline(
-        pipert.split(model, num_stages), group=pipert.init(), devices=["cuda:0"], **settings
-    )
+    stages = pipert.split(model, num_stages) if isinstance(model, nn.Sequential) else model
+    pipe = pipert.Pipeline(stages, group=pipert.init(), devices=["cuda:0"], **settings)
     assert {edge.transport for edge in pipe.transports} == {"cuda_ipc"}, pipe.transports
     return pipe
 
@@ -155,6 +157,43 @@ def die(victim: int) -> None:
     assert took < 8, f"{took:.1f} s: {told}"
 
 
+class Keeps(nn.Module):
+    """Keeps what it has returned last."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.kept = x * 2
+        return self.kept
+
+
+def keep() -> None:
+    """What was sent outlives the channel, and its memory is used again then."""
+    stages = [nn.Sequential(stage, Keeps()) for stage in pipert.split(_model(2), 2)]
+    with _pipeline(stages, 2, transport="cuda_ipc") as pipe:
+        for rows in (4000, 100_000):
+            x, y = _data(rows)
+            pipe.step(x, target=y)
+    for stage in (stage for stage in stages if hasattr(stage[1], "kept")):  # this rank's
+        kept = stage[1].kept.detach().clone()
+        assert torch.equal(kept, stage[1].kept)
+        size = stage[1].kept.shape
+        del stage[1].kept
+        for value in range(50):
+            assert (torch.full(size, value, device="cuda") == value).all()
+    torch.cuda.synchronize()
+
+
+def warn() -> None:
+    os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            _pipeline(_model(2), 2, transport="cuda_ipc").close()
+    finally:
+        del os.environ["CUDA_DEVICE_MAX_CONNECTIONS"]
+    told = [str(one.message) for one in caught]
+    assert sum("CUDA_DEVICE_MAX_CONNECTIONS=1" in text for text in told) == 1, told
+
+
 # --- the tests -----------------------------------------------------------------------------------
 
 
@@ -171,6 +210,14 @@ def test_auto_takes_cuda_ipc_between_processes_on_one_gpu(two):
 
 def test_sizes_may_change_with_every_step(two):
     two("change_shapes")
+
+
+def test_sent_tensors_may_be_kept_longer_than_the_channel(two):
+    two("keep")
+
+
+def test_one_connection_to_the_device_is_warned_of_once(two):
+    two("warn")
 
 
 @pytest.mark.parametrize("victim", [0, 1])

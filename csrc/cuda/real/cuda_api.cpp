@@ -4,6 +4,9 @@
 #include <cuda_runtime_api.h>
 
 #include <cstring>
+#include <map>
+#include <mutex>
+#include <vector>
 
 #include "base/error.h"
 
@@ -58,6 +61,19 @@ bool has_come(cudaError_t status, const char* call) {
   return true;
 }
 
+// Streams that have no owner. They aren't destroyed: torch's caching allocator asks a stream that
+// it was told of when the tensor is freed, which may be after the channel.
+struct StreamPool {
+  std::mutex mutex;
+  std::map<Stream, int> devices;            // of all that were made
+  std::map<int, std::vector<Stream>> idle;  // by device
+};
+
+StreamPool& streams() {
+  static auto& pool = *new StreamPool;  // never destroyed: others may come later
+  return pool;
+}
+
 }  // namespace
 
 void* allocate(std::size_t num_bytes) {
@@ -99,16 +115,31 @@ void* register_host(void* memory, std::size_t num_bytes) {
 void unregister_host(void* memory) { check(cudaHostUnregister(memory), "cudaHostUnregister"); }
 
 Stream create_stream() {
+  StreamPool& pool = streams();
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  const std::lock_guard lock(pool.mutex);
+  if (std::vector<Stream>& idle = pool.idle[device]; !idle.empty()) {
+    const Stream kept = idle.back();
+    idle.pop_back();
+    return kept;
+  }
   int least = 0;
   int greatest = 0;
   check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "cudaDeviceGetStreamPriorityRange");
   cudaStream_t stream = nullptr;
   check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, greatest),
         "cudaStreamCreateWithPriority");
+  pool.devices[stream] = device;
   return stream;
 }
 
-void destroy_stream(Stream stream) { check(cudaStreamDestroy(stream), "cudaStreamDestroy"); }
+void destroy_stream(Stream stream) {
+  if (!is_idle(stream)) return;  // nobody shall wait for what it was given
+  StreamPool& pool = streams();
+  const std::lock_guard lock(pool.mutex);
+  pool.idle[pool.devices.at(stream)].push_back(stream);
+}
 
 void synchronize(Stream stream) { check(cudaStreamSynchronize(stream), "cudaStreamSynchronize"); }
 
