@@ -2,12 +2,26 @@
 
     python benchmarks/gpu_channels.py
 
-Two processes on cuda:0. `push`: copy engines push into the other process's memory, with the flags
-that tell of each push and free its slot, against plain copies within the device of as many bytes
-into as many buffers, measured in turn; GB/s count what is read and what is written. All is given to
-the streams before the time runs. `flag`: from a stream's write to the end of the other process's
-wait, half of a round trip. `message`: 4 KB through the channel, from the call that sends it until
-it is there, half of a round trip, with what both hosts do.
+Two processes on cuda:0, each part in two of its own. All is given to the streams before the time
+runs; what is compared is measured in turn. Times are of one message, or one way.
+
+`push`, by size and by the number of streams that push (2 are what the channel has): `push_us`, with
+the flags that tell of each push and free its slot, against plain copies within the device of as
+many bytes into as many buffers (`copy_us`; into one: `copy_into_one_us`). `bare_us`: copies into
+the other process's slots, of which nobody is told: the most there can be. `copied_out_us`: the
+receiver copies each message out of its slot, as the channel does, and the two processes share the
+device for that. `issue_us`: what it takes the host to give a push to the streams. GB/s count what
+is read and what is written.
+
+`flag`: from a stream's write to the end of the other process's wait. `hop`: with a copy of some
+bytes within the device before each flag, in both processes; what it takes beyond a flag and a copy
+goes to taking turns on the device, which two GPUs don't. `event`: a hop by events of two processes,
+the other way to tell of a push; `orphan`: whether a wait for an event ends if the process that was
+to come to it is killed.
+
+`message`: through the channel. `us`: from the call that sends it until it is there, half of a round
+trip; `send_us` and `take_us`: what these calls take the host when there is nothing to wait for;
+`stream_us`: each of many, two on their way. `frame`: one of the CPU's through the same ring.
 """
 
 from __future__ import annotations
@@ -17,27 +31,20 @@ import datetime
 import json
 import os
 import pathlib
+import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
-from typing import Any
 
-Row = dict[str, Any]
+import gpu_channel_parts as parts
+from gpu_channel_parts import Row
+
 ROOT = str(pathlib.Path(__file__).resolve().parent.parent)
-MB = 1 << 20
-SIZES_MB = (16, 64, 256, 1)
-ROUNDS = 9
-HOPS = 200  # of one round, there and back again; a stream's queue holds about 1000 operations
-NUM_SLOTS = 4
-MESSAGE_BYTES = 4096
-PUSH_BAR = 0.9  # of a plain copy, from 16 MB
-FLAG_BAR_US = 10.0
-LIMITS_S = {"pushes": 25.0, "messages": 20.0}  # each part in processes of its own
+# Each in processes of its own.
+LIMITS_S = {"pushes": 60.0, "messages": 60.0, "events": 30.0, "orphan": 30.0}
 
 
 def measure() -> list[Row]:
@@ -59,26 +66,21 @@ def _run_part(part: str, limit_s: float, folder: pathlib.Path) -> str | None:
         port = listener.getsockname()[1]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))
+    expected = [-signal.SIGKILL if part == "orphan" else 0, 0]
     told = [folder / f"output-{rank}" for rank in range(2)]
     ranks: list[subprocess.Popen[bytes]] = []
     try:
         for rank in range(2):
-            command = [
-                sys.executable,
-                os.path.abspath(__file__),
-                "--part",
-                part,
-                "--rank",
-                str(rank),
-            ]
-            command += ["--port", str(port), "--out", str(folder / "rows")]
+            command = [sys.executable, os.path.abspath(__file__), "--part", part]
+            command += ["--rank", str(rank), "--port", str(port), "--out", str(folder / "rows")]
             with told[rank].open("wb") as output:
                 ranks.append(
                     subprocess.Popen(command, env=environment, stdout=output, stderr=output)
                 )
         end = time.monotonic() + limit_s
-        while (codes := [process.poll() for process in ranks]) != [0, 0]:
-            if any(codes):  # the other would wait for it
+        while (codes := [process.poll() for process in ranks]) != expected:
+            pairs = zip(codes, expected, strict=True)
+            if any(code not in (None, own) for code, own in pairs):  # the other would wait for it
                 time.sleep(1)
                 break
             if time.monotonic() > end:
@@ -88,129 +90,21 @@ def _run_part(part: str, limit_s: float, folder: pathlib.Path) -> str | None:
         for process in ranks:
             process.kill()
             process.wait()
-    if codes == [0, 0]:
+    if codes == expected:
         return None
     tails = [" ".join(path.read_text(errors="replace")[-1500:].split()) for path in told]
     told_by = "; ".join(f"rank {rank}: {tail}" for rank, tail in enumerate(tails))
     return f"exit codes {codes} (None: too slow, {limit_s:g} s); {told_by}"
 
 
-# --- in the processes ----------------------------------------------------------------------------
-
-
-def measure_pushes(rank: int, write: Callable[[Row], None]) -> None:
-    import torch.distributed as dist
-
-    from pipert import _C
-
-    name = [""]
-    if rank == 0:
-        probe = _C.PushProbe.make()
-        name = [probe.name]
-    dist.broadcast_object_list(name, 0)
-    if rank == 1:
-        probe = _C.PushProbe.open(name[0])
-    dist.barrier()
-
-    def timed(answer: Callable[[int], None], ask: Callable[[int], float], count: int) -> float:
-        if rank == 1:
-            answer(count)
-        dist.barrier()
-        seconds = ask(count) if rank == 0 else 0.0
-        if rank == 1:
-            probe.finish()
-        dist.barrier()
-        return seconds / count
-
-    hops = [timed(probe.answer_flags, probe.time_flags, HOPS) / 2 for _ in range(ROUNDS + 1)][1:]
-    flag = _spread([1e6 * second for second in hops])
-    write(
-        {"name": "flag", "us": flag["median"], "bar": FLAG_BAR_US, **_ends(flag)}
-        | {"is_met": flag["median"] <= FLAG_BAR_US}
-    )
-    for size_mb in SIZES_MB:
-        size = size_mb * MB
-        count = 40 if size_mb <= 64 else 20
-        for own in (1, 0):  # the destination goes first
-            if rank == own:
-                probe.prepare(size)
-            dist.barrier()
-        pushes, copies, into_one = [], [], []
-        for _ in range(ROUNDS + 1):  # the first one isn't counted
-            pushes.append(timed(probe.answer_pushes, probe.time_pushes, count))
-            if rank == 0:
-                copies.append(probe.time_copies(count, NUM_SLOTS) / count)
-                into_one.append(probe.time_copies(count, 1) / count)
-        if rank == 0:
-            write(_push_row(size, pushes[1:], copies[1:], into_one[1:]))
-        dist.barrier()
-
-
-def _push_row(size: int, pushes: list[float], copies: list[float], into_one: list[float]) -> Row:
-    share = _spread([copy / push for push, copy in zip(pushes, copies, strict=True)])
-    row: Row = {"name": "push", "megabytes": size // MB, "of_copy": share["median"], **_ends(share)}
-    for name, seconds in (("push", pushes), ("copy", copies), ("copy_into_one", into_one)):
-        median = statistics.median(seconds)
-        row |= {
-            f"{name}_gbps": round(2 * size / median / 1e9, 1),
-            f"{name}_us": round(median * 1e6, 2),
-        }
-    if size >= 16 * MB:
-        row |= {"bar": PUSH_BAR, "is_met": share["median"] >= PUSH_BAR}
-    return row
-
-
-def measure_messages(rank: int, write: Callable[[Row], None]) -> None:
-    import torch
-    import torch.distributed as dist
-
-    import pipert
-    from pipert import _C
-    from pipert.connection import Connection
-    from pipert.distributed import Peers
-
-    group = pipert.init()
-    assert group is not None
-    program = pipert.lower(pipert.Schedule.build("1f1b", num_ranks=2, num_microbatches=2))[rank]
-    device = torch.device("cuda:0")
-    channels = Connection(Peers(group), program, device, [], "cuda_ipc").channels
-    for epoch, count in enumerate((20, 200)):  # the first ones make room
-        dist.barrier()
-        seconds = _C.time_echoes(
-            channels,
-            rank=rank,
-            num_bytes=MESSAGE_BYTES,
-            num_messages=count,
-            epoch=epoch,
-            device="cuda:0",
-        )
-    torch.cuda.synchronize()
-    if rank == 0:
-        spread = _spread([1e6 * second / 2 for second in seconds])
-        write({"name": "message", "bytes": MESSAGE_BYTES, "us": spread["median"], **_ends(spread)})
-    dist.barrier()
-    del channels
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    ordered = sorted(values)
-    return {
-        "median": round(statistics.median(ordered), 3),
-        "p10": round(ordered[len(ordered) // 10], 3),
-        "p90": round(ordered[len(ordered) * 9 // 10], 3),
-    }
-
-
-def _ends(spread: dict[str, float]) -> dict[str, float]:
-    return {"p10": spread["p10"], "p90": spread["p90"]}
-
-
 def run_rank(part: str, rank: int, port: int, out: pathlib.Path) -> None:
     import torch
     import torch.distributed as dist
 
+    writer = 1 if part == "orphan" else 0
+
     def write(row: Row) -> None:  # at once: what comes later may fail
-        if rank == 0:
+        if rank == writer:
             with out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
@@ -219,11 +113,22 @@ def run_rank(part: str, rank: int, port: int, out: pathlib.Path) -> None:
         init_method=f"tcp://127.0.0.1:{port}",
         rank=rank,
         world_size=2,
-        timeout=datetime.timedelta(seconds=20),
+        timeout=datetime.timedelta(seconds=40),
     )
     torch.cuda.set_device(0)
     torch.ones(1, device="cuda:0")
-    {"pushes": measure_pushes, "messages": measure_messages}[part](rank, write)
+    pair = parts.Processes(rank)
+    match part:
+        case "pushes":
+            from pipert import _C
+
+            parts.measure_pushes(pair, write, _C.PushProbe)
+        case "messages":
+            parts.measure_messages(pair, write)
+        case "events":
+            parts.measure_events(pair, write)
+        case "orphan":
+            parts.measure_orphan(pair, write)
     dist.destroy_process_group()
 
 

@@ -111,9 +111,13 @@ const Landing::Area& Landing::area_of(const Pushed& pushed, const std::vector<Pa
 bool Landing::take(const Pushed& pushed, const std::vector<Part>& parts, cuda::Stream stream) {
   if (!waits_.has_ended()) free_closed();
   const Area& area = area_of(pushed, parts);
+  if (pushed.stream >= kMaxPushStreams)
+    throw ValueError(concat("a push came by stream ", pushed.stream, " of ", kMaxPushStreams));
+  auto& arrived = board_.arrived[pushed.stream].number;
   waits_.expect(pushed.number);
+  const bool is_here = has_reached(arrived.load(), pushed.number);
   if (waits_.has_ended()) return false;  // asked after expect(): else it ends this one too
-  cuda::wait_value(stream, words_->on_device(board_.arrived), pushed.number);
+  if (!is_here) cuda::wait_value(stream, words_->on_device(arrived), pushed.number);
   const char* const source = area.memory.data() + pushed.slot * area.slot_bytes;
   std::size_t offset = 0;
   for (const Part& part : parts) {
@@ -121,7 +125,7 @@ bool Landing::take(const Pushed& pushed, const std::vector<Part>& parts, cuda::S
     cuda::copy_on_device(part.data, source + offset, part.num_bytes, stream);
     offset += part.num_bytes;
   }
-  cuda::write_value(stream, words_->on_device(board_.freed), pushed.number);
+  cuda::write_value(stream, words_->on_device(board_.freed.number), pushed.number);
   cuda::record(taken_.get(), stream);
   return true;
 }

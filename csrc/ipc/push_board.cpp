@@ -15,8 +15,8 @@ std::unique_ptr<Segment> make_push_segment(const std::string& folder, std::uint3
   auto segment = Segment::create(push_board_bytes(), folder);
   auto* board = new (segment->data()) PushBoard;
   board->first_number = first_number;
-  board->arrived.store(first_number);
-  board->freed.store(first_number);
+  for (PushWord& word : board->arrived) word.number.store(first_number);
+  board->freed.number.store(first_number);
   return segment;
 }
 

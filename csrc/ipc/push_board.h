@@ -4,11 +4,15 @@
 //
 // Note [Words in host memory]
 //
-// Each push has a number. The sender's stream writes it into `arrived` behind the data, the
-// receiver's stream waits for that, copies the data out and writes the number into `freed`, which
-// the sender's stream waits for before it pushes into the same slot again. Each word is written by
-// one stream, in order, so one pair serves all slots of an edge. Numbers wrap around: waits compare
-// cyclically, and two numbers that are compared are never 2^30 apart.
+// Each push has a number. A stream of the sender's writes it into its own word of `arrived` behind
+// the data; the receiver's stream waits for that, copies the data out and writes the number into
+// `freed`, which the sender's streams wait for before they push into the same slot again. Each word
+// is written by one stream, in order, so few words serve all slots of an edge. Numbers wrap around:
+// waits compare cyclically, and two numbers that are compared are never 2^30 apart.
+//
+// Hosts read the words too, which costs nothing: a stream isn't given a wait for what has come. The
+// copy that the host gives instead comes after the word was seen, which was written behind the
+// data.
 //
 // A wait on a stream can be ended by writing its word alone. The words lie in host memory that both
 // processes map and register, so whoever survives ends its own waits with a plain store: that works
@@ -19,7 +23,16 @@
 // A stream only waits for what was given to a stream before, or is about to be: the sender
 // publishes a message after it has given its stream the push and the word, and uses a slot again
 // after the receiver has taken what was last sent from it (Sender::release). So no set of streams
-// waits in a circle, even if some of them share a queue of the device.
+// waits in a circle, even if some of them share a queue of the device, and a call that waits for
+// all of a device's streams, as those that free or unmap its memory do, comes back.
+//
+// Note [Why words, and not events of two processes]
+//
+// The ring could tell the receiver's host that an event was recorded, which is all that a wait for
+// another process's event needs. But nobody can end such a wait: an event has no address, and if
+// the process that recorded it is gone, its streams won't ever come to it. A word ends by a store
+// of whoever survives. (Between streams of one process, where nobody can be gone, events do it:
+// they take a tenth of the time.)
 #pragma once
 
 #include <array>
@@ -38,7 +51,8 @@ namespace pipert {
 
 constexpr std::uint32_t kMaxGrants = 96;  // each doubles slots or bytes: more than there can be
 constexpr std::uint32_t kEverything = 0xFFFFFFFF;
-constexpr std::uint64_t kPushBoardMagic = 0x70697065'69706331;
+constexpr std::uint64_t kPushBoardMagic = 0x70697065'69706332;
+constexpr std::uint32_t kMaxPushStreams = 4;
 
 // Device memory of the receiver: `num_slots` times `slot_bytes`.
 struct Grant {
@@ -55,12 +69,17 @@ struct PushEnd {
   ProcessId process;
 };
 
+// That streams write and wait for. Each in a line of its own.
+struct alignas(64) PushWord {
+  std::atomic<std::uint32_t> number{0};
+};
+
 struct PushBoard {
   std::uint64_t magic = kPushBoardMagic;
   std::uint64_t num_bytes = sizeof(PushBoard);
-  std::uint32_t first_number = 0;  // before the first push's
-  alignas(64) std::atomic<std::uint32_t> arrived{0};
-  alignas(64) std::atomic<std::uint32_t> freed{0};
+  std::uint32_t first_number = 0;                 // before the first push's
+  std::array<PushWord, kMaxPushStreams> arrived;  // by the sender's stream
+  PushWord freed;
   alignas(64) std::atomic<std::uint32_t> num_grants{0};  // written by the receiver
   std::atomic<std::uint32_t> num_closed{0};  // by the sender: it won't use those before any more
   PushEnd pusher;
@@ -73,6 +92,7 @@ struct Pushed {
   std::uint32_t grant = 0;
   std::uint32_t number = 0;
   std::uint32_t slot = 0;
+  std::uint32_t stream = 0;  // of the sender's: which word tells of its arrival
 };
 
 // Whether `word`, which wraps around, has come to `number`.

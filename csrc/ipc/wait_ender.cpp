@@ -11,9 +11,9 @@ constexpr std::chrono::milliseconds kRepeat{2};
 
 }  // namespace
 
-WaitEnder::WaitEnder(std::atomic<std::uint32_t>& word, std::uint32_t first_number, PushEnd& own,
+WaitEnder::WaitEnder(std::span<PushWord> words, std::uint32_t first_number, PushEnd& own,
                      const PushEnd& other)
-    : word_(word), own_(own), other_(other), number_(first_number) {
+    : words_(words), own_(own), other_(other), number_(first_number) {
   own_.process = this_process();
   own_.is_open.store(1);
   thread_ = std::thread([this] { run(); });
@@ -29,7 +29,9 @@ WaitEnder::~WaitEnder() {
   own_.is_closed.store(1);
 }
 
-void WaitEnder::write() noexcept { word_.store(number_.load() + kFar); }
+void WaitEnder::write() noexcept {
+  for (PushWord& word : words_) word.number.store(number_.load() + kFar);
+}
 
 void WaitEnder::end_waits() noexcept {
   has_ended_.store(true);

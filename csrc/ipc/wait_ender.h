@@ -1,9 +1,9 @@
-// WaitEnder: ends the waits of this process's streams for one word, when it is told to, or when
-// the other end has left work undone or its process is gone.
+// WaitEnder: ends the waits of this process's streams for some words, when it is told to, or
+// when the other end has left work undone or its process is gone.
 //
 // A thread of its own looks for that: nobody else would, while a step's host part is over and its
-// streams still wait. It writes the word again and again, since what the other end's stream was
-// given before may still come and write a smaller number over it.
+// streams still wait. It writes the words again and again, since what the other end's streams
+// were given before may still come and write a smaller number over it.
 #pragma once
 
 #include <atomic>
@@ -17,8 +17,8 @@ namespace pipert {
 
 class WaitEnder {
  public:
-  // `own` and `other` are ends of one board; `word` is what this end's streams wait for.
-  WaitEnder(std::atomic<std::uint32_t>& word, std::uint32_t first_number, PushEnd& own,
+  // `own` and `other` are ends of one board; `words` are what this end's streams wait for.
+  WaitEnder(std::span<PushWord> words, std::uint32_t first_number, PushEnd& own,
             const PushEnd& other);
   // Tells the other end that this one has closed.
   ~WaitEnder();
@@ -29,6 +29,7 @@ class WaitEnder {
   void expect(std::uint32_t number) { number_.store(number); }
   // Any thread. For good.
   void end_waits() noexcept;
+  // A word that was read before this was false came from the other end.
   bool has_ended() const { return has_ended_.load(); }
   // Tells the other end that it may wait for what will never come.
   void leave_undone() noexcept { own_.has_left_undone.store(1); }
@@ -38,7 +39,7 @@ class WaitEnder {
   void run();
   void write() noexcept;
 
-  std::atomic<std::uint32_t>& word_;
+  std::span<PushWord> words_;
   PushEnd& own_;
   const PushEnd& other_;
   std::atomic<std::uint32_t> number_;

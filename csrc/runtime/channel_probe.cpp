@@ -27,6 +27,7 @@ class Probe {
         receiver_(*channels.receivers.at(times ? options.back : options.there)),
         epoch_(options.epoch),
         reads_(options.reads),
+        num_slots_(options.num_slots),
         tensor_(at::ones({options.num_bytes / 4}, options.device)),
         lane_(current_lane(options.device)) {
     const ChannelPass pass{.epoch = epoch_, .training = true, .num_messages = options.num_messages};
@@ -35,23 +36,23 @@ class Probe {
   }
 
   void send(int sequence) {
-    if (sequence >= kSlots) release(sequence - kSlots);
+    if (sequence >= num_slots_) release(sequence - num_slots_);
     Message message;
     message.key = {MessageKind::kActivation, 0, sequence};
     message.epoch = epoch_;
     message.tensors = {tensor_};
     message.requires_grad = {false};
-    sender_.send(sequence, sequence % kSlots, std::move(message), *lane_);
+    sender_.send(sequence, sequence % num_slots_, std::move(message), *lane_);
     num_sent_ = sequence + 1;
   }
   // REQUIRES post() before.
   void take(int sequence) {
-    const auto message = receiver_.take(sequence, sequence % kSlots, *lane_);
+    const auto message = receiver_.take(sequence, sequence % num_slots_, *lane_);
     if (!message.has_value()) throw InternalError("a probe's channel was aborted");
     check_arrival(*message, {MessageKind::kActivation, 0, sequence}, epoch_, true);
     if (reads_) look_at(message->tensors.front());
   }
-  void post(int sequence) { receiver_.post(sequence, sequence % kSlots); }
+  void post(int sequence) { receiver_.post(sequence, sequence % num_slots_); }
   // Until what was taken is there.
   void synchronize() {
     const c10::Device device = tensor_.device();
@@ -59,13 +60,11 @@ class Probe {
       c10::impl::VirtualGuardImpl(device.type()).getStream(device).synchronize();
   }
   void release_rest() {
-    for (int sequence = std::max(0, num_sent_ - kSlots); sequence < num_sent_; ++sequence)
+    for (int sequence = std::max(0, num_sent_ - num_slots_); sequence < num_sent_; ++sequence)
       release(sequence);
   }
 
  private:
-  static constexpr int kSlots = 2;
-
   // One word of each cache line, as a stage would at least.
   static void look_at(const at::Tensor& tensor) {
     constexpr std::int64_t kStep = 16;
@@ -78,7 +77,7 @@ class Probe {
   }
 
   void release(int sequence) {
-    if (!sender_.release(sequence, sequence % kSlots))
+    if (!sender_.release(sequence, sequence % num_slots_))
       throw InternalError("a probe's channel was aborted");
   }
 
@@ -86,6 +85,7 @@ class Probe {
   Receiver& receiver_;
   std::int64_t epoch_;
   bool reads_;
+  int num_slots_;
   at::Tensor tensor_;
   std::unique_ptr<Lane> lane_;
   int num_sent_ = 0;
@@ -110,6 +110,32 @@ std::vector<double> time_echoes(ExternalChannels& channels, bool times,
   return seconds;
 }
 
+std::vector<double> time_sends(ExternalChannels& channels, const ProbeOptions& options) {
+  Probe probe(channels, true, options);
+  probe.synchronize();
+  std::vector<double> seconds;
+  for (int i = 0; i < options.num_messages; ++i) {
+    const std::int64_t start = now_ns();
+    probe.send(i);
+    seconds.push_back(seconds_since(start));
+  }
+  return seconds;
+}
+
+std::vector<double> time_takes(ExternalChannels& channels, const ProbeOptions& options) {
+  Probe probe(channels, false, options);
+  probe.synchronize();
+  std::vector<double> seconds;
+  for (int i = 0; i < options.num_messages; ++i) {
+    probe.post(i);
+    const std::int64_t start = now_ns();
+    probe.take(i);
+    seconds.push_back(seconds_since(start));
+  }
+  probe.synchronize();
+  return seconds;
+}
+
 double time_stream(ExternalChannels& channels, bool times, const ProbeOptions& options) {
   Probe probe(channels, times, options);
   const std::int64_t start = now_ns();
@@ -122,6 +148,7 @@ double time_stream(ExternalChannels& channels, bool times, const ProbeOptions& o
       if (i + 1 < options.num_messages) probe.post(i + 1);
       probe.take(i);
     }
+    probe.synchronize();
   }
   return seconds_since(start);
 }

@@ -16,12 +16,12 @@ std::shared_ptr<CudaIpcEdge> open_cuda_ipc_destination(const std::string& /*name
   return make_cuda_ipc_source(device);
 }
 
-std::shared_ptr<PushProbe> make_push_probe() {
+std::shared_ptr<PushProbe> make_push_probe(std::uint32_t /*num_streams*/) {
   throw ValueError("a probe of pushes needs a pipert that was built with CUDA");
 }
 
 std::shared_ptr<PushProbe> open_push_probe(const std::string& /*name*/) {
-  return make_push_probe();
+  return make_push_probe(1);
 }
 
 }  // namespace pipert

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "check.h"
@@ -139,6 +140,22 @@ void test_memory_is_poisoned_when_allocated_and_when_freed() {
   CHECK(std::string(imported.data(), kBytes) == poison);  // who still reads it sees that
 }
 
+void test_who_closes_an_import_waits_for_all_streams() {
+  const DeviceMemory memory(kBytes);
+  std::optional<ImportedMemory> imported(memory.handle());
+  std::uint32_t word = 0;
+  const CudaStream stream;
+  cuda::wait_value(stream.get(), &word, 1);
+  std::atomic<bool> is_closed = false;
+  std::thread closer([&] {
+    imported.reset();
+    is_closed = true;
+  });
+  CHECK(!stream.drain(std::chrono::milliseconds(5)) && !is_closed);
+  std::atomic_ref(word).store(1);
+  closer.join();
+}
+
 void test_another_process_imports_memory() {
   const DeviceMemory memory(kBytes);
   std::memset(memory.data(), 1, kBytes);
@@ -181,5 +198,6 @@ int main() {
   test_waits_for_words_wrap_around();
   test_memory_is_poisoned_when_allocated_and_when_freed();
   test_memory_that_is_not_there_is_an_error();
+  test_who_closes_an_import_waits_for_all_streams();
   CHECK(cuda_fake::num_allocations() == 0 && cuda_fake::num_imports() == 0);
 }

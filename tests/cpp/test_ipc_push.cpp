@@ -40,6 +40,7 @@ struct Edge {
   unsigned seed;
   std::uint32_t num_slots;
   std::size_t num_messages;
+  std::uint32_t num_streams = Pusher::kNumStreams;
 };
 
 std::vector<std::size_t> part_sizes(const Edge& edge, std::size_t number) {
@@ -63,7 +64,7 @@ class Source {
  public:
   Source(const Edge& edge, const std::shared_ptr<Segment>& ring,
          const std::shared_ptr<Segment>& board)
-      : edge_(edge), ring_(ring, kSpin), pusher_(board), sent_(edge.num_slots) {
+      : edge_(edge), ring_(ring, kSpin), pusher_(board, edge.num_streams), sent_(edge.num_slots) {
     ring_.begin_pass();
   }
   ~Source() { CHECK(compute_.drain(milliseconds(5000))); }
@@ -92,7 +93,7 @@ class Source {
       std::memcpy(to, bytes.data(), bytes.size());
     }));
     sent_[slot] = number + 1;
-    cuda::record(produced.pushed.get(), pusher_.stream());
+    cuda::record(produced.pushed.get(), pusher_.stream(pushed.value_or(Pushed{}).stream));
     while (produced_.size() > 1 && cuda::is_done(produced_.front().pushed.get()) &&
            compute_.drain(milliseconds(2000)))
       produced_.pop_front();
@@ -261,6 +262,92 @@ void test_slots_are_freed_when_both_ends_have_closed() {
   CHECK(cuda_fake::num_allocations() == 0);
 }
 
+// A push and what tells of it, of memory that stays.
+struct TwoEnds {
+  explicit TwoEnds(const std::string& folder)
+      : board(make_push_segment(folder)), landing(board), pusher(board) {}
+
+  Pushed push(std::uint32_t slot) {
+    const auto pushed = pusher.push(slot, {{memory.data(), kBytes}}, compute.get());
+    CHECK(pushed.has_value());
+    return *pushed;
+  }
+  void take(const Pushed& pushed) {
+    CHECK(landing.take(pushed, {{memory.data() + kBytes, kBytes}}, lane.get()));
+  }
+  bool has_arrived(const Pushed& pushed) const {
+    return has_reached(push_board(*board).arrived[pushed.stream].number.load(), pushed.number);
+  }
+  void synchronize() {
+    for (std::uint32_t i = 0; i < pusher.num_streams(); ++i) cuda::synchronize(pusher.stream(i));
+    cuda::synchronize(lane.get());
+  }
+
+  static constexpr std::size_t kBytes = 1000;
+  std::shared_ptr<Segment> board;
+  DeviceMemory memory{2 * kBytes};
+  Landing landing;
+  Pusher pusher;
+  CudaStream compute;
+  CudaStream lane;
+};
+
+void test_push_into_a_free_slot_passes_one_whose_slot_is_in_use() {
+  const SharedFolder folder;
+  TwoEnds ends(folder.path());
+  const Pushed first = ends.push(0);
+  const Pushed behind = ends.push(0);  // until the first one is taken
+  const Pushed other = ends.push(1);
+  while (!ends.has_arrived(other)) std::this_thread::yield();
+  CHECK(ends.has_arrived(first) && !ends.has_arrived(behind));
+  for (const Pushed& pushed : {first, behind, other}) ends.take(pushed);
+  ends.synchronize();
+  CHECK(ends.has_arrived(behind));
+}
+
+void test_streams_are_not_given_waits_that_are_over() {
+  const SharedFolder folder;
+  TwoEnds ends(folder.path());
+  const int before = cuda_fake::num_word_waits();
+  for (int i = 0; i < 5; ++i) {
+    const Pushed pushed = ends.push(0);
+    ends.synchronize();
+    ends.take(pushed);
+    ends.synchronize();
+  }
+  CHECK(cuda_fake::num_word_waits() == before);
+  const Pushed pushed = ends.push(0);
+  (void)ends.push(0);
+  CHECK(cuda_fake::num_word_waits() == before + 1);
+  ends.take(pushed);
+  ends.synchronize();
+}
+
+// Unmapping waits for all streams, so it mustn't come when something else waits for this thread.
+void test_slots_are_unmapped_when_larger_ones_are_mapped_and_not_by_a_push() {
+  const SharedFolder folder;
+  TwoEnds ends(folder.path());
+  ends.take(ends.push(0));
+  ends.synchronize();
+  ends.landing.grow(8, 1'000'000);
+  ends.pusher.open_granted();
+  CHECK(cuda_fake::num_imports() == 1);
+  std::uint32_t gate = 0;
+  cuda::wait_value(ends.compute.get(), &gate, 1);
+  const Pushed pushed = ends.push(7);
+  CHECK(!ends.has_arrived(pushed));
+  std::atomic_ref(gate).store(1);
+  ends.take(pushed);
+  ends.synchronize();
+}
+
+void test_a_pusher_has_one_to_four_streams() {
+  const SharedFolder folder;
+  const std::shared_ptr<Segment> board = make_push_segment(folder.path());
+  CHECK_THROWS(Pusher(board, 0), ValueError);
+  CHECK_THROWS(Pusher(board, kMaxPushStreams + 1), ValueError);
+}
+
 // Each end in turn stops what both were about, at any moment.
 void test_abort_ends_everything_on_both_ends(unsigned seed) {
   const Edge edge{seed, 1 + seed % 4, 1'000'000};
@@ -362,9 +449,11 @@ void test_push_that_was_never_granted_is_refused() {
   Landing landing(make_push_segment(folder.path()));
   const CudaStream stream;
   DeviceMemory memory(100'000);
-  CHECK_THROWS(landing.take({1, 1, 0}, {{memory.data(), 10}}, stream.get()), ValueError);
-  CHECK_THROWS(landing.take({0, 1, 4}, {{memory.data(), 10}}, stream.get()), ValueError);
-  CHECK_THROWS(landing.take({0, 1, 0}, {{memory.data(), 100'000}}, stream.get()), ValueError);
+  CHECK_THROWS(landing.take({1, 1, 0, 0}, {{memory.data(), 10}}, stream.get()), ValueError);
+  CHECK_THROWS(landing.take({0, 1, 4, 0}, {{memory.data(), 10}}, stream.get()), ValueError);
+  CHECK_THROWS(landing.take({0, 1, 0, 0}, {{memory.data(), 100'000}}, stream.get()), ValueError);
+  CHECK_THROWS(landing.take({0, 1, 0, kMaxPushStreams}, {{memory.data(), 10}}, stream.get()),
+               ValueError);
 }
 
 void test_foreign_bytes_are_refused() {
@@ -381,13 +470,17 @@ int main() {
   using namespace pipert;
   alarm(110);  // nothing here may hang
   for (unsigned seed = 0; seed < 4; ++seed)
-    test_processes_exchange_messages_bit_for_bit({seed, 1 + seed * 3, 1500});
+    test_processes_exchange_messages_bit_for_bit({seed, 1 + seed * 3, 1500, 1 + seed});
   for (unsigned seed = 0; seed < 6; ++seed)
     test_threads_exchange_messages_bit_for_bit({seed, 1 + seed * 2, 1000});
   for (int us = 500; us < 40'000; us = us * 3)
     test_death_ends_the_waits_of_the_survivors_streams(std::chrono::microseconds(us));
   for (unsigned seed = 0; seed < 40; ++seed) test_abort_ends_everything_on_both_ends(seed);
   test_slots_are_freed_when_both_ends_have_closed();
+  test_push_into_a_free_slot_passes_one_whose_slot_is_in_use();
+  test_streams_are_not_given_waits_that_are_over();
+  test_slots_are_unmapped_when_larger_ones_are_mapped_and_not_by_a_push();
+  test_a_pusher_has_one_to_four_streams();
   test_push_that_was_never_granted_is_refused();
   test_foreign_bytes_are_refused();
   CHECK(cuda_fake::num_lost_waits() == 0);

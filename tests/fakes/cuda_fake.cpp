@@ -15,6 +15,7 @@
 #include <memory>
 #include <mutex>
 #include <random>
+#include <set>
 #include <thread>
 
 #include "base/error.h"
@@ -34,6 +35,10 @@ struct State {
   std::atomic<unsigned> seed{1};
   std::atomic<int> max_delay_us{50};
   std::atomic<int> num_lost_waits{0};
+  std::atomic<int> num_word_waits{0};
+  std::mutex streams_mutex;
+  std::set<CUstream_st*> streams;
+  pid_t streams_of = 0;  // the process that made them: a fork has none
 };
 
 State& state() {
@@ -126,6 +131,7 @@ void set_delays(unsigned seed, int max_delay_us) {
 }
 
 int num_lost_waits() { return state().num_lost_waits; }
+int num_word_waits() { return state().num_word_waits; }
 
 namespace {
 
@@ -160,6 +166,18 @@ void poll(const IsReached& is_reached) {
 
 void copy(void* destination, const void* source, std::size_t num_bytes, Stream stream) {
   stream->give([=] { std::memcpy(destination, source, num_bytes); });
+}
+
+// The streams of this process, to be looked at under their lock.
+std::set<Stream>& own_streams() {
+  if (state().streams_of != getpid()) state().streams.clear();
+  state().streams_of = getpid();
+  return state().streams;
+}
+
+bool are_all_idle() {
+  const std::lock_guard lock(state().streams_mutex);
+  return std::ranges::all_of(own_streams(), [](Stream stream) { return stream->is_idle(); });
 }
 
 Mapping forget(void* memory, bool is_imported, const char* call) {
@@ -215,6 +233,7 @@ void* import_memory(const MemoryHandle& handle) {
 }
 
 void close_imported(void* memory) {
+  poll(are_all_idle);
   const Mapping mapping = forget(memory, true, "cudaIpcCloseMemHandle");
   munmap(memory, mapping.num_bytes);
 }
@@ -222,8 +241,21 @@ void close_imported(void* memory) {
 void* register_host(void* memory, std::size_t /*num_bytes*/) { return memory; }
 void unregister_host(void* /*memory*/) {}
 
-Stream create_stream() { return new CUstream_st(state().seed.fetch_add(1), state().max_delay_us); }
-void destroy_stream(Stream stream) { delete stream; }
+Stream create_stream() {
+  auto* stream = new CUstream_st(state().seed.fetch_add(1), state().max_delay_us);
+  const std::lock_guard lock(state().streams_mutex);
+  own_streams().insert(stream);
+  return stream;
+}
+
+void destroy_stream(Stream stream) {
+  {
+    const std::lock_guard lock(state().streams_mutex);
+    own_streams().erase(stream);
+  }
+  delete stream;
+}
+
 void synchronize(Stream stream) { stream->synchronize(); }
 bool is_idle(Stream stream) { return stream->is_idle(); }
 
@@ -268,6 +300,7 @@ void write_value(Stream stream, std::uint32_t* word, std::uint32_t value) {
 }
 
 void wait_value(Stream stream, std::uint32_t* word, std::uint32_t value) {
+  ++state().num_word_waits;
   stream->give([=] {
     poll([&] { return static_cast<std::int32_t>(std::atomic_ref(*word).load() - value) >= 0; });
   });

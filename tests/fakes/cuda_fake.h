@@ -3,7 +3,8 @@
 // wait that is missing is a wrong result, sooner or later.
 //
 // "Device memory" is shared memory of this process's, which others can import; it is poisoned when
-// it is allocated and when it is freed. Streams don't survive a fork: make them in the child.
+// it is allocated and when it is freed. Who closes an import waits for all streams of the process,
+// as with CUDA. Streams don't survive a fork: make them in the child.
 #pragma once
 
 #include <cstddef>
@@ -18,6 +19,8 @@ void set_delays(unsigned seed, int max_delay_us);
 
 // How many waits were for an event that nobody had recorded.
 int num_lost_waits();
+// How many waits for a word were given to streams.
+int num_word_waits();
 
 // Of this process, now.
 int num_allocations();

@@ -13,16 +13,17 @@ namespace pipert {
 
 CudaIpcSender::CudaIpcSender(std::shared_ptr<Segment> ring, std::unique_ptr<Pusher> pusher,
                              const c10::Device& device, std::chrono::microseconds spin)
-    : device_(device),
-      ring_(std::move(ring), spin),
-      pusher_(std::move(pusher)),
-      pushes_(make_accelerator_lane(
-          c10::cuda::getStreamFromExternal(pusher_->stream(), device.index()).unwrap())) {}
+    : device_(device), ring_(std::move(ring), spin), pusher_(std::move(pusher)) {
+  for (std::uint32_t i = 0; i < pusher_->num_streams(); ++i) {
+    pushes_.push_back(make_accelerator_lane(
+        c10::cuda::getStreamFromExternal(pusher_->stream(i), device.index()).unwrap()));
+  }
+}
 
 CudaIpcSender::~CudaIpcSender() {
   const c10::cuda::CUDAGuard guard(device_);
   ring_.abort();  // before the courier is joined
-  pushes_.reset();
+  pushes_.clear();
   pusher_.reset();
 }
 
@@ -62,7 +63,7 @@ Announcement CudaIpcSender::announce(const FrameWriter& frame, int slot, cuda::S
     announcement.way = PayloadWay::kPushed;
     announcement.pushed = *pushed;
     // Their memory isn't used again before the push has read it.
-    for (const at::Tensor& tensor : frame.beside()) pushes_->adopt(tensor);
+    for (const at::Tensor& tensor : frame.beside()) pushes_[pushed->stream]->adopt(tensor);
   } else {
     announcement.way = PayloadWay::kBehindFrame;
   }

@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <vector>
 
 #include "ipc/pusher.h"
 #include "shm/courier.h"
@@ -37,7 +38,7 @@ class CudaIpcSender final : public Sender {
   RingWriter ring_;
   Courier courier_{ring_};
   std::unique_ptr<Pusher> pusher_;
-  std::unique_ptr<Lane> pushes_;  // the pusher's stream, for the allocator
+  std::vector<std::unique_ptr<Lane>> pushes_;  // the pusher's streams, for the allocator
   std::uint64_t num_sent_ = 0;
   std::map<int, std::uint64_t> sent_from_;  // by slot: the number of its last message, from 1
 };
