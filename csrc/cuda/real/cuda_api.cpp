@@ -98,12 +98,13 @@ void* register_host(void* memory, std::size_t num_bytes) {
 
 void unregister_host(void* memory) { check(cudaHostUnregister(memory), "cudaHostUnregister"); }
 
-Stream create_stream() {
+Stream create_stream(StreamPriority priority) {
   int least = 0;
   int greatest = 0;
   check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "cudaDeviceGetStreamPriorityRange");
   cudaStream_t stream = nullptr;
-  check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, greatest),
+  check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking,
+                                     priority == StreamPriority::kHighest ? greatest : least),
         "cudaStreamCreateWithPriority");
   return stream;
 }
@@ -114,9 +115,23 @@ void synchronize(Stream stream) { check(cudaStreamSynchronize(stream), "cudaStre
 
 bool is_idle(Stream stream) { return has_come(cudaStreamQuery(stream), "cudaStreamQuery"); }
 
+bool is_captured(Stream stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  if (cudaStreamIsCapturing(stream, &status) == cudaSuccess)
+    return status != cudaStreamCaptureStatusNone;
+  (void)cudaGetLastError();
+  return false;
+}
+
 Event create_event() {
   cudaEvent_t event = nullptr;
   check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags");
+  return event;
+}
+
+Event create_timing_event() {
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreate(&event), "cudaEventCreate");
   return event;
 }
 
@@ -131,6 +146,14 @@ void wait(Stream stream, Event event) {
 }
 
 bool is_done(Event event) { return has_come(cudaEventQuery(event), "cudaEventQuery"); }
+
+void synchronize(Event event) { check(cudaEventSynchronize(event), "cudaEventSynchronize"); }
+
+float milliseconds_between(Event first, Event second) {
+  float milliseconds = 0.0F;
+  check(cudaEventElapsedTime(&milliseconds, first, second), "cudaEventElapsedTime");
+  return milliseconds;
+}
 
 void copy_on_device(void* destination, const void* source, std::size_t num_bytes, Stream stream) {
   copy(destination, source, num_bytes, cudaMemcpyDefault, stream);  // the two may be of two devices
