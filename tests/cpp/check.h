@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#undef CHECK  // torch has one, too: its headers come first
 #define CHECK(condition)                                                                 \
   do {                                                                                   \
     if (!(condition)) {                                                                  \
