@@ -38,8 +38,8 @@ int num_imports();
 struct Plant {
   // Whether a wait of a stream for what was recorded on another one is left out.
   std::function<bool(cuda::Stream waiter, cuda::Stream recorded_on)> leaves_out_wait;
-  // Whether an event that is recorded on the stream stands before the last operation there.
-  std::function<bool(cuda::Stream)> records_early;
+  // By how many of the stream's operations an event that is recorded there is too early.
+  std::function<int(cuda::Stream)> records_early;
   // Whether the allocator isn't told that the stream uses memory (caching_allocator_fake.h).
   std::function<bool(cuda::Stream)> leaves_out_adoption;
 };

@@ -2,6 +2,7 @@
 // which must be as strict as torch's own.
 #include <unistd.h>
 
+#include <atomic>
 #include <cstring>
 #include <memory>
 #include <utility>
@@ -9,6 +10,7 @@
 
 #include "hash_kernel.h"
 
+// Behind torch's headers: they have a CHECK of their own.
 #include "caching_allocator_fake.h"
 #include "check.h"
 #include "device/lane.h"

@@ -185,7 +185,7 @@ void HashPipeline::expect(const Words& expected, const at::Tensor& actual) {
 // Each action ends after it began, and begins after the one before has ended.
 void HashPipeline::check_times() const {
   for (const auto& executor : runtime_->executors()) {
-    CHECK(executor->times_device());
+    CHECK(executor->log().times_device());
     const PassTrace trace = executor->traced(0);
     const Program& program = executor->program(trace.training);
     std::int64_t before = 0;

@@ -3,14 +3,13 @@
 // wait, mark and adoption that is left out is a wrong result.
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdio>
-#include <functional>
-#include <optional>
-#include <string>
-#include <vector>
+#include <memory>
 
 #include "hash_pipeline.h"
 
+// Behind torch's headers: they have a CHECK of their own.
 #include "base/error.h"
 #include "check.h"
 #include "random_programs.h"
@@ -21,7 +20,8 @@ namespace pipert {
 namespace {
 
 constexpr int kPasses = 3000;
-constexpr int kPassesEach = 12;  // of one pipeline
+constexpr std::chrono::seconds kPatience{50};  // on a machine that is busy fewer must do
+constexpr int kPassesEach = 12;                // of one pipeline
 constexpr int kMaxDelayUs = 60;
 
 Schedule schedule_of_catalogue(Random& random) {
@@ -52,7 +52,8 @@ void test_passes_equal_the_plain_loop_however_late_lanes_are() {
   Random random(20);
   int num_passes = 0;
   int num_pipelines = 0;
-  while (num_passes < kPasses) {
+  const auto end = std::chrono::steady_clock::now() + kPatience;
+  while (num_passes < kPasses && std::chrono::steady_clock::now() < end) {
     cuda_fake::set_delays(static_cast<unsigned>(num_pipelines), random.below(2) * kMaxDelayUs);
     std::unique_ptr<HashPipeline> pipeline;
     try {
@@ -79,6 +80,7 @@ void test_passes_equal_the_plain_loop_however_late_lanes_are() {
     CHECK(pipeline->num_wrong() == 0);
   }
   CHECK(cuda_fake::num_lost_waits() == 0);
+  CHECK(num_passes >= kPasses / 10);
   std::printf("%d passes of %d pipelines\n", num_passes, num_pipelines);
 }
 
