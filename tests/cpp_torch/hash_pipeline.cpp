@@ -48,9 +48,8 @@ HashPipeline::HashPipeline(HashPrograms programs, const HashPipelineOptions& opt
       options_(options),
       plain_(programs_.training, programs_.placement) {
   const Placement& placement = programs_.placement;
-  const int num_microbatches = programs_.training.front().num_microbatches;
-  first_stages_.resize(as_index(num_microbatches));
-  last_stages_.resize(as_index(num_microbatches));
+  first_stages_.resize(as_index(num_microbatches()));
+  last_stages_.resize(as_index(num_microbatches()));
   options_.devices.resize(programs_.training.size(), 0);
   for_each_run(programs_.training, [&](const Action& action) {
     if (action.kind != ActionKind::kForward) return;
@@ -62,31 +61,40 @@ HashPipeline::HashPipeline(HashPrograms programs, const HashPipelineOptions& opt
     if (!options_.default_streams)
       streams_.push_back(std::make_unique<cuda_fake::StreamScope>(stream));
   }
-  for (StageIndex stage = 0; stage < placement.num_stages(); ++stage) {
-    const c10::Device device = cuda_device(device_of(stage));
-    weights_.push_back({make_words(device), make_words(device)});
-    launch(Kernel::kUpdate, hash_tag(stage, -1), weights_.back().weight);
-    launch(Kernel::kZero, 0, weights_.back().gradient);
-  }
-  std::vector<RankSpec> specs(programs_.training.size());
-  stages_.resize(weights_.size());
-  for (std::size_t rank = 0; rank < specs.size(); ++rank) {
-    specs[rank].training = programs_.training[rank];
-    specs[rank].evaluation = programs_.evaluation[rank];
-    specs[rank].device = cuda_device(options_.devices[rank]);
-    for (const StageIndex stage : placement.stages_of(static_cast<Rank>(rank))) {
-      auto made = std::make_unique<HashStage>(stage, placement, num_microbatches, batch_,
-                                              weights_[as_index(stage)]);
-      stages_[as_index(stage)] = made.get();
-      specs[rank].resources.stages[stage] = std::move(made);
-    }
-  }
+  make_weights();
+  auto specs = make_ranks();
   ExternalChannels none;
   connect(specs, none, {.spin_us = 0, .network = nullptr, .compression = {}});
   RuntimeOptions runtime;
   runtime.timeout = std::chrono::seconds(30);
   runtime.trace.device_times = options_.device_times;
   runtime_ = std::make_unique<PipelineRuntime>(std::move(specs), std::move(none), runtime);
+}
+
+void HashPipeline::make_weights() {
+  for (StageIndex stage = 0; stage < programs_.placement.num_stages(); ++stage) {
+    const c10::Device device = cuda_device(device_of(stage));
+    weights_.push_back({make_words(device), make_words(device)});
+    launch(Kernel::kUpdate, hash_tag(stage, -1), weights_.back().weight);
+    launch(Kernel::kZero, 0, weights_.back().gradient);
+  }
+}
+
+std::vector<RankSpec> HashPipeline::make_ranks() {
+  std::vector<RankSpec> specs(programs_.training.size());
+  stages_.resize(weights_.size());
+  for (std::size_t rank = 0; rank < specs.size(); ++rank) {
+    specs[rank].training = programs_.training[rank];
+    specs[rank].evaluation = programs_.evaluation[rank];
+    specs[rank].device = cuda_device(options_.devices[rank]);
+    for (const StageIndex stage : programs_.placement.stages_of(static_cast<Rank>(rank))) {
+      auto made = std::make_unique<HashStage>(stage, programs_.placement, num_microbatches(),
+                                              batch_, weights_[as_index(stage)]);
+      stages_[as_index(stage)] = made.get();
+      specs[rank].resources.stages[stage] = std::move(made);
+    }
+  }
+  return specs;
 }
 
 HashPipeline::~HashPipeline() {
@@ -129,7 +137,7 @@ void HashPipeline::make_batch(std::uint64_t pass) {
     launch(kernel, mix(pass, static_cast<Word>(microbatch)), words);
     return words;
   };
-  for (Microbatch i = static_cast<Microbatch>(first_stages_.size()) - 1; i >= 0; --i) {
+  for (Microbatch i = num_microbatches() - 1; i >= 0; --i) {
     batch_.targets[as_index(i)] = fill(Kernel::kTarget, i, last_stages_[as_index(i)]);
     batch_.inputs[as_index(i)] = fill(Kernel::kBatch, i, first_stages_[as_index(i)]);
   }

@@ -48,8 +48,9 @@ class HashPipeline {
   // Waits for the caller's streams. How many of all results so far differ from the plain loop's.
   int num_wrong();
 
-  // Of a stage, in training.
+  // Compute actions and moves of a pass that trains, rank by rank.
   std::vector<Action> actions() const;
+  // Whether it is one of the streams that a caller may have.
   static bool is_of_caller(cuda::Stream stream);
 
  private:
@@ -58,10 +59,12 @@ class HashPipeline {
     Words actual;  // once the caller's streams have passed
   };
 
+  int num_microbatches() const { return programs_.training.front().num_microbatches; }
   int device_of(StageIndex stage) const;
+  void make_weights();
+  std::vector<RankSpec> make_ranks();
   void make_batch(std::uint64_t pass);
   std::optional<Failure> run_pass(bool training, std::optional<std::chrono::microseconds> limit);
-  void copy_results(bool training);
   // After a pass: what came of it, `failure` or results.
   void end(bool training, const std::optional<Failure>& failure);
   void expect(const Words& expected, const at::Tensor& actual);

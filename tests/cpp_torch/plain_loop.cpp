@@ -27,45 +27,54 @@ PlainLoop::PlainLoop(const std::vector<Program>& programs, const Placement& plac
 std::map<std::pair<StageIndex, Microbatch>, Words> PlainLoop::run(std::uint64_t pass,
                                                                   bool training) {
   std::map<std::pair<StageIndex, Microbatch>, Words> losses;
-  std::map<std::pair<StageIndex, Microbatch>, Saved> saved;
+  saved_.clear();
   const int size = placement_.stages_per_copy();
-  for (StageIndex begin = 0; begin < placement_.num_stages(); begin += size) {
-    for (const Microbatch microbatch : microbatches_[as_index(begin)]) {
-      const Words target = batch_words(Kernel::kTarget, pass, microbatch);
-      Words first = batch_words(Kernel::kBatch, pass, microbatch);
-      Words second = first;
-      for (StageIndex stage = begin; stage < begin + size; ++stage) {
-        const Word tag = hash_tag(stage, microbatch);
-        const Words& weight = weights_[as_index(stage)];
-        const Words inner = computed(Kernel::kInner, tag, first, weight);
-        const Words activation = computed(Kernel::kActivation, tag, inner, second);
-        saved[{stage, microbatch}] = {first, second, activation, {}};
-        if (placement_.is_last(stage))
-          losses[{stage, microbatch}] = computed(Kernel::kLoss, tag, activation, target, weight);
-        first = computed(Kernel::kOutput, tag, activation, first);
-        second = computed(Kernel::kSecondOutput, tag, first, activation);
-      }
-      Words gradient{};
-      for (StageIndex stage = begin + size - 1; stage >= begin; --stage) {
-        const Word tag = hash_tag(stage, microbatch);
-        Saved& own = saved[{stage, microbatch}];
-        if (placement_.is_last(stage))
-          gradient = computed(Kernel::kLossGradient, tag, own.activation, target);
-        own.gradient = gradient;
-        gradient = computed(Kernel::kInputGradient, tag, gradient, own.activation, own.first,
-                            own.second, weights_[as_index(stage)]);
-      }
+  for (StageIndex first = 0; first < placement_.num_stages(); first += size) {
+    for (const Microbatch microbatch : microbatches_[as_index(first)]) {
+      const StageIndex last = first + size - 1;
+      losses[{last, microbatch}] = forward(pass, microbatch, first, last);
+      backward(pass, microbatch, first, last);
     }
   }
   for (StageIndex stage = 0; training && stage < placement_.num_stages(); ++stage) {
     for (const Microbatch microbatch : accumulated_[as_index(stage)]) {
-      const Saved& own = saved.at({stage, microbatch});
+      const Saved& own = saved_.at({stage, microbatch});
       Words& sum = gradients_[as_index(stage)];
       sum = computed(Kernel::kWeightGradient, hash_tag(stage, microbatch), sum, own.gradient,
                      own.activation);
     }
   }
   return losses;
+}
+
+Words PlainLoop::forward(std::uint64_t pass, Microbatch microbatch, StageIndex begin,
+                         StageIndex last) {
+  Words first = batch_words(Kernel::kBatch, pass, microbatch);
+  Words second = first;
+  for (StageIndex stage = begin; stage <= last; ++stage) {
+    const Word tag = hash_tag(stage, microbatch);
+    const Words inner = computed(Kernel::kInner, tag, first, weights_[as_index(stage)]);
+    const Words activation = computed(Kernel::kActivation, tag, inner, second);
+    saved_[{stage, microbatch}] = {first, second, activation, {}};
+    first = computed(Kernel::kOutput, tag, activation, first);
+    second = computed(Kernel::kSecondOutput, tag, first, activation);
+  }
+  return computed(Kernel::kLoss, hash_tag(last, microbatch),
+                  saved_.at({last, microbatch}).activation,
+                  batch_words(Kernel::kTarget, pass, microbatch), weights_[as_index(last)]);
+}
+
+void PlainLoop::backward(std::uint64_t pass, Microbatch microbatch, StageIndex first,
+                         StageIndex last) {
+  Words gradient = computed(Kernel::kLossGradient, hash_tag(last, microbatch),
+                            saved_.at({last, microbatch}).activation,
+                            batch_words(Kernel::kTarget, pass, microbatch));
+  for (StageIndex stage = last; stage >= first; --stage) {
+    Saved& own = saved_.at({stage, microbatch});
+    own.gradient = gradient;
+    gradient = computed(Kernel::kInputGradient, hash_tag(stage, microbatch), gradient,
+                        own.activation, own.first, own.second, weights_[as_index(stage)]);
+  }
 }
 
 void PlainLoop::update(std::uint64_t pass) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <map>
+#include <utility>
 #include <vector>
 
 #include "hash_stage.h"
@@ -16,15 +17,13 @@ class PlainLoop {
   // the order in which a stage accumulates them; nothing else.
   PlainLoop(const std::vector<Program>& programs, const Placement& placement);
 
-  // Losses by stage and microbatch; those of first copies' last stages, say. Training adds to
-  // gradients().
+  // Losses by last stage and microbatch. Training adds to gradients().
   std::map<std::pair<StageIndex, Microbatch>, Words> run(std::uint64_t pass, bool training);
   // What the caller's optimizer does.
   void update(std::uint64_t pass);
   void zero_gradients();
 
-  std::vector<Words>& weights() { return weights_; }      // by stage
-  std::vector<Words>& gradients() { return gradients_; }  // likewise
+  const std::vector<Words>& gradients() const { return gradients_; }  // by stage
 
  private:
   struct Saved {
@@ -33,8 +32,13 @@ class PlainLoop {
     Words activation;
     Words gradient;
   };
+  // Through the stages of one copy of the model, from `first` to `last`. Returns the loss.
+  Words forward(std::uint64_t pass, Microbatch microbatch, StageIndex first, StageIndex last);
+  void backward(std::uint64_t pass, Microbatch microbatch, StageIndex first, StageIndex last);
+
   const Placement& placement_;
-  std::vector<std::vector<Microbatch>> microbatches_;  // by stage: in flight there
+  std::map<std::pair<StageIndex, Microbatch>, Saved> saved_;
+  std::vector<std::vector<Microbatch>> microbatches_;  // by stage: those that it runs
   std::vector<std::vector<Microbatch>> accumulated_;   // by stage: in this order
   std::vector<Words> weights_;
   std::vector<Words> gradients_;
