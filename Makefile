@@ -13,20 +13,24 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 # The stamp of another torch request has another name.
 torch_stamp := $(VENV)/.torch-$(shell echo '$(TORCH)' | tr -c 'A-Za-z0-9.\n' -)
-cpp_files = $(shell find csrc tests/cpp tests/fakes -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+cpp_files = $(shell find csrc tests/cpp tests/cpp_torch tests/fakes -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 cpp_folders = $(shell find csrc -type d)
 
-.PHONY: setup demo test test-cpp test-python lint lint-cpp lint-python lint-types format sanitize clean distclean
+.PHONY: setup demo test test-cpp test-cpp-torch test-python lint lint-cpp lint-python lint-types format sanitize sanitize-torch clean distclean
 setup: $(VENV)/.pipert
 
 demo: setup
 	python examples/train_gpt.py $(DEMO_ARGS)
 
-test: test-cpp test-python
+test: test-cpp test-cpp-torch test-python
 
 test-cpp: $(torch_stamp)
 	$(call test_floors,address,undefined)
 	$(test_threads)
+
+# In the folder where setup has built the floors for the module.
+test-cpp-torch: setup
+	cmake --build build/cmake-$$(python -c 'import sysconfig; print(sysconfig.get_config_var("SOABI"))') --target test_torch
 
 test-python: setup
 	python -m pytest $(PYTEST_ARGS)
@@ -34,6 +38,13 @@ test-python: setup
 sanitize: $(torch_stamp)
 	$(call test_floors,address,undefined)
 	$(call test_floors,thread)
+
+# To the thread sanitizer a wait that is missing on the fake of CUDA is a race. Many minutes to compile.
+sanitize-torch: setup
+	cmake -G Ninja -S . -B build/torch-thread -DPIPERT_SANITIZE=thread -DPIPERT_CUDA=OFF \
+	  -DPython_EXECUTABLE=$(abspath $(VENV))/bin/python
+	cmake --build build/torch-thread --target test_executor_lanes
+	build/torch-thread/tests/cpp_torch/test_executor_lanes
 
 lint: lint-cpp lint-python lint-types
 

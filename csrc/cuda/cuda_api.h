@@ -1,4 +1,5 @@
-// The CUDA calls that pipert's own channel needs, as typed functions: no CUDA header is included.
+// The CUDA calls that pipert's lanes and its own channel need, as typed functions: no CUDA header
+// is included.
 //
 // Implemented twice: over the CUDA runtime (csrc/cuda/real), linked where torch has CUDA, and by a
 // fake in host memory (tests/fakes/cuda_fake.h), which runs streams late, for tests without a GPU.
@@ -45,22 +46,32 @@ void close_imported(void* memory);
 void* register_host(void* memory, std::size_t num_bytes);
 void unregister_host(void* memory);
 
-// Of the highest priority; no implicit order with the default stream. Who destroys one doesn't
-// wait, and the handle stays good for who still has it: it may be given to the next who creates
-// one.
-Stream create_stream();
+enum class StreamPriority : std::uint8_t { kLowest, kHighest };
+
+// Of the thread's current device, as events. No implicit order with the default stream, which is
+// null here: that of the thread's current device. Who destroys one doesn't wait, and the handle
+// stays good for who still has it: it may be given to the next who creates one.
+Stream create_stream(StreamPriority priority = StreamPriority::kHighest);
 void destroy_stream(Stream stream);
 void synchronize(Stream stream);
 bool is_idle(Stream stream);
+// Whether what the stream is given goes into a graph; false where the driver can't tell.
+bool is_captured(Stream stream);
 
 // For order alone: no timing.
 Event create_event();
+// Takes the time, too: slower.
+Event create_timing_event();
 void destroy_event(Event event);
 void record(Event event, Stream stream);
 // What `stream` is given from now on comes after what was last recorded. REQUIRES that something
 // was: the wait is silently lost otherwise.
 void wait(Stream stream, Event event);
 bool is_done(Event event);
+// The host waits for what was last recorded.
+void synchronize(Event event);
+// REQUIRES that both take the time, and are done.
+float milliseconds_between(Event first, Event second);
 
 void copy_on_device(void* destination, const void* source, std::size_t num_bytes, Stream stream);
 // Host memory must stay as it is until the stream has passed.

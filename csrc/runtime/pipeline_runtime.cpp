@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/index.h"
+#include "cuda/cuda_api.h"
 #include "random/rank_generator.h"
 #include "runtime/autocast_cache.h"
 #include "runtime/intra_op.h"
@@ -24,9 +25,10 @@ constexpr std::int64_t kPollEveryNs = 200'000'000;
 constexpr std::chrono::milliseconds kReasonPatience{400};
 constexpr std::chrono::milliseconds kGlance{10};  // the caller has more to watch than the store
 
-// Whether this rank found itself that a message was wrong, that there is no memory for it, or that
-// a process is gone: then it has nobody's reason to wait for. Else a connection was lost, perhaps
-// because a peer failed, which will say why. Of those, gloo's are no errors of torch's.
+// Whether this rank found itself that a message was wrong, that there is no memory for it, that its
+// device refuses, or that a process is gone: then it has nobody's reason to wait for. Else a
+// connection was lost, perhaps because a peer failed, which will say why. Of those, gloo's are no
+// errors of torch's.
 bool is_own_finding(const Failure& failure) {
   try {
     if (failure.cause != nullptr) std::rethrow_exception(failure.cause);
@@ -39,6 +41,8 @@ bool is_own_finding(const Failure& failure) {
   } catch (const ValueError&) {
     return true;
   } catch (const ProcessGone&) {
+    return true;
+  } catch (const CudaError&) {
     return true;
   } catch (...) {
   }

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#undef CHECK  // torch has one, too: include this behind its headers
 #define CHECK(condition)                                                                 \
   do {                                                                                   \
     if (!(condition)) {                                                                  \

@@ -77,6 +77,68 @@ void test_wait_for_an_event_never_recorded_is_lost_and_counted() {
   CHECK(cuda_fake::num_lost_waits() == before + kTries);
 }
 
+void test_planted_errors_strike_and_show() {
+  cuda_fake::Plant no_wait;
+  no_wait.leaves_out_wait = [](cuda::Stream waiter, cuda::Stream recorded_on) {
+    return waiter != recorded_on;
+  };
+  cuda_fake::Plant early;
+  early.records_early = [](cuda::Stream) { return 1; };
+  for (const cuda_fake::Plant& plant : {no_wait, early}) {
+    cuda_fake::plant(plant);
+    CHECK(num_right([] { return copy_behind_event(true, true); }) < kTries);
+    CHECK(cuda_fake::num_planted() == kTries);
+  }
+  cuda_fake::plant({});
+  CHECK(num_right([] { return copy_behind_event(true, true); }) == kTries);
+  CHECK(cuda_fake::num_planted() == 0);
+}
+
+// Null is the default stream of the device that is current when the call is made.
+void test_each_device_has_a_default_stream() {
+  std::atomic<bool> may_end = false;
+  cuda_fake::launch(nullptr, [&] {
+    while (!may_end) std::this_thread::yield();
+  });
+  CHECK(!cuda::is_idle(nullptr));
+  cuda_fake::set_current_device(1);
+  CHECK(cuda::is_idle(nullptr));
+  cuda_fake::set_current_device(0);
+  may_end = true;
+  cuda::synchronize(static_cast<cuda::Stream>(nullptr));
+}
+
+void test_event_of_another_device_is_an_error() {
+  const CudaStream stream;
+  cuda_fake::set_current_device(1);
+  const CudaEvent event;
+  const CudaStream other;
+  cuda_fake::set_current_device(0);
+  CHECK_THROWS(cuda::record(event.get(), stream.get()), CudaError);
+  cuda::record(event.get(), other.get());
+  cuda::wait(stream.get(), event.get());  // whereas that may be of any
+  cuda::synchronize(stream.get());
+  CHECK_THROWS(cuda_fake::set_current_device(cuda_fake::kNumDevices), CudaError);
+}
+
+void test_timing_events_take_the_streams_time() {
+  const CudaStream stream;
+  const cuda::Event first = cuda::create_timing_event();
+  const cuda::Event second = cuda::create_timing_event();
+  const CudaEvent plain;
+  CHECK_THROWS(cuda::milliseconds_between(first, second), CudaError);
+  cuda::record(first, stream.get());
+  cuda_fake::launch(stream.get(), [] { usleep(2000); });
+  cuda::record(second, stream.get());
+  cuda::record(plain.get(), stream.get());
+  cuda::synchronize(second);
+  CHECK(cuda::milliseconds_between(first, second) >= 2.0F);
+  cuda::synchronize(plain.get());
+  CHECK_THROWS(cuda::milliseconds_between(first, plain.get()), CudaError);
+  cuda::destroy_event(first);
+  cuda::destroy_event(second);
+}
+
 struct Words {
   std::uint32_t arrived = 0;
   std::uint32_t freed = 0;
@@ -192,6 +254,10 @@ int main() {
   test_event_orders_streams();
   test_missing_wait_is_a_wrong_result();
   test_wait_for_an_event_never_recorded_is_lost_and_counted();
+  test_planted_errors_strike_and_show();
+  test_each_device_has_a_default_stream();
+  test_event_of_another_device_is_an_error();
+  test_timing_events_take_the_streams_time();
   test_words_order_streams();
   test_slot_used_again_without_credit_is_a_wrong_result();
   test_flag_written_before_the_copy_is_a_wrong_result();

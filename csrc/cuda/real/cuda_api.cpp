@@ -6,6 +6,7 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -63,10 +64,11 @@ bool has_come(cudaError_t status, const char* call) {
 
 // Streams that have no owner. They aren't destroyed: torch's caching allocator asks a stream that
 // it was told of when the tensor is freed, which may be after the channel.
+using StreamKind = std::pair<int, StreamPriority>;  // a device's
 struct StreamPool {
   std::mutex mutex;
-  std::map<Stream, int> devices;            // of all that were made
-  std::map<int, std::vector<Stream>> idle;  // by device
+  std::map<Stream, StreamKind> kinds;  // of all that were made
+  std::map<StreamKind, std::vector<Stream>> idle;
 };
 
 StreamPool& streams() {
@@ -114,12 +116,12 @@ void* register_host(void* memory, std::size_t num_bytes) {
 
 void unregister_host(void* memory) { check(cudaHostUnregister(memory), "cudaHostUnregister"); }
 
-Stream create_stream() {
+Stream create_stream(StreamPriority priority) {
   StreamPool& pool = streams();
-  int device = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
+  StreamKind kind{0, priority};
+  check(cudaGetDevice(&kind.first), "cudaGetDevice");
   const std::lock_guard lock(pool.mutex);
-  if (std::vector<Stream>& idle = pool.idle[device]; !idle.empty()) {
+  if (std::vector<Stream>& idle = pool.idle[kind]; !idle.empty()) {
     const Stream kept = idle.back();
     idle.pop_back();
     return kept;
@@ -128,9 +130,10 @@ Stream create_stream() {
   int greatest = 0;
   check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "cudaDeviceGetStreamPriorityRange");
   cudaStream_t stream = nullptr;
-  check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, greatest),
+  check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking,
+                                     priority == StreamPriority::kHighest ? greatest : least),
         "cudaStreamCreateWithPriority");
-  pool.devices[stream] = device;
+  pool.kinds[stream] = kind;
   return stream;
 }
 
@@ -138,16 +141,30 @@ void destroy_stream(Stream stream) {
   if (!is_idle(stream)) return;  // nobody shall wait for what it was given
   StreamPool& pool = streams();
   const std::lock_guard lock(pool.mutex);
-  pool.idle[pool.devices.at(stream)].push_back(stream);
+  pool.idle[pool.kinds.at(stream)].push_back(stream);
 }
 
 void synchronize(Stream stream) { check(cudaStreamSynchronize(stream), "cudaStreamSynchronize"); }
 
 bool is_idle(Stream stream) { return has_come(cudaStreamQuery(stream), "cudaStreamQuery"); }
 
+bool is_captured(Stream stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  if (cudaStreamIsCapturing(stream, &status) == cudaSuccess)
+    return status != cudaStreamCaptureStatusNone;
+  (void)cudaGetLastError();
+  return false;
+}
+
 Event create_event() {
   cudaEvent_t event = nullptr;
   check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags");
+  return event;
+}
+
+Event create_timing_event() {
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreate(&event), "cudaEventCreate");
   return event;
 }
 
@@ -162,6 +179,14 @@ void wait(Stream stream, Event event) {
 }
 
 bool is_done(Event event) { return has_come(cudaEventQuery(event), "cudaEventQuery"); }
+
+void synchronize(Event event) { check(cudaEventSynchronize(event), "cudaEventSynchronize"); }
+
+float milliseconds_between(Event first, Event second) {
+  float milliseconds = 0.0F;
+  check(cudaEventElapsedTime(&milliseconds, first, second), "cudaEventElapsedTime");
+  return milliseconds;
+}
 
 void copy_on_device(void* destination, const void* source, std::size_t num_bytes, Stream stream) {
   copy(destination, source, num_bytes, cudaMemcpyDefault, stream);  // the two may be of two devices

@@ -1,9 +1,10 @@
 #include "device/cuda_lane.h"
 
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include "device/cuda/cuda_stream.h"
+#include "device/cuda/torch_stream.h"
 
 namespace pipert {
 namespace {
@@ -13,12 +14,15 @@ namespace {
 class OwnStreamLane final : public CudaStreamLane {
  public:
   OwnStreamLane(c10::DeviceIndex device, HandlePool& pool)
-      : CudaStreamLane(device, static_cast<cudaStream_t>(pool.take())), pool_(pool) {}
+      : OwnStreamLane(device, pool, static_cast<cuda::Stream>(pool.take())) {}
 
   ~OwnStreamLane() override {
     // The next owner shall not wait for what this one left. At interpreter exit the driver may be
     // gone already; there is nobody left to tell.
-    if (cudaStreamSynchronize(stream()) != cudaSuccess) (void)cudaGetLastError();
+    try {
+      cuda::synchronize(stream());
+    } catch (const CudaError&) {
+    }
     pool_.give_back(stream());
   }
 
@@ -26,6 +30,9 @@ class OwnStreamLane final : public CudaStreamLane {
   OwnStreamLane& operator=(const OwnStreamLane&) = delete;
 
  private:
+  OwnStreamLane(c10::DeviceIndex device, HandlePool& pool, cuda::Stream stream)
+      : CudaStreamLane(stream, as_torch_stream(stream, device)), pool_(pool) {}
+
   HandlePool& pool_;
 };
 
@@ -36,17 +43,18 @@ class CallerLane final : public CudaStreamLane {
   using CudaStreamLane::CudaStreamLane;
 
   void record(Mark& mark) override {
-    const c10::cuda::CUDAGuard guard(device());
+    const c10::DeviceGuard guard({c10::kCUDA, device()});
     CudaStreamLane::record(mark);
   }
   void wait(const Mark& mark) override {
-    const c10::cuda::CUDAGuard guard(device());
+    const c10::DeviceGuard guard({c10::kCUDA, device()});
     CudaStreamLane::wait(mark);
   }
 };
 
 c10::DeviceIndex index_of(const c10::Device& device) {
-  return device.has_index() ? device.index() : c10::cuda::current_device();
+  return device.has_index() ? device.index()
+                            : c10::impl::VirtualGuardImpl(c10::kCUDA).getDevice().index();
 }
 
 }  // namespace
@@ -59,8 +67,10 @@ std::unique_ptr<Lane> make_cuda_lane(const c10::Device& device, LanePriority pri
 }
 
 std::unique_ptr<Lane> current_cuda_lane(const c10::Device& device) {
-  const c10::DeviceIndex index = index_of(device);
-  return std::make_unique<CallerLane>(index, c10::cuda::getCurrentCUDAStream(index).stream());
+  const c10::impl::VirtualGuardImpl streams(c10::kCUDA);
+  const c10::Stream stream = streams.getStream({c10::kCUDA, index_of(device)});
+  const auto handle = static_cast<cuda::Stream>(streams.getStreamNativeHandle(stream));
+  return std::make_unique<CallerLane>(handle, stream);
 }
 
 }  // namespace pipert

@@ -1,8 +1,8 @@
 #include "device/cuda/cuda_stream.h"
 
-#include <c10/cuda/CUDACachingAllocator.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
 
 #include <map>
@@ -16,23 +16,13 @@ namespace {
 enum class PoolKind : std::uint8_t { kEvents, kComputeStreams, kTransferStreams };
 
 void* make_event(c10::DeviceIndex device) {
-  const c10::cuda::CUDAGuard guard(device);
-  cudaEvent_t event = nullptr;
-  check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags");
-  return event;
+  const c10::DeviceGuard guard({c10::kCUDA, device});
+  return cuda::create_event();
 }
 
-void* make_stream(c10::DeviceIndex device, LanePriority priority) {
-  const c10::cuda::CUDAGuard guard(device);
-  int least = 0;
-  int greatest = 0;
-  check_cuda(cudaDeviceGetStreamPriorityRange(&least, &greatest),
-             "cudaDeviceGetStreamPriorityRange");
-  cudaStream_t stream = nullptr;
-  check_cuda(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking,
-                                          priority == LanePriority::kTransfer ? greatest : least),
-             "cudaStreamCreateWithPriority");
-  return stream;
+void* make_stream(c10::DeviceIndex device, cuda::StreamPriority priority) {
+  const c10::DeviceGuard guard({c10::kCUDA, device});
+  return cuda::create_stream(priority);
 }
 
 HandlePool& pool(c10::DeviceIndex device, PoolKind kind) {
@@ -47,9 +37,9 @@ HandlePool& pool(c10::DeviceIndex device, PoolKind kind) {
         case PoolKind::kEvents:
           return make_event(device);
         case PoolKind::kComputeStreams:
-          return make_stream(device, LanePriority::kCompute);
+          return make_stream(device, cuda::StreamPriority::kLowest);
         case PoolKind::kTransferStreams:
-          return make_stream(device, LanePriority::kTransfer);
+          return make_stream(device, cuda::StreamPriority::kHighest);
       }
       return nullptr;
     });
@@ -58,22 +48,11 @@ HandlePool& pool(c10::DeviceIndex device, PoolKind kind) {
 }
 
 struct CurrentStream final : CurrentLane {
-  explicit CurrentStream(const c10::cuda::CUDAStream& stream) : guard(stream) {}
-  c10::cuda::CUDAStreamGuard guard;
+  explicit CurrentStream(const c10::Stream& stream) : guard(stream) {}
+  c10::StreamGuard guard;
 };
 
-c10::cuda::CUDAStream as_torch_stream(cudaStream_t stream, c10::DeviceIndex device) {
-  return c10::cuda::getStreamFromExternal(stream, device);
-}
-
 }  // namespace
-
-void check_cuda(cudaError_t status, const char* call) {
-  if (status == cudaSuccess) return;
-  // Else torch would report it again at its own next call.
-  (void)cudaGetLastError();
-  TORCH_CHECK(false, call, " failed: ", cudaGetErrorString(status));
-}
 
 HandlePool& ordering_events(c10::DeviceIndex device) { return pool(device, PoolKind::kEvents); }
 
@@ -82,24 +61,24 @@ HandlePool& lane_streams(c10::DeviceIndex device, LanePriority priority) {
   return pool(device, is_transfer ? PoolKind::kTransferStreams : PoolKind::kComputeStreams);
 }
 
-void CudaMark::record(cudaStream_t stream) {
-  check_cuda(cudaEventRecord(event_, stream), "cudaEventRecord");
+void CudaMark::record(cuda::Stream stream) {
+  cuda::record(event_, stream);
   is_recorded_ = true;
 }
 
-void CudaMark::block(cudaStream_t stream) const {
+void CudaMark::block(cuda::Stream stream) const {
   TORCH_INTERNAL_ASSERT(is_recorded_, "a lane waits for a mark that was never recorded");
-  check_cuda(cudaStreamWaitEvent(stream, event_, 0), "cudaStreamWaitEvent");
+  cuda::wait(stream, event_);
 }
 
 void CudaStreamLane::adopt(const at::Tensor& tensor) {
   if (!tensor.defined() || !tensor.is_cuda() || !tensor.has_storage()) return;
-  c10::cuda::CUDACachingAllocator::recordStream(tensor.storage().data_ptr(),
-                                                as_torch_stream(stream_, device_));
+  const c10::impl::VirtualGuardImpl allocator(c10::kCUDA);
+  allocator.recordDataPtrOnStream(tensor.storage().data_ptr(), torch_stream_);
 }
 
 std::unique_ptr<CurrentLane> CudaStreamLane::make_current() {
-  return std::make_unique<CurrentStream>(as_torch_stream(stream_, device_));
+  return std::make_unique<CurrentStream>(torch_stream_);
 }
 
 }  // namespace pipert

@@ -15,15 +15,13 @@
 #pragma once
 
 #include <c10/core/Device.h>
-#include <cuda_runtime_api.h>
+#include <c10/core/Stream.h>
 
+#include "cuda/cuda_api.h"
 #include "device/handle_pool.h"
 #include "device/lane.h"
 
 namespace pipert {
-
-// Throws RuntimeError unless the call went well. The text says what was called.
-void check_cuda(cudaError_t status, const char* call);
 
 HandlePool& ordering_events(c10::DeviceIndex device);
 HandlePool& lane_streams(c10::DeviceIndex device, LanePriority priority);
@@ -32,40 +30,42 @@ HandlePool& lane_streams(c10::DeviceIndex device, LanePriority priority);
 class CudaMark final : public Mark {
  public:
   explicit CudaMark(c10::DeviceIndex device)
-      : pool_(ordering_events(device)), event_(static_cast<cudaEvent_t>(pool_.take())) {}
+      : pool_(ordering_events(device)), event_(static_cast<cuda::Event>(pool_.take())) {}
   ~CudaMark() override { pool_.give_back(event_); }
   CudaMark(const CudaMark&) = delete;
   CudaMark& operator=(const CudaMark&) = delete;
 
-  void record(cudaStream_t stream);
-  void block(cudaStream_t stream) const;
+  void record(cuda::Stream stream);
+  void block(cuda::Stream stream) const;
 
  private:
   HandlePool& pool_;
-  cudaEvent_t event_;
+  cuda::Event event_;
   bool is_recorded_ = false;
 };
 
 // A lane over a stream; has no part in who owns that.
 class CudaStreamLane : public Lane {
  public:
-  CudaStreamLane(c10::DeviceIndex device, cudaStream_t stream) : device_(device), stream_(stream) {}
+  // Twice the same one.
+  CudaStreamLane(cuda::Stream stream, const c10::Stream& torch_stream)
+      : stream_(stream), torch_stream_(torch_stream) {}
 
   bool is_asynchronous() const final { return true; }
-  std::unique_ptr<Mark> make_mark() const final { return std::make_unique<CudaMark>(device_); }
+  std::unique_ptr<Mark> make_mark() const final { return std::make_unique<CudaMark>(device()); }
   void record(Mark& mark) override { static_cast<CudaMark&>(mark).record(stream_); }
   void wait(const Mark& mark) override { static_cast<const CudaMark&>(mark).block(stream_); }
   void adopt(const at::Tensor& tensor) final;
   std::unique_ptr<CurrentLane> make_current() final;
 
-  cudaStream_t stream() const { return stream_; }
+  cuda::Stream stream() const { return stream_; }
 
  protected:
-  c10::DeviceIndex device() const { return device_; }
+  c10::DeviceIndex device() const { return torch_stream_.device_index(); }
 
  private:
-  c10::DeviceIndex device_;
-  cudaStream_t stream_;
+  cuda::Stream stream_;
+  c10::Stream torch_stream_;
 };
 
 }  // namespace pipert

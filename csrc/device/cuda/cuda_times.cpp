@@ -1,5 +1,4 @@
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
+#include <c10/core/DeviceGuard.h>
 
 #include <chrono>
 #include <cmath>
@@ -8,6 +7,7 @@
 
 #include "device/cuda/cuda_stream.h"
 #include "device/cuda_lane.h"
+#include "device/current_stream.h"
 
 namespace pipert {
 namespace {
@@ -21,9 +21,13 @@ std::int64_t host_ns() {
 // An event that takes the time, on the device that is current when it is made.
 class TimingEvent {
  public:
-  TimingEvent() { check_cuda(cudaEventCreate(&event_), "cudaEventCreate"); }
+  TimingEvent() : event_(cuda::create_timing_event()) {}
   ~TimingEvent() {
-    if (event_ != nullptr) (void)cudaEventDestroy(event_);
+    if (event_ == nullptr) return;
+    try {
+      cuda::destroy_event(event_);
+    } catch (const CudaError&) {  // the context is gone, and the event with it
+    }
   }
   TimingEvent(TimingEvent&& other) noexcept
       : event_(std::exchange(other.event_, nullptr)), is_recorded_(other.is_recorded_) {}
@@ -33,34 +37,26 @@ class TimingEvent {
 
   void forget() { is_recorded_ = false; }
   bool is_recorded() const { return is_recorded_; }
-  void record(cudaStream_t stream) {
-    check_cuda(cudaEventRecord(event_, stream), "cudaEventRecord");
+  void record(cuda::Stream stream) {
+    cuda::record(event_, stream);
     is_recorded_ = true;
   }
-  void wait() const { check_cuda(cudaEventSynchronize(event_), "cudaEventSynchronize"); }
+  void wait() const { cuda::synchronize(event_); }
   std::int64_t ns_after(const TimingEvent& reference) const {
-    float milliseconds = 0.0F;
-    check_cuda(cudaEventElapsedTime(&milliseconds, reference.event_, event_),
-               "cudaEventElapsedTime");
+    const float milliseconds = cuda::milliseconds_between(reference.event_, event_);
     return std::llround(static_cast<double>(milliseconds) * 1e6);
   }
 
  private:
-  cudaEvent_t event_ = nullptr;
+  cuda::Event event_;
   bool is_recorded_ = false;
 };
-
-bool is_captured(cudaStream_t stream) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  return cudaStreamIsCapturing(stream, &status) == cudaSuccess &&
-         status != cudaStreamCaptureStatusNone;
-}
 
 class CudaTimes final : public DeviceTimes {
  public:
   CudaTimes(const c10::Device& device, std::size_t num_passes, std::size_t num_instructions)
-      : device_(device.index()), clock_(make_cuda_lane(device, LanePriority::kTransfer)) {
-    const c10::cuda::CUDAGuard guard(device);
+      : device_(device), clock_(make_cuda_lane(device, LanePriority::kTransfer)) {
+    const c10::DeviceGuard guard(device);
     passes_.resize(num_passes);
     for (Pass& pass : passes_) {
       pass.starts.resize(num_instructions);
@@ -74,7 +70,7 @@ class CudaTimes final : public DeviceTimes {
       for (TimingEvent& event : *events) event.forget();
     }
     pass_->reference.forget();
-    if (is_captured(c10::cuda::getCurrentCUDAStream(device_).stream())) return;
+    if (cuda::is_captured(current_stream(device_))) return;
     // On a lane that has nothing else to do the device takes the time between these two readings.
     const std::int64_t before = host_ns();
     pass_->reference.record(static_cast<CudaStreamLane&>(*clock_).stream());
@@ -104,8 +100,8 @@ class CudaTimes final : public DeviceTimes {
   };
 
   static void record(TimingEvent& event, Lane& lane) {
-    const cudaStream_t stream = static_cast<CudaStreamLane&>(lane).stream();
-    if (!is_captured(stream)) event.record(stream);
+    const cuda::Stream stream = static_cast<CudaStreamLane&>(lane).stream();
+    if (!cuda::is_captured(stream)) event.record(stream);
   }
 
   static std::int64_t time_of(const TimingEvent& event, const Pass& pass) {
@@ -114,7 +110,7 @@ class CudaTimes final : public DeviceTimes {
     return pass.reference_ns + event.ns_after(pass.reference);
   }
 
-  c10::DeviceIndex device_;
+  c10::Device device_;
   std::unique_ptr<Lane> clock_;
   std::vector<Pass> passes_;
   Pass* pass_ = nullptr;  // the one at hand
