@@ -272,7 +272,6 @@ def refusal_of(
     kinds: Sequence[str],
     devices: Mapping[int, torch.device],
     *,
-    in_group: bool,
     options: Mapping[str, bool],
 ) -> str | None:
     """Why a pipeline's passes can't be recorded whole; None: nothing is known against it.
@@ -280,13 +279,10 @@ def refusal_of(
     Args:
         kinds: of the stages.
         devices: by rank.
-        in_group: whether ranks are in several processes.
         options: the pipeline's that matter here, by name: whether they are in use.
     """
     if others := sorted({kind for kind in kinds if kind != "captured"}):
         return f"a pass is recorded whole, and some stages are {others[0]!r}"
-    if in_group:
-        return "the messages of other processes can't be recorded"
     if (device := next(iter(devices.values()))).type != "cuda":
         return f"only a CUDA device can record, the ranks are on {device}"
     if len(set(devices.values())) > 1:

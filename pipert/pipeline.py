@@ -26,6 +26,7 @@ from pipert.memory import summarize_memory
 from pipert.options import Options, stage_kinds, time_limit, traced_passes
 from pipert.ranks import Ranks
 from pipert.recompute import Recompute
+from pipert.recorded_actions import CapturedActions, refusal_of_actions
 from pipert.report import Report, UnsplitNode, make_report, summarize_stages
 from pipert.results import StepResult, result_of
 from pipert.stages import check_tied
@@ -56,8 +57,8 @@ class Pipeline:
         stage_kind: "module", "native", "captured", or one word for each stage. A module runs in
             Python; a native stage is exported to a graph of torch's operators, which C++ runs
             without Python, to the same bits; see docs/native.md. With "captured", on a CUDA device,
-            whole passes are recorded and launched with one call; see docs/gpu.md. "auto" is
-            "module".
+            whole passes are recorded and launched with one call; in a group each forward and
+            backward is. See docs/gpu.md. "auto" is "module".
         overlap_fn: `overlap_fn(forward, backward)` runs the halves of the schedule's overlapped
             pairs: each an OverlapHalf, to be called once, in any order and from any thread. None:
             the forward runs first, then the backward.
@@ -195,39 +196,42 @@ class Pipeline:
         self.program = self._ranks.plan.programs
         self.stages = self._stages.modules
 
-    def _capture(self, options: Options) -> CapturedSteps | None:
+    def _capture(self, options: Options) -> CapturedSteps | CapturedActions | None:
         if "captured" not in options.stage_kinds:
             return None
         device = next(iter(self._devices.values()))
-        refusal = refusal_of(
-            options.stage_kinds,
-            self._devices,
-            in_group=self._peers is not None,
-            options={
-                "rng_seed": options.rng_seed is not None,
-                "network": options.network is not None,
-                "device_times": options.device_times,
-                "measure_memory": options.measure_memory,
-                "recompute": options.recompute != "none",
-                "offload": any(a.kind == "OFFLOAD" for rank in self.schedule.actions for a in rank),
-                "copies with buffers": self.schedule.placement.num_copies > 1
-                and any(
-                    list(module.buffers())
-                    for module in self._stages.modules.values()
-                    if isinstance(module, nn.Module)
-                ),
-            },
-        )
+        has_copies = self.schedule.placement.num_copies > 1
+        modules = self._stages.modules.values()
+        in_use = {
+            "rng_seed": options.rng_seed is not None,
+            "network": options.network is not None,
+            "device_times": options.device_times,
+            "measure_memory": options.measure_memory,
+            "recompute": options.recompute != "none",
+            "offload": any(a.kind == "OFFLOAD" for rank in self.schedule.actions for a in rank),
+            "overlap_fn": options.overlap_fn is not None,
+            "copies": has_copies,
+            "copies with buffers": has_copies
+            and any(list(m.buffers()) for m in modules if isinstance(m, nn.Module)),
+        }
+
+        def main_gradients() -> list[Tensor]:
+            entries = self._main_gradients.entries() if self._main_gradients else []
+            return [main for _, main, _ in entries]
+
+        if self._peers is not None:
+            refusal = refusal_of_actions(options.stage_kinds, self._devices, in_use)
+            return CapturedActions(
+                self._stages,
+                options.loss_fn,
+                device,
+                self._ranks.recorder if refusal is None else None,
+                refusal,
+                main_gradients,
+            )
+        refusal = refusal_of(options.stage_kinds, self._devices, options=in_use)
         return CapturedSteps(
-            [*self._stages.modules.values(), options.loss_fn],
-            device,
-            recordings_on(device),
-            refusal,
-            lambda: (
-                [main for _, main, _ in self._main_gradients.entries()]
-                if self._main_gradients
-                else []
-            ),
+            [*modules, options.loss_fn], device, recordings_on(device), refusal, main_gradients
         )
 
     # --- running -----------------------------------------------------------------------------
@@ -439,7 +443,7 @@ class Pipeline:
             return trace
 
     def _require_actions(self) -> None:
-        if self._captured is not None and self._captured.num_recordings > 0:
+        if isinstance(self._captured, CapturedSteps) and self._captured.num_recordings > 0:
             raise ValueError(
                 "nothing to show: passes are replayed, which says nothing of their actions; "
                 "expected another stage_kind than 'captured'"

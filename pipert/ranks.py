@@ -23,6 +23,7 @@ from pipert.options import Options
 from pipert.plan import Plan
 from pipert.profiler import wants_ranges
 from pipert.programs import Programs
+from pipert.recorded_actions import make_recorder
 from pipert.signatures import context_keywords
 from pipert.thread_generator import follow_thread_generator
 from pipert.trace import RawTrace
@@ -46,6 +47,7 @@ class Ranks:
     Attributes:
         plan: what the schedule makes of them.
         transports: of the edges of this process's ranks.
+        recorder: what can record the actions of the rank; None: nothing does.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Ranks:
         ]
         warn_of_cuda(devices, self.plan.programs)
         self._own_stages = {s.index for s in stages}
+        self.recorder = None if peers is None else make_recorder(options.stage_kinds, devices)
         self._make_runtime = partial(
             _C.Runtime,
             stages=[
@@ -104,6 +107,7 @@ class Ranks:
             device_times=options.device_times,
             profiler_ranges=wants_ranges(),
             compression=options.compression,
+            recorder=self.recorder,
         )
         self._copies = sorted({remote.peer for remote in stages.remote_copies})
         self._runtime: _C.Runtime | None = None

@@ -327,7 +327,6 @@ CUDA = {0: torch.device("cuda:0"), 1: torch.device("cuda:0")}
             {"kinds": ["captured", "native"]},
             "a pass is recorded whole, and some stages are 'native'",
         ),
-        ({"in_group": True}, "the messages of other processes can't be recorded"),
         (
             {"devices": {0: torch.device("cpu")}},
             "only a CUDA device can record, the ranks are on cpu",
@@ -344,7 +343,7 @@ CUDA = {0: torch.device("cuda:0"), 1: torch.device("cuda:0")}
     ],
 )
 def test_a_pipeline_that_cannot_be_recorded_says_why(change, reason):
-    given = {"kinds": ["captured"], "devices": CUDA, "in_group": False, "options": {}} | change
+    given = {"kinds": ["captured"], "devices": CUDA, "options": {}} | change
     kinds, devices = given.pop("kinds"), given.pop("devices")
     assert refusal_of(kinds, devices, **given) == reason
 

@@ -3,11 +3,15 @@
 #include <c10/util/flat_hash_map.h>
 #include <torch/csrc/autograd/function.h>
 
+#include <string>
+
 #include "autograd/node_kind.h"
 
 namespace pipert {
+namespace {
 
-bool has_python_node(const std::vector<torch::autograd::Edge>& roots) {
+template <typename Predicate>
+bool reaches(const std::vector<torch::autograd::Edge>& roots, const Predicate& is_sought) {
   std::vector<const torch::autograd::Node*> pending;
   ska::flat_hash_set<const torch::autograd::Node*> seen;
   const auto visit = [&](const torch::autograd::Edge& edge) {
@@ -18,10 +22,24 @@ bool has_python_node(const std::vector<torch::autograd::Edge>& roots) {
   while (!pending.empty()) {
     const torch::autograd::Node* node = pending.back();
     pending.pop_back();
-    if (kind_of(*node) == NodeKind::kPython) return true;
+    if (is_sought(*node)) return true;
     for (const auto& next : node->next_edges()) visit(next);
   }
   return false;
+}
+
+bool is_python(const torch::autograd::Node& node) { return kind_of(node) == NodeKind::kPython; }
+
+}  // namespace
+
+bool has_python_node(const std::vector<torch::autograd::Edge>& roots) {
+  return reaches(roots, is_python);
+}
+
+bool has_compiled_node(const std::vector<torch::autograd::Edge>& roots) {
+  return reaches(roots, [](const torch::autograd::Node& node) {
+    return is_python(node) && name_of(node).find("CompiledFunction") != std::string::npos;
+  });
 }
 
 }  // namespace pipert

@@ -10,5 +10,7 @@ namespace pipert {
 // Whether a node that is implemented in Python (a custom autograd.Function, a compiled module) can
 // be reached.
 bool has_python_node(const std::vector<torch::autograd::Edge>& roots);
+// Likewise one that torch.compile has made. Such nodes refuse a backward that keeps its graph.
+bool has_compiled_node(const std::vector<torch::autograd::Edge>& roots);
 
 }  // namespace pipert

@@ -60,6 +60,21 @@ class Splitter {
     for (const auto& split : splits_) split.node->abandon();
   }
 
+  // Before rewire(), for whoever may say undo().
+  void remember() {
+    for (const auto& [node, kind] : paths_.nodes()) edges_.push_back(node->next_edges());
+  }
+
+  // REQUIRES that the run kept what the graph saved.
+  void undo() {
+    abandon();
+    for (std::size_t i = 0; i < edges_.size(); ++i) {
+      Node& node = *paths_.nodes()[i].node;
+      node.next_edges() = edges_[i];
+      for (std::size_t j = 0; j < edges_[i].size(); ++j) redirect_edge(node, j, edges_[i][j]);
+    }
+  }
+
   // What was saved for the weight half holds the nodes that made it, and they all that they lead
   // to: after the run nothing of it is needed any more. Each node comes behind all that it leads
   // to, so none is gone before its turn.
@@ -157,7 +172,8 @@ class Splitter {
   std::vector<int> splits_of_;  // by position: index in splits_, or kNone
   std::vector<NewNode<SplitFork>> splits_;
   std::vector<NewNode<CaughtGradients>> caught_;
-  std::vector<bool> off_path_;  // by edge of the node at hand
+  std::vector<bool> off_path_;                     // by edge of the node at hand
+  std::vector<torch::autograd::edge_list> edges_;  // by position, before rewire(); or empty
 };
 
 }  // namespace
@@ -179,6 +195,7 @@ WeightBackward run_input_backward(const std::vector<Edge>& roots,
     return {};
   }
   Splitter splitter(paths, options.split, unsplit);
+  if (options.may_repeat) splitter.remember();
   splitter.rewire();
   std::vector<Edge> path_roots;
   std::vector<at::Tensor> path_gradients;
@@ -192,7 +209,7 @@ WeightBackward run_input_backward(const std::vector<Edge>& roots,
   try {
     run_backward(path_roots, path_gradients, options.keep_graph);
   } catch (...) {
-    splitter.abandon();
+    options.may_repeat ? splitter.undo() : splitter.abandon();
     throw;
   }
   if (!options.keep_graph) splitter.close_path();

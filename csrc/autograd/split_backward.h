@@ -74,6 +74,7 @@ class WeightBackward {
 struct InputHalfOptions {
   bool keep_graph = false;  // frees nothing before the nodes of `retired` are
   bool split = true;        // false: every fork runs once, and its weights' gradients wait
+  bool may_repeat = false;  // with keep_graph: where it throws, the graph is as it was
 };
 
 // Runs the input half from `roots` with `gradients` (as run_backward takes them): afterwards the

@@ -33,6 +33,7 @@ struct BodyBatch {
   BatchPiece loss_kwargs;           // a dict or None
   bool compute_loss = false;
   bool keep_outputs = false;
+  bool keep_pieces = false;  // a microbatch's forward may run more than once
 };
 
 class BatchBody : public StageBody {

@@ -21,6 +21,7 @@ void bind_random(pybind11::module_& module);
 void bind_transport(pybind11::module_& module);
 void bind_native(pybind11::module_& module);
 void bind_replay(pybind11::module_& module);
+void bind_recorder(pybind11::module_& module);
 void bind_runtime(pybind11::module_& module);
 void bind_rehearsal(pybind11::module_& module);
 void bind_probe(pybind11::module_& module);

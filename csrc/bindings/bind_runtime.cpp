@@ -29,7 +29,7 @@ std::unique_ptr<PythonRuntime> make_runtime(
     std::int64_t owner, std::map<StageIndex, std::int64_t> first_layers,
     std::map<StageIndex, std::vector<bool>> recomputed, bool measure_memory,
     const std::optional<Costs>& network, int traced_passes, bool device_times, bool profiler_ranges,
-    py::object advise, const std::string& compression) {
+    py::object advise, const std::string& compression, std::shared_ptr<ActionRecorder> recorder) {
   std::vector<PythonStage> python_stages;
   for (const auto& [stage, callable, is_first, is_last, spread, keywords, is_native, context] :
        stages) {
@@ -55,6 +55,7 @@ std::unique_ptr<PythonRuntime> make_runtime(
   }
   options.trace = {traced_passes, device_times, profiler_ranges};
   options.advise = std::move(advise);
+  options.recorder = std::move(recorder);
   if (compression != "none") options.compression = kernels::format_of(compression);
   return std::make_unique<PythonRuntime>(
       python_stages, std::move(python_ranks), std::move(loss_fn), overlap_fn,
@@ -65,7 +66,7 @@ std::vector<SharedStage> shared_stages(PythonRuntime& self,
                                        const std::vector<SharedTuple>& tuples) {
   std::vector<SharedStage> stages;
   for (const auto& [stage, peer, is_first_copy, loss_stage, parameters, buffers] : tuples) {
-    const Stage* losses_of = loss_stage.has_value() ? self.stages().at(*loss_stage) : nullptr;
+    const Stage* losses_of = loss_stage.has_value() ? &self.run_stage(*loss_stage) : nullptr;
     stages.push_back({stage, peer, is_first_copy, parameters, buffers, losses_of});
   }
   return stages;
@@ -186,7 +187,7 @@ void bind_runtime(py::module_& module) {
            py::arg("measure_memory") = false, py::arg("network") = py::none(),
            py::arg("traced_passes") = 1, py::arg("device_times") = false,
            py::arg("profiler_ranges") = false, py::arg("advise") = py::none(),
-           py::arg("compression") = "none")
+           py::arg("compression") = "none", py::arg("recorder") = py::none())
       .def(
           "step",
           [](PythonRuntime& self, py::object args, py::object kwargs, py::object target,

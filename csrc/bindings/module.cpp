@@ -18,6 +18,7 @@ PYBIND11_MODULE(_C, module) {
   pipert::bind_transport(module);
   pipert::bind_native(module);
   pipert::bind_replay(module);
+  pipert::bind_recorder(module);
   pipert::bind_runtime(module);
   pipert::bind_rehearsal(module);
   pipert::bind_probe(module);

@@ -121,7 +121,7 @@ BodyResult PythonBody::run_again(const RunContext& context, Call given) {
 
 PythonBody::Call PythonBody::take_call(const RunContext& context, BodyInput input) {
   input.retired.clear();
-  const bool is_kept = input.run == BodyRun::kFirst;
+  const bool is_kept = input.run == BodyRun::kFirst || batch_.keep_pieces;
   Call call;
   if (position_.is_first) {
     py::object args = entry_of(batch_.args, context.microbatch, is_kept);

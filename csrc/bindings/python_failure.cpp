@@ -10,7 +10,24 @@ namespace py = pybind11;
 namespace pipert {
 namespace {
 
-// The Python exception object for a C++ exception; None for a null pointer.
+const char* kind_name(FailureKind kind) {
+  switch (kind) {
+    case FailureKind::kAction:
+      return "action";
+    case FailureKind::kTransfer:
+      return "transfer";
+    case FailureKind::kTimeout:
+      return "timeout";
+    case FailureKind::kRemote:
+      return "remote";
+    case FailureKind::kInterrupted:
+      return "interrupted";
+  }
+  return "";
+}
+
+}  // namespace
+
 py::object python_exception(const std::exception_ptr& cause) {
   if (cause == nullptr) return py::none();
   try {
@@ -35,24 +52,6 @@ py::object python_exception(const std::exception_ptr& cause) {
   if (error.trace()) PyException_SetTraceback(value.ptr(), error.trace().ptr());
   return value;
 }
-
-const char* kind_name(FailureKind kind) {
-  switch (kind) {
-    case FailureKind::kAction:
-      return "action";
-    case FailureKind::kTransfer:
-      return "transfer";
-    case FailureKind::kTimeout:
-      return "timeout";
-    case FailureKind::kRemote:
-      return "remote";
-    case FailureKind::kInterrupted:
-      return "interrupted";
-  }
-  return "";
-}
-
-}  // namespace
 
 void raise_pipeline_error(const Failure& failure, const py::object& advise) {
   const py::object cause = python_exception(failure.cause);

@@ -3,11 +3,15 @@
 
 #include <pybind11/pybind11.h>
 
+#include <exception>
 #include <string>
 
 #include "runtime/failure.h"
 
 namespace pipert {
+
+// The Python exception object for a C++ exception; None for a null pointer.
+pybind11::object python_exception(const std::exception_ptr& cause);
 
 // Raises pipert.PipelineError for `failure`, with the user's exception as its cause.
 // `advise`: pipert.out_of_memory's, for a failure of which it knows more; or None.

@@ -21,6 +21,7 @@
 #include "bindings/python_overlap.h"
 #include "bindings/python_tree.h"
 #include "bindings/saved_tensor_hooks.h"
+#include "stage/recorded_stage.h"
 
 namespace py = pybind11;
 
@@ -70,7 +71,8 @@ PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector
   process_ = getpid();
   if (ranks.empty()) throw ValueError("a pipeline needs at least one rank in this process");
   num_microbatches_ = ranks.front().training.num_microbatches;
-  std::map<StageIndex, std::unique_ptr<ModuleStage>> built;
+  std::map<StageIndex, std::unique_ptr<Stage>> built;
+  recorder_ = std::move(given.recorder);
   for (const PythonStage& stage : stages) {
     const StagePosition position{stage.stage, stage.is_first, stage.is_last};
     positions_[stage.stage] = position;
@@ -78,10 +80,16 @@ PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector
     auto body = make_body(position, stage, position.is_last ? loss_fn : py::object(py::none()));
     bodies_[stage.stage] = body.get();
     keywords_[stage.stage] = stage.keywords;
-    built[stage.stage] = std::make_unique<ModuleStage>(position, num_microbatches_, std::move(body),
-                                                       /*shares_gil=*/ranks.size() > 1);
-    built[stage.stage]->set_saving(&save_into);
-    stages_[stage.stage] = built[stage.stage].get();
+    auto module = std::make_unique<ModuleStage>(position, num_microbatches_, std::move(body),
+                                                /*shares_gil=*/ranks.size() > 1);
+    module->set_saving(&save_into);
+    stages_[stage.stage] = module.get();
+    if (recorder_ != nullptr) {
+      built[stage.stage] = std::make_unique<RecordedStage>(std::move(module), recorder_);
+    } else {
+      built[stage.stage] = std::move(module);
+    }
+    run_stages_[stage.stage] = built[stage.stage].get();
     if (const auto recomputed = given.recomputed.find(stage.stage);
         recomputed != given.recomputed.end())
       stages_[stage.stage]->set_recomputed(recomputed->second);
@@ -138,6 +146,7 @@ void PythonRuntime::close() {
   auto closing = std::move(runtime_);
   bodies_.clear();
   stages_.clear();
+  run_stages_.clear();
   const py::gil_scoped_release no_gil;  // workers need it to end, bodies to let go of their modules
   closing.reset();
 }
@@ -159,10 +168,11 @@ void PythonRuntime::set_batches(const StepArguments& arguments) {
     batch.loss_kwargs = shares.loss_kwargs(flat);
     batch.compute_loss = arguments.compute_loss;
     batch.keep_outputs = arguments.keep_outputs;
+    batch.keep_pieces = recorder_ != nullptr && recorder_->keeps_batch();
     body->set_batch(std::move(batch));
     const bool knows_weights = position.is_first || position.is_last;
-    stages_.at(stage)->begin(knows_weights ? shares.weights() : std::vector<double>(),
-                             shares.rows(position, keywords_.at(stage)));
+    run_stages_.at(stage)->begin(knows_weights ? shares.weights() : std::vector<double>(),
+                                 shares.rows(position, keywords_.at(stage)));
     if (flat) held_ = arguments;
   }
   // An export changes what all of torch does in this process: it waits for another time if a pass
@@ -334,7 +344,25 @@ py::object PythonRuntime::outputs() {
       if (own[i]) outputs[py::int_(i)] = std::move(own[i]);
     }
   }
+  settle_outputs(outputs);
   return outputs;
+}
+
+void PythonRuntime::settle_outputs(py::dict& outputs) {
+  if (recorder_ == nullptr || recorder_->mode() == PassMode::kEager) return;
+  std::shared_ptr<void>& companion = recorder_->recording()->companion;
+  if (recorder_->mode() == PassMode::kRecord) {
+    companion = std::shared_ptr<void>(py::dict(outputs).release().ptr(), [](void* object) {
+      const py::gil_scoped_acquire gil;
+      Py_DECREF(static_cast<PyObject*>(object));
+    });
+    outputs = py::dict();
+  }
+  if (companion == nullptr) return;
+  for (const auto& [microbatch, output] :
+       py::reinterpret_borrow<py::dict>(static_cast<PyObject*>(companion.get()))) {
+    if (!outputs.contains(microbatch)) outputs[microbatch] = copy_containers(output, true);
+  }
 }
 
 std::map<Rank, int> PythonRuntime::peak_activations() {

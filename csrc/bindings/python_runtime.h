@@ -14,6 +14,7 @@
 #include "bindings/python_body.h"
 #include "bindings/python_threads.h"
 #include "runtime/pipeline_runtime.h"
+#include "stage/action_recorder.h"
 #include "stage/module_stage.h"
 
 namespace pipert {
@@ -36,7 +37,8 @@ struct PythonOptions {
   std::map<StageIndex, std::vector<bool>> recomputed;  // see ModuleStage; without an entry: none
   bool measure_memory = false;
   TraceOptions trace;
-  pybind11::object advise;  // see raise_pipeline_error
+  std::shared_ptr<ActionRecorder> recorder;  // of the one rank; null: actions run as they are
+  pybind11::object advise;                   // see raise_pipeline_error
 };
 
 class PythonRuntime {
@@ -78,6 +80,8 @@ class PythonRuntime {
   std::optional<std::string> loss_kind() const;
   PipelineRuntime& runtime();
   const std::map<StageIndex, ModuleStage*>& stages() const { return stages_; }
+  // As the Executor runs it.
+  const Stage& run_stage(StageIndex stage) const { return *run_stages_.at(stage); }
 
  private:
   void set_batches(const StepArguments& arguments);
@@ -91,16 +95,20 @@ class PythonRuntime {
   void publish(const pybind11::error_already_set& error);
   void publish_interrupt(const Failure& failure);
   void clear_batches();
+  // The outputs of a pass whose actions are recorded or replayed: the caller's own.
+  void settle_outputs(pybind11::dict& outputs);
 
   int num_microbatches_ = 0;
   std::map<StageIndex, StagePosition> positions_;
   std::map<StageIndex, std::vector<bool>> runs_;  // by stage, then by microbatch: whether it passes
   std::map<StageIndex, BatchBody*> bodies_;       // owned by the runtime's stages
   std::map<StageIndex, ModuleStage*> stages_;     // owned by the runtime
+  std::map<StageIndex, Stage*> run_stages_;       // likewise: the same, or what stands around them
   std::map<StageIndex, std::optional<std::vector<std::string>>> keywords_;
   // Where a stage takes its pieces flat, the batch that they are of, until the pass is over: a
   // tensor that Python has seen takes the GIL when it dies.
   std::optional<StepArguments> held_;
+  std::shared_ptr<ActionRecorder> recorder_;  // shared with the stages, and the caller
   PythonThreads threads_;
   pybind11::object advise_;
   int process_;  // that made it: a fork has none of its threads

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <memory>
 
+#include "device/device_graph.h"
 #include "device/device_times.h"
 #include "device/lane.h"
 
@@ -22,5 +23,7 @@ std::unique_ptr<Lane> current_cuda_lane(const c10::Device& device);
 // Null likewise.
 std::unique_ptr<DeviceTimes> make_cuda_times(const c10::Device& device, std::size_t num_passes,
                                              std::size_t num_instructions);
+// Null likewise.
+std::unique_ptr<GraphPool> make_cuda_graph_pool(const c10::Device& device);
 
 }  // namespace pipert

@@ -245,7 +245,9 @@ Message ModuleStage::backward_input(const RunContext& context, Message gradients
   state.was_split = !recomputes_ && state.sink.node != nullptr;
   run_engine([&] {
     state.weights = run_input_backward(seeds.roots, seeds.gradients, state.sink.node,
-                                       {.keep_graph = state.keep_graph, .split = !recomputes_},
+                                       {.keep_graph = state.keep_graph,
+                                        .split = !recomputes_,
+                                        .may_repeat = is_repeatable_ && state.keep_graph},
                                        retired_, unsplit_);
   });
   state.phase = Phase::kInputDone;
@@ -315,6 +317,7 @@ ModuleStage::Seeds ModuleStage::take_seeds(const RunContext& context, InFlight& 
 
 bool ModuleStage::keeps_graph(const InFlight& state,
                               const std::vector<torch::autograd::Edge>& roots) const {
+  if (is_repeatable_) return !has_compiled_node(roots);
   return shares_gil_ && state.seen_by_python && state.store == nullptr &&
          state.num_bytes <= kSmallBytes && !has_python_node(roots);
 }
@@ -340,6 +343,23 @@ Message ModuleStage::input_gradients(InFlight& state) {
   }
   result.requires_grad.assign(result.tensors.size(), false);
   return result;
+}
+
+ModuleStage::Snapshot ModuleStage::save(Microbatch microbatch) const {
+  const InFlight& state = in_flight_[as_index(microbatch)];
+  Snapshot snapshot;
+  snapshot.may_repeat_ = state.phase == Phase::kIdle ||
+                         (state.phase == Phase::kForwardDone && !has_compiled_node(state.roots));
+  if (!snapshot.may_repeat_) return snapshot;  // a copy would share gradients that are handed on
+  snapshot.state_ = state;
+  snapshot.num_in_flight_ = num_in_flight_;
+  return snapshot;
+}
+
+void ModuleStage::restore(Microbatch microbatch, Snapshot snapshot) {
+  TORCH_INTERNAL_ASSERT(snapshot.may_repeat_);
+  in_flight_[as_index(microbatch)] = std::move(snapshot.state_);
+  num_in_flight_ = snapshot.num_in_flight_;
 }
 
 void ModuleStage::reset() noexcept {

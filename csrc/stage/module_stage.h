@@ -63,8 +63,15 @@ class ModuleStage final : public Stage {
   // passes.
   void set_recomputed(std::vector<bool> recomputed) { recomputed_ = std::move(recomputed); }
 
-  // After a pass, by a thread that holds the GIL if the body needs it.
+  // Frees the graphs that were kept. They take the GIL if Python has seen their tensors.
   void free_retired() { retired_.clear(); }
+
+  // A microbatch before its next action. Who records actions (RecordedStage) puts it back where
+  // that failed, to run it once more; a backward then keeps its graph, for free_retired().
+  class Snapshot;
+  Snapshot save(Microbatch microbatch) const;
+  void restore(Microbatch microbatch, Snapshot snapshot);
+  void set_repeatable(bool is_repeatable) { is_repeatable_ = is_repeatable; }
 
   const std::vector<at::Tensor>& losses() const override { return losses_; }
   const std::vector<double>& loss_weights() const override { return loss_weights_; }
@@ -143,6 +150,7 @@ class ModuleStage final : public Stage {
   int num_absent_ = 0;  // of those in flight: their activations are not there
   StartSaving start_saving_;
   bool shares_gil_;
+  bool is_repeatable_ = false;  // see Snapshot
   std::vector<NodePtr> retired_;
   std::set<UnsplitNode> unsplit_;
   bool recomputes_ = false;       // in backward: then it is not split
@@ -152,6 +160,19 @@ class ModuleStage final : public Stage {
   std::int64_t rows_ = 0;
   std::vector<at::Tensor> losses_;
   std::vector<double> loss_weights_;
+};
+
+class ModuleStage::Snapshot {
+ public:
+  // Whether the action may be run once more after restore(), although it has begun. A weight half
+  // may not, nor a backward of what torch.compile has made: they leave nothing to begin with.
+  bool may_repeat() const { return may_repeat_; }
+
+ private:
+  friend class ModuleStage;
+  InFlight state_;
+  int num_in_flight_ = 0;
+  bool may_repeat_ = false;
 };
 
 }  // namespace pipert

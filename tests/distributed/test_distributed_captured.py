@@ -1,0 +1,114 @@
+"""Captured actions in processes: each rank records on its own, and the bits are the plain loop's."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from models import data, is_last, layers, plain_loop, same, same_gradients
+from torch import nn
+from torch.nn import functional
+
+import pipert
+from pipert import recorded_actions
+from pipert.captured import NUM_WARMUPS
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from recorded_cpu import graphs_on_cpu  # noqa: E402
+
+
+@contextmanager
+def cpu_records() -> Iterator[None]:
+    """Graphs of the CPU stand in for those of a device."""
+    graphs_on_cpu()
+    try:
+        yield
+    finally:
+        del recorded_actions.make_graph["cpu"]
+
+
+def captured(model: nn.Module, schedule: str, per_rank: int, **options: object) -> pipert.Pipeline:
+    group = pipert.init()
+    return pipert.Pipeline(
+        pipert.split(model, group.size() * per_rank),
+        schedule=schedule,
+        num_microbatches=4,
+        loss_fn=functional.mse_loss,
+        group=group,
+        stage_kind="captured",
+        **options,
+    )
+
+
+def check_steps(schedule: str, per_rank: int) -> None:
+    model = layers(2 * pipert.init().size() * per_rank)
+    reference = copy.deepcopy(model)
+    with cpu_records(), captured(model, schedule, per_rank) as pipe:
+        optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (pipe, reference)]
+        for step in range(NUM_WARMUPS + 4):
+            x, y = data(9, seed=step)  # uneven microbatches
+            result = pipe.step(x, target=y)
+            losses = plain_loop(reference, x, y, 4)
+            same(result.losses, losses if is_last(pipe) else None)
+            same_gradients(pipe, reference)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+        assert set(pipe.stage_kinds.values()) == {"captured"}
+        assert pipe._captured.num_replays == 3
+
+
+@pytest.mark.processes(2)
+@pytest.mark.parametrize(
+    ("schedule", "per_rank"),
+    [("1f1b", 1), ("gpipe", 1), ("zb_h1", 1), ("interleaved_1f1b", 2), ("zb_v", 2)],
+)
+def test_replayed_actions_in_processes_equal_the_plain_loop(schedule: str, per_rank: int) -> None:
+    check_steps(schedule, per_rank)
+
+
+@pytest.mark.processes(4)
+def test_four_ranks_with_halved_backwards_replay_to_the_bits_of_the_plain_loop() -> None:
+    check_steps("zb_h1", 1)
+
+
+@pytest.mark.processes(2)
+def test_a_rank_records_while_another_is_warming_up() -> None:
+    model = layers(4)
+    reference = copy.deepcopy(model)
+    with cpu_records(), captured(model, "1f1b", 1) as pipe:
+        rank = pipert.init().rank()
+        kinds = []
+        for step in range(NUM_WARMUPS + 4):
+            x, y = data(8, seed=step)
+            pipe.step(x, target=y)
+            plain_loop(reference, x, y, 4)
+            same_gradients(pipe, reference)
+            kinds.append(pipe._captured.reason)
+            for parameter in (*pipe.parameters(), *reference.parameters()):
+                parameter.grad = None
+            if rank == 1 and step == 0:
+                pipe.forget_captured()
+        assert kinds.index(None) == NUM_WARMUPS + rank
+
+
+@pytest.mark.processes(2)
+def test_every_rank_notices_a_new_shape_and_goes_back_to_the_old_one() -> None:
+    model = layers(4)
+    reference = copy.deepcopy(model)
+    with cpu_records(), captured(model, "1f1b", 1) as pipe:
+        for rows in [8] * (NUM_WARMUPS + 2) + [12] * (NUM_WARMUPS + 2) + [8, 12, 8]:
+            x, y = data(rows, seed=rows)
+            result = pipe.step(x, target=y)
+            losses = plain_loop(reference, x, y, 4)
+            same(result.losses, losses if is_last(pipe) else None)
+            same_gradients(pipe, reference)
+            for parameter in (*pipe.parameters(), *reference.parameters()):
+                parameter.grad = None
+        assert pipe._captured.num_recordings == 2
+        assert pipe._captured.num_replays == 1 + 1 + 3
