@@ -27,6 +27,7 @@ class Pool:
 
     def __init__(self):
         self._free = {}  # by size
+        self._before = {}  # of blocks that a recording took: what launches may still read there
         self.num_reused = 0
         self.num_blocks = 0
 
@@ -36,12 +37,19 @@ class Pool:
         if free:
             memory = free.pop()
             self.num_reused += 1
+            self._before.setdefault(ctypes.addressof(memory), (memory, memory.raw))
         else:
             memory = ctypes.create_string_buffer(num_bytes)
             self.num_blocks += 1
         block = (ctypes.c_char * num_bytes).from_address(ctypes.addressof(memory))
         weakref.finalize(block, free.append, memory)
         return block
+
+    def undo(self):
+        """What a recording wrote is as if it had not been."""
+        for memory, numbers in self._before.values():
+            memory.raw = numbers
+        self._before = {}
 
     def like(self, tensor):
         """A tensor of the same form and with the same numbers, in this pool."""
@@ -141,6 +149,7 @@ class CpuGraph:
         log, self._log = self._log, None
         log.__exit__(None, None, None)
         torch.set_rng_state(self._random)
+        self._pool.undo()
         return log.calls
 
     def end(self):
