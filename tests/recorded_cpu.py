@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+# Arguments that batch norm writes to without saying so.
+_UNMARKED = ("running_mean", "running_var")
 _SYNCS = ("_local_scalar_dense", "nonzero", "equal")
 
 
@@ -125,7 +127,8 @@ class _Log(TorchDispatchMode):
     def _written(function, args, kwargs):
         written = []
         for index, argument in enumerate(function._schema.arguments):
-            if argument.alias_info is None or not argument.alias_info.is_write:
+            is_marked = argument.alias_info is not None and argument.alias_info.is_write
+            if not is_marked and argument.name not in _UNMARKED:
                 continue
             value = args[index] if index < len(args) else kwargs.get(argument.name)
             written += [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]

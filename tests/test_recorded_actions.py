@@ -12,7 +12,8 @@ from recorded_cpu import graphs_on_cpu
 from torch import nn
 
 import pipert
-from pipert.captured import NUM_WARMUPS
+from pipert.captured import MAX_RECORDINGS, NUM_WARMUPS
+from pipert.recorded_actions import refusal_of_actions
 
 pytestmark = pytest.mark.timeout(120)
 mse = nn.functional.mse_loss
@@ -35,7 +36,7 @@ def pipeline(group, pool):
     pipes = []
 
     def make(model, *, num_stages=2, schedule="interleaved_1f1b", **options):
-        stages = model if isinstance(model, list) else pipert.split(model, num_stages)
+        stages = pipert.split(model, num_stages) if isinstance(model, nn.Module) else model
         pipe = pipert.Pipeline(
             stages,
             schedule=schedule,
@@ -91,3 +92,265 @@ def test_replayed_actions_have_the_bits_of_the_plain_loop_and_run_no_python(pipe
     assert pipe.stage_kinds == {0: "captured", 1: "captured"}
     assert model[0].num_calls == before
     assert pipe._captured.num_replays > 0
+
+
+@pytest.mark.parametrize("schedule", ["interleaved_1f1b", "zb_interleaved"])
+def test_gradients_add_up_over_replayed_steps(pipeline, schedule):
+    model, reference = twins(mlp, 4)
+    pipe = pipeline(model, schedule=schedule)
+    for step in range(3 * NUM_WARMUPS + 5):
+        x, y = batch(9, seed=step)
+        result = pipe.step(x, target=y)
+        assert same_bits(result.losses, plain_loop(reference, x, y, 4))
+        assert_same_gradients(pipe, reference)
+    assert pipe._captured.num_replays > 0
+
+
+def test_dropout_draws_what_modules_would_and_anew_in_each_replay(pipeline):
+    model, reference = twins(
+        lambda: nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 8), nn.Dropout(0.5))
+    )
+    pipe = pipeline(model, num_stages=1, schedule="1f1b")
+    x, y = batch(8)
+    losses = []
+    for _ in range(NUM_WARMUPS + 4):
+        state = torch.get_rng_state()
+        losses.append(pipe.step(x, target=y).losses)
+        torch.set_rng_state(state)  # the loop draws the same, and leaves other numbers for the next
+        assert same_bits(losses[-1], plain_loop(reference, x, y, 4))
+        assert_same_gradients(pipe, reference)
+        for parameter in (*pipe.parameters(), *reference.parameters()):
+            parameter.grad = None
+    assert pipe._captured.num_replays == 3
+    assert len({tuple(one.tolist()) for one in losses}) == len(losses)
+
+
+def test_memory_is_used_again_as_in_a_pass_that_runs_as_it_is(pipeline, monkeypatch):
+    """With more microbatches in flight at a time it takes more."""
+    pools = {}
+    for schedule in ("1f1b", "gpipe"):  # one in flight, and all four
+        pools[schedule] = graphs_on_cpu(monkeypatch)
+        model, reference = twins(mlp, 4)
+        pipe = pipeline(model, num_stages=1, schedule=schedule)
+        steps(pipe, reference, NUM_WARMUPS + 3)
+        assert pipe._captured.num_replays == 2
+        assert pools[schedule].num_reused > 0
+    assert 0 < pools["1f1b"].num_blocks < pools["gpipe"].num_blocks
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_outputs_are_the_callers_own(pipeline, is_cut):
+    model, reference = twins(mlp, 4)
+    pipe = pipeline(model)
+    kept = []
+    for step in range(NUM_WARMUPS + 4):
+        x, y = batch(8, seed=step)
+        if is_cut:
+            pieces = dict(microbatches=list(x.tensor_split(4)), target=list(y.tensor_split(4)))
+            result = pipe.evaluate(return_outputs=True, **pieces)
+            outputs = torch.cat(result.outputs)
+        else:
+            result = pipe.evaluate(x, target=y, return_outputs=True)
+            outputs = result.outputs
+        kept.append((outputs, result.losses, x, y))
+    assert pipe._captured.num_replays == 3
+    with torch.no_grad():
+        for outputs, losses, x, y in kept:
+            pieces = [reference(piece) for piece in x.tensor_split(4)]
+            assert same_bits(outputs, torch.cat(pieces))
+            expected = [mse(a, b) for a, b in zip(pieces, y.tensor_split(4), strict=True)]
+            assert same_bits(losses, torch.stack(expected))
+
+
+def test_other_shapes_have_recordings_of_their_own_within_a_bound(pipeline):
+    model, reference = twins(mlp, 2)
+    pipe = pipeline(model)
+    for rows in range(8, 8 + 4 * (MAX_RECORDINGS + 2), 4):
+        steps(pipe, reference, NUM_WARMUPS + 2, rows=rows)
+        assert pipe._captured.reason is None
+    assert pipe._captured.num_recordings == MAX_RECORDINGS
+    replays = pipe._captured.num_replays
+    steps(pipe, reference, 1, rows=rows)
+    assert pipe._captured.num_replays == replays + 1
+    pipe.forget_captured()
+    assert pipe._captured.num_recordings == 0
+    steps(pipe, reference, NUM_WARMUPS + 2)
+
+
+def test_a_module_that_changes_its_mode_is_noticed(pipeline):
+    model, reference = twins(
+        lambda: nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.Tanh())
+    )
+    pipe = pipeline(model)
+    for training in (True, False, True):
+        pipe.train(training)
+        reference.train(training)
+        steps(pipe, reference, NUM_WARMUPS + 2, rows=16)
+        for name, mine in model.named_buffers():
+            assert same_bits(mine, dict(reference.named_buffers())[name]), name
+
+
+def test_a_checkpoint_in_between_is_seen(pipeline):
+    model, reference = twins(mlp, 4)
+    pipe = pipeline(model)
+    steps(pipe, reference, NUM_WARMUPS + 2)
+    for assign in (False, True):
+        other = mlp(4, seed=9).state_dict()
+        reference.load_state_dict({name: value.clone() for name, value in other.items()})
+        if assign:
+            model.load_state_dict(other, assign=True)
+        else:
+            pipe.load_state_dict(other)
+        steps(pipe, reference, NUM_WARMUPS + 2)
+        assert pipe._captured.reason is None
+
+
+def test_frozen_parameters_stay_as_they_are(pipeline):
+    model, reference = twins(mlp, 4)
+    for parameter in (*model[2].parameters(), *reference[2].parameters()):
+        parameter.requires_grad_(False)
+    pipe = pipeline(model)
+    steps(pipe, reference, NUM_WARMUPS + 3)
+    assert pipe._captured.reason is None
+
+
+def test_main_gradients_add_up_over_replayed_steps(pipeline):
+    model, reference = twins(mlp, 4)
+    pipe = pipeline(model, main_grads=True)
+    for step in range(NUM_WARMUPS + 4):
+        x, y = batch(8, seed=step)
+        pipe.step(x, target=y)
+        plain_loop(reference, x, y, 4)
+        for (name, ours), theirs in zip(
+            pipe.named_parameters(), reference.parameters(), strict=True
+        ):
+            assert ours.grad is None
+            assert same_bits(ours.main_grad, theirs.grad), name
+    assert pipe._captured.num_replays > 0
+
+
+class Syncs(nn.Module):
+    def forward(self, x):
+        return x * (1 if x.sum().item() < 1e9 else 2)
+
+
+class SyncsBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * (1 if gradient.sum().item() < 1e9 else 2)
+
+
+class InBackward(nn.Module):
+    def forward(self, x):
+        return SyncsBackward.apply(x)
+
+
+@pytest.mark.parametrize("schedule", ["interleaved_1f1b", "zb_interleaved"])
+@pytest.mark.parametrize("layer", [Syncs, InBackward])
+def test_what_cannot_be_recorded_runs_as_it_is_and_says_why(pipeline, layer, schedule):
+    def build():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), layer(), nn.Linear(8, 8))
+
+    model, reference = build(), build()
+    pipe = pipeline(pipert.split(model, at=["2"]), schedule=schedule)
+    steps(pipe, reference, NUM_WARMUPS + 4)
+    assert pipe._captured.num_replays == 0
+    assert pipe.stage_kinds[1] == (
+        "module: it can't be recorded: RuntimeError: operation not permitted when stream is "
+        "capturing (_local_scalar_dense)"
+    )
+    assert "operation not permitted" in str(pipe.report())
+
+
+def test_a_weight_half_that_cannot_be_recorded_fails_once_and_then_runs_as_it_is(pipeline):
+    """On the first stage, whose whole backward is its weight half."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), InBackward(), nn.Tanh(), nn.Linear(8, 8))
+    pipe = pipeline([model[:3], model[3:]], schedule="zb_interleaved")
+    x, y = batch(8)
+    for _ in range(NUM_WARMUPS):
+        losses = pipe.step(x, target=y).losses
+        model.zero_grad()
+    with pytest.raises(pipert.PipelineError, match="can't be recorded.*can't be run again"):
+        pipe.step(x, target=y)
+    model.zero_grad()
+    for _ in range(2):
+        assert same_bits(pipe.step(x, target=y).losses, losses)
+        model.zero_grad()
+    assert "can't be recorded" in pipe._captured.reason
+
+
+def test_a_buffer_that_is_replaced_keeps_a_pass_from_being_recorded(pipeline):
+    class Average(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(8))
+
+        def forward(self, x):
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+            return x + self.mean
+
+    def build():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(8, 8), Average(), nn.Linear(8, 8), nn.Tanh())
+
+    model, reference = build(), build()
+    pipe = pipeline(model)
+    steps(pipe, reference, 2 * NUM_WARMUPS + 2)
+    assert pipe._captured.num_recordings == 0
+    assert same_bits(model[1].mean, reference[1].mean)
+
+
+def test_a_failure_of_the_users_code_is_raised_as_ever(pipeline):
+    class Fails(nn.Module):
+        fails = False
+
+        def forward(self, x):
+            if self.fails:
+                raise KeyError("mine")
+            return x
+
+    model = nn.Sequential(nn.Linear(8, 8), Fails(), nn.Linear(8, 8), nn.Tanh())
+    pipe = pipeline(model)
+    x, y = batch(8)
+    for _ in range(NUM_WARMUPS):
+        pipe.step(x, target=y)
+        model.zero_grad()
+    Fails.fails = True
+    with pytest.raises(pipert.PipelineError) as raised:
+        pipe.step(x, target=y)
+    assert isinstance(raised.value.__cause__, KeyError)
+
+
+def test_a_trace_shows_replayed_actions(pipeline):
+    model, reference = twins(mlp, 4)
+    pipe = pipeline(model)
+    steps(pipe, reference, NUM_WARMUPS + 3)
+    assert pipe._captured.reason is None
+    actions = [str(event.action) for event in pipe.trace().events if event.action is not None]
+    assert {"0F0", "1B3"} <= set(actions)
+
+
+CPU = {0: torch.device("cpu")}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, None),
+        ({"kinds": ["captured", "native"]}, "some stages are 'native'"),
+        ({"devices": {0: torch.device("meta")}}, "only a CUDA device"),
+        ({"options": {"rng_seed": True}}, "rng_seed"),
+        ({"options": {"copies": True}}, "copies"),
+        ({"options": {"device_times": True}}, None),
+    ],
+)
+def test_what_speaks_against_recording_is_known_beforehand(pool, change, reason):
+    given = {"kinds": ["captured"], "devices": CPU, "options": {}} | change
+    found = refusal_of_actions(**given)
+    assert found is None if reason is None else reason in found
