@@ -112,3 +112,124 @@ def test_every_rank_notices_a_new_shape_and_goes_back_to_the_old_one() -> None:
                 parameter.grad = None
         assert pipe._captured.num_recordings == 2
         assert pipe._captured.num_replays == 1 + 1 + 3
+
+
+def squares(output: torch.Tensor) -> torch.Tensor:
+    """A loss without a target: the last rank knows the batch from its messages alone."""
+    return output.square().mean()
+
+
+@pytest.mark.processes(2)
+@pytest.mark.parametrize("schedule", ["1f1b", "zb_h1", "looped_bfs"])
+def test_microbatches_of_another_form_run_as_modules_amid_replayed_ones(schedule: str) -> None:
+    """looped_bfs runs its backwards last to first: the first gradients are not the recording's."""
+    group = pipert.init()
+    model = layers(4)
+    reference = copy.deepcopy(model)
+    stages = pipert.split(model, 2)
+    with (
+        cpu_records(),
+        pipert.Pipeline(
+            stages,
+            schedule=schedule,
+            num_microbatches=4,
+            loss_fn=squares,
+            group=group,
+            stage_kind="captured",
+        ) as pipe,
+    ):
+        rank = group.rank()
+        order = [a.microbatch for a in pipe.schedule.actions[rank] if a.kind in "BW"]
+        even, odd = [2, 2, 2, 2], [2, 2, 3, 2]
+        reasons = []
+        for step, rows in enumerate([even] * (NUM_WARMUPS + 2) + [odd, even, odd, even]):
+            pieces = [data(n, seed=10 * step + i)[0] for i, n in enumerate(rows)]
+            pipe.step(microbatches=pieces)
+            for microbatch in order:
+                (squares(reference(pieces[microbatch])) / 4).backward()
+            same_gradients(pipe, reference)
+            reasons.append(pipe._captured.reason)
+            if step != NUM_WARMUPS + 5:  # a step that adds to what is there is of another kind
+                for parameter in (*pipe.parameters(), *reference.parameters()):
+                    parameter.grad = None
+        if rank == 1:
+            expected = "microbatch 2 came to stage 1 in another form than was recorded"
+            assert reasons[NUM_WARMUPS + 2] == expected
+            assert reasons[NUM_WARMUPS + 3] is None
+
+
+@pytest.mark.processes(2)
+def test_evaluations_outputs_and_shared_losses_are_replayed() -> None:
+    model = layers(4)
+    with cpu_records(), captured(model, "1f1b", 1, broadcast_loss=True) as pipe:
+        for step in range(NUM_WARMUPS + 4):
+            x, y = data(8, seed=step)
+            result = pipe.evaluate(x, target=y, return_outputs=True)
+            with torch.no_grad():
+                outputs = [model(piece) for piece in x.tensor_split(4)]
+                losses = [
+                    functional.mse_loss(a, b)
+                    for a, b in zip(outputs, y.tensor_split(4), strict=True)
+                ]
+            same(result.losses, torch.stack(losses))
+            same(result.outputs, torch.cat(outputs) if is_last(pipe) else None)
+        assert pipe._captured.num_replays == 3
+        assert set(pipe.stage_kinds.values()) == {"captured"}
+
+
+class Syncs(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * (1 if x.sum().item() < 1e9 else 2)
+
+
+@pytest.mark.processes(2)
+def test_a_rank_that_cannot_record_is_no_hindrance_to_the_other() -> None:
+    group = pipert.init()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), Syncs())
+    reference = copy.deepcopy(model)
+    with cpu_records(), captured(model, "1f1b", 1) as pipe:
+        for step in range(NUM_WARMUPS + 3):
+            x, y = data(8, seed=step)
+            pipe.step(x, target=y)
+            plain_loop(reference, x, y, 4)
+            same_gradients(pipe, reference)
+            for parameter in (*pipe.parameters(), *reference.parameters()):
+                parameter.grad = None
+        [kind] = pipe.stage_kinds.values()
+        if group.rank() == 0:
+            assert kind == "captured"
+        else:
+            assert kind.startswith("module: it can't be recorded: RuntimeError")
+
+
+@pytest.mark.processes(2)
+def test_a_step_that_fails_elsewhere_leaves_recordings_that_can_be_replayed() -> None:
+    class Fails(nn.Module):
+        fails = False
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.fails:
+                raise KeyError("mine")
+            return x
+
+    group = pipert.init()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), Fails())
+    reference = copy.deepcopy(model)
+    with cpu_records(), captured(model, "1f1b", 1) as pipe:
+        for step in range(NUM_WARMUPS + 6):
+            x, y = data(8, seed=step)
+            Fails.fails = step == NUM_WARMUPS + 2
+            if Fails.fails:
+                pipe.forget_captured() if group.rank() == 1 else None
+                with pytest.raises(pipert.PipelineError, match="mine"):
+                    pipe.step(x, target=y)
+            else:
+                pipe.step(x, target=y)
+                reference.zero_grad()
+                plain_loop(reference, x, y, 4)
+                same_gradients(pipe, reference)
+            for parameter in pipe.parameters():
+                parameter.grad = None
+        assert pipe._captured.reason is None
