@@ -391,6 +391,7 @@ def main() -> None:
         "hidden": measure_hidden,
         "kernels": _kernels,
         "channels": _channels,
+        "processes": _processes,
     }
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     for name, measure in sections.items():
@@ -404,6 +405,7 @@ def main() -> None:
     dist.destroy_process_group()
     print_table("kernels", [row for row in answer["kernels"] if row["megabytes"] >= 64])
     print_table("channels", answer["channels"])
+    print_table("steps of two processes, by rank and kind of stages", answer["processes"])
     print_table("host time of a captured step, in us", answer["host"])
     print_table("transfers hidden behind compute (per cent)", answer["hidden"])
     print_steps(answer["steps"])
@@ -430,6 +432,12 @@ def _channels() -> list[dict[str, Any]]:
     import gpu_channels
 
     return gpu_channels.measure()
+
+
+def _processes() -> list[dict[str, Any]]:
+    import gpu_processes
+
+    return gpu_processes.measure()
 
 
 if __name__ == "__main__":

@@ -116,7 +116,6 @@ class CapturedActions:
         run_pass: RunPass,
     ) -> StepResult:
         assert self._recorder is not None
-        held = [dict(tensors) for tensors in self._dicts]
         self._recorder.begin(
             recordings=passes.recordings,
             leaves=self._leaves,
@@ -130,7 +129,7 @@ class CapturedActions:
             raise
         mode, self.reason = self._recorder.end(completed=True)
         self.num_replays += mode == "replay"
-        if mode == "record" and (name := self._replaced(held)) is not None:
+        if mode == "record" and (name := self._replaced()) is not None:
             self.reason = (
                 f"it can't be recorded: a forward puts another tensor in the place of {name!r}: "
                 "expected changes in place"
@@ -167,6 +166,8 @@ class CapturedActions:
         others = self._main_gradients()
         held = [t for tensors in self._dicts for t in tensors.values() if isinstance(t, Tensor)]
         self._leaves = [*{id(tensor): tensor for tensor in held}.values(), *others]
+        odd = (type(t).__name__ for t in held if type(t) not in (Tensor, nn.Parameter))
+        self._odd = next(odd, None)  # a DTensor, say
         self._conditions = _C.PassConditions(self._dicts, attributes, others, self._device)
 
     def _state(self) -> int:
@@ -175,9 +176,8 @@ class CapturedActions:
             self.clear()
             state = self._conditions.state()
             assert state is not None
-        for tensor in self._leaves:
-            if type(tensor) not in (Tensor, nn.Parameter):
-                raise NotRecordableError(f"a weight is a {type(tensor).__name__}")
+        if self._odd is not None:
+            raise NotRecordableError(f"a weight is a {self._odd}")
         return state
 
     def _needed(self, batch: Batch) -> Batch:
@@ -205,13 +205,14 @@ class CapturedActions:
                 raise NotRecordableError("an argument is not dense in memory")
         return tuple((t.shape, t.dtype, t.stride()) for t in tensors)
 
-    def _replaced(self, held: Sequence[Mapping[str, Any]]) -> str | None:
-        """The name of a tensor in whose place a pass has put another one."""
-        for tensors, before in zip(self._dicts, held, strict=True):
-            for name, tensor in tensors.items():
-                if name not in before or tensor is not before[name]:
-                    return name
-        return None
+    def _replaced(self) -> str | None:
+        """The name of a tensor that the pass has put in another's place."""
+        if self._conditions.state() is not None:
+            return None
+        known = {id(tensor) for tensor in self._leaves}
+        named = (entry for tensors in self._dicts for entry in tensors.items())
+        new = (name for name, t in named if t is not None and id(t) not in known)
+        return next(new, "a tensor")
 
 
 def _merge(own: Batch, batch: Batch) -> Batch:

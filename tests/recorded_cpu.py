@@ -106,7 +106,7 @@ class _Log(TorchDispatchMode):
         for tensor, numbers in before:
             if tensor.size() == numbers.size():
                 tensor.copy_(numbers)
-        if name.startswith("empty") or name.startswith("new_empty"):
+        if name.startswith(("empty", "new_empty")):
             return self.pool.like(result.zero_())
         known = {_address(tensor) for tensor in given if tensor.numel()}
         leaves, structure = pytree.tree_flatten(result)

@@ -146,7 +146,7 @@ def test_outputs_are_the_callers_own(pipeline, is_cut):
     for step in range(NUM_WARMUPS + 4):
         x, y = batch(8, seed=step)
         if is_cut:
-            pieces = dict(microbatches=list(x.tensor_split(4)), target=list(y.tensor_split(4)))
+            pieces = {"microbatches": list(x.tensor_split(4)), "target": list(y.tensor_split(4))}
             result = pipe.evaluate(return_outputs=True, **pieces)
             outputs = torch.cat(result.outputs)
         else:
@@ -276,7 +276,7 @@ def test_a_weight_half_that_cannot_be_recorded_fails_once_and_then_runs_as_it_is
     for _ in range(NUM_WARMUPS):
         losses = pipe.step(x, target=y).losses
         model.zero_grad()
-    with pytest.raises(pipert.PipelineError, match="can't be recorded.*can't be run again"):
+    with pytest.raises(pipert.PipelineError, match=r"can't be recorded.*can't be run again"):
         pipe.step(x, target=y)
     model.zero_grad()
     for _ in range(2):

@@ -19,7 +19,7 @@ from pipert import recorded_actions
 from pipert.captured import NUM_WARMUPS
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from recorded_cpu import graphs_on_cpu  # noqa: E402
+from recorded_cpu import graphs_on_cpu
 
 
 @contextmanager
