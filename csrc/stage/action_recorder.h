@@ -68,7 +68,7 @@ class ActionRecorder {
   // Gradients, by leaf.
   std::vector<at::Tensor> gradients() const { return leaves_.gradients(); }
   void set_gradients(const std::vector<at::Tensor>& gradients) { leaves_.set_gradients(gradients); }
-  at::Tensor& gradient_of(std::size_t leaf) { return tensors_[leaf].mutable_grad(); }
+  const std::vector<at::Tensor>& leaves() const { return tensors_; }
 
  private:
   c10::Device device_;

@@ -1,9 +1,6 @@
 #include "stage/action_recording.h"
 
 #include <ATen/ops/from_blob.h>
-#include <c10/util/Exception.h>
-
-#include <algorithm>
 
 namespace pipert {
 
@@ -17,11 +14,7 @@ RecordedAction* ActionRecording::find(const Name& name) {
 }
 
 void ActionRecording::close(const std::vector<at::Tensor>& gradients) {
-  for (auto& [name, action] : actions_) {
-    std::erase_if(action.gradients, [&](const NewGradient& made) {
-      return !made.gradient.is_same(gradients[made.leaf]);
-    });
-  }
+  for (auto& [name, action] : actions_) action.gradients.keep_only(gradients);
 }
 
 std::vector<at::Tensor> aliases_of(const std::vector<at::Tensor>& tensors) {

@@ -17,7 +17,6 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <cstddef>
 #include <map>
 #include <memory>
 #include <tuple>
@@ -26,17 +25,11 @@
 
 #include "device/device_graph.h"
 #include "stage/message_form.h"
+#include "stage/recorded_gradients.h"
 
 namespace pipert {
 
 enum class StageAction : std::uint8_t { kForward, kBackward, kBackwardInput, kBackwardWeight };
-
-// A gradient that the action made, where others add to one that is there.
-struct NewGradient {
-  std::size_t leaf = 0;
-  at::Tensor gradient;
-  bool took_place = false;  // of another one
-};
 
 struct RecordedAction {
   std::unique_ptr<DeviceGraph> graph;
@@ -45,7 +38,7 @@ struct RecordedAction {
   Message output;                  // its tensors are aliases
   at::Tensor loss;                 // a last stage's forward's; undefined where there is none
   double loss_weight = 0.0;
-  std::vector<NewGradient> gradients;
+  RecordedGradients gradients;
 };
 
 class ActionRecording {

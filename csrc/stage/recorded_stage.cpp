@@ -38,16 +38,6 @@ class Repeatable {
   ModuleStage& stage_;
 };
 
-std::vector<NewGradient> new_gradients(const std::vector<at::Tensor>& before,
-                                       const std::vector<at::Tensor>& after) {
-  std::vector<NewGradient> made;
-  for (std::size_t i = 0; i < after.size(); ++i) {
-    if (after[i].defined() && !after[i].is_same(before[i]))
-      made.push_back({i, after[i], before[i].defined()});
-  }
-  return made;
-}
-
 }  // namespace
 
 void RecordedStage::begin(std::vector<double> weights, std::int64_t rows) {
@@ -99,7 +89,7 @@ Message RecordedStage::run_backward(StageAction action, const RunContext& contex
     return result;
   }
   Message result = run(action, context, std::move(gradients));
-  if (recorded != nullptr) hand_over_gradients(*recorded);
+  if (recorded != nullptr) recorded->gradients.take_over(recorder_->leaves());
   return result;
 }
 
@@ -117,7 +107,7 @@ Message RecordedStage::record(StageAction action, const RunContext& context, Mes
   if (failure == nullptr) {
     before.reset();
     inner_->free_retired();
-    recorded->gradients = new_gradients(gradients, recorder_->gradients());
+    recorded->gradients = {gradients, recorder_->gradients()};
     return launch(recorder_->recording()->keep(name_of(action, context), std::move(*recorded)),
                   input);
   }
@@ -217,34 +207,10 @@ Message RecordedStage::replay_backward(RecordedAction& recorded, const RunContex
                       ", is another one than when the pass was recorded: the stages behind it "
                       "compute something else (say pipe.forget_captured() where they are changed)");
   }
-  const c10::AutoGradMode no_grad(false);
-  // A gradient of microbatches that ran as they are, where the recording makes the first one.
-  std::vector<std::pair<at::Tensor, at::Tensor>> others;
-  for (const NewGradient& made : recorded.gradients) {
-    const at::Tensor& there = recorder_->gradient_of(made.leaf);
-    if (!made.took_place && there.defined() && !there.is_same(made.gradient))
-      others.emplace_back(made.gradient, there);
-  }
+  RecordedGradients::Others others(recorded.gradients, recorder_->leaves());
   Message result = launch(recorded, gradients);
-  for (auto& [gradient, other] : others) gradient.add_(other);
-  for (const NewGradient& made : recorded.gradients)
-    recorder_->gradient_of(made.leaf) = made.gradient;
+  others.add();
   return result;
-}
-
-void RecordedStage::hand_over_gradients(const RecordedAction& recorded) {
-  const c10::AutoGradMode no_grad(false);
-  for (const NewGradient& made : recorded.gradients) {
-    at::Tensor& there = recorder_->gradient_of(made.leaf);
-    if (made.took_place || there.is_same(made.gradient)) continue;
-    at::Tensor gradient = made.gradient;
-    if (there.defined()) {
-      gradient.copy_(there);
-    } else {
-      gradient.zero_();
-    }
-    there = std::move(gradient);
-  }
 }
 
 void RecordedStage::note_loss(const RunContext& context, const at::Tensor& loss, double weight) {

@@ -54,8 +54,6 @@ class RecordedStage final : public Stage {
   bool replays(const RunContext& context) const;
   Message replay_forward(const RunContext& context, Message input);
   Message replay_backward(RecordedAction& recorded, const RunContext& context, Message gradients);
-  // After a backward that ran in the place of a recorded one: those to come add to its gradients.
-  void hand_over_gradients(const RecordedAction& recorded);
   void note_loss(const RunContext& context, const at::Tensor& loss, double weight);
   static ActionRecording::Name name_of(StageAction action, const RunContext& context) {
     return {action, context.turn.stage, context.microbatch};

@@ -1,4 +1,4 @@
-"""Captured actions in processes: each rank records on its own, and the bits are the plain loop's."""
+"""Captured actions in processes: each rank records on its own, to the bits of the plain loop."""
 
 from __future__ import annotations
 
