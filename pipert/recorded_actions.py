@@ -185,12 +185,16 @@ class CapturedActions:
         first, last = self._stages.has_first, self._stages.has_last
         takes_any = any(stage.keywords is None for stage in self._stages)
         names = {name for stage in self._stages for name in stage.keywords or ()}
+        cut = batch.microbatches
+        takes_cut = first or (
+            isinstance(cut, Sequence) and any(isinstance(piece, dict) for piece in cut)
+        )
         return Batch(
             batch.args if first else (),
             {name: v for name, v in batch.kwargs.items() if takes_any or name in names},
             batch.target if last else None,
             batch.loss_kwargs if last else None,
-            batch.microbatches if first or names or takes_any else None,
+            cut if takes_cut else None,
         )
 
     def _describe(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:

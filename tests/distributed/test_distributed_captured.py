@@ -233,3 +233,53 @@ def test_a_step_that_fails_elsewhere_leaves_recordings_that_can_be_replayed() ->
             for parameter in pipe.parameters():
                 parameter.grad = None
         assert pipe._captured.reason is None
+
+
+class Extra(nn.Module):
+    """Adds a second layer to its first microbatch, and to those of three rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.second = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor, microbatch_index: int = 0) -> torch.Tensor:
+        y = torch.tanh(self.first(x))
+        return y + self.second(x) if microbatch_index == 0 or len(x) == 3 else y
+
+
+@pytest.mark.processes(2)
+def test_a_gradient_that_came_before_the_recordings_first_one_is_added_to_it() -> None:
+    """Backwards run last to first; that of microbatch 0 alone is recorded with the second layer."""
+    group = pipert.init()
+    torch.manual_seed(3)
+    stages = [Extra(), Extra()]
+    reference = copy.deepcopy(stages)
+    with (
+        cpu_records(),
+        pipert.Pipeline(
+            stages,
+            schedule="looped_bfs",
+            num_microbatches=4,
+            loss_fn=squares,
+            group=group,
+            stage_kind="captured",
+        ) as pipe,
+    ):
+        rank = group.rank()
+        for step in range(NUM_WARMUPS + 3):
+            rows = [2, 2, 3, 2] if step == NUM_WARMUPS + 2 else [2, 2, 2, 2]
+            pieces = [data(n, seed=10 * step + i)[0] for i, n in enumerate(rows)]
+            pipe.step(microbatches=pieces)
+            for index in (3, 2, 1, 0):
+                output = reference[1](reference[0](pieces[index], index), index)
+                (squares(output) / 4).backward()
+            for ours, theirs in zip(
+                stages[rank].parameters(), reference[rank].parameters(), strict=True
+            ):
+                same(ours.grad, theirs.grad)
+                ours.grad = None
+            for module in reference:
+                module.zero_grad()
+        if rank == 1:
+            assert "in another form" in pipe._captured.reason
