@@ -39,10 +39,12 @@ class Pool:
         if free:
             memory = free.pop()
             self.num_reused += 1
-            self._before.setdefault(ctypes.addressof(memory), (memory, memory.raw))
+            numbers = memory.raw
         else:
             memory = ctypes.create_string_buffer(num_bytes)
             self.num_blocks += 1
+            numbers = b"\xff" * num_bytes  # no numbers at all
+        self._before.setdefault(ctypes.addressof(memory), (memory, numbers))
         block = (ctypes.c_char * num_bytes).from_address(ctypes.addressof(memory))
         weakref.finalize(block, free.append, memory)
         return block

@@ -354,3 +354,19 @@ def test_what_speaks_against_recording_is_known_beforehand(pool, change, reason)
     given = {"kinds": ["captured"], "devices": CPU, "options": {}} | change
     found = refusal_of_actions(**given)
     assert found is None if reason is None else reason in found
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_casts_that_autocast_keeps_are_those_of_the_pass(pipeline, waits):
+    """A recording that fails may have left casts that were never computed."""
+
+    def build():
+        torch.manual_seed(0)
+        last = [Syncs()] if waits else []
+        return nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), *last)
+
+    model, reference = build(), build()
+    pipe = pipeline(pipert.split(model, at=["2"]))
+    with torch.autocast("cpu", torch.bfloat16):
+        steps(pipe, reference, NUM_WARMUPS + 4)
+    assert (pipe._captured.num_replays == 0) == waits

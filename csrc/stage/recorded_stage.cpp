@@ -1,5 +1,6 @@
 #include "stage/recorded_stage.h"
 
+#include <ATen/autocast_mode.h>
 #include <c10/core/GradMode.h>
 #include <c10/util/Exception.h>
 
@@ -111,8 +112,9 @@ Message RecordedStage::record(StageAction action, const RunContext& context, Mes
     return launch(recorder_->recording()->keep(name_of(action, context), std::move(*recorded)),
                   input);
   }
-  // Nothing of it has been computed: what stands there now never will be.
+  // Nothing of it has been computed: what stands there now, or is kept for later, never will be.
   recorder_->set_gradients(gradients);
+  at::autocast::clear_cache();
   if (!recorder_->give_up(failure)) std::rethrow_exception(failure);
   TORCH_CHECK(
       before->may_repeat(), recorder_->reason(),
