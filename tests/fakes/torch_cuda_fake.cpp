@@ -13,6 +13,7 @@
 #include "cuda/cuda_event.h"
 #include "cuda_fake.h"
 #include "device/cuda/torch_stream.h"
+#include "device/cuda_lane.h"
 
 namespace pipert {
 
@@ -20,6 +21,9 @@ c10::Stream as_torch_stream(cuda::Stream stream, c10::DeviceIndex device) {
   return c10::Stream(c10::Stream::UNSAFE, c10::Device(c10::kCUDA, device),
                      reinterpret_cast<c10::StreamId>(stream));
 }
+
+// The fake has no graphs.
+std::unique_ptr<GraphPool> make_cuda_graph_pool(const c10::Device& /*device*/) { return nullptr; }
 
 namespace cuda_fake {
 namespace {
