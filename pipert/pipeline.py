@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from pipert import _C
 from pipert.arguments import check_stages, choose_schedule, place_loss, resolve_devices
 from pipert.batch import Batch, BatchChecks
-from pipert.captured import CapturedSteps, PassKind, refusal_of
+from pipert.captured import CapturedActions, CapturedSteps, PassKind, captured_passes
 from pipert.compatibility import require_same
 from pipert.compression import check_compressible
-from pipert.cuda_graph import recordings_on
 from pipert.distributed import Peers, telling
 from pipert.gathering import gather_traces, make_trace
 from pipert.gradients import clip_gradients, gradient_norms, own_gradient
@@ -26,7 +25,6 @@ from pipert.memory import summarize_memory
 from pipert.options import Options, stage_kinds, time_limit, traced_passes
 from pipert.ranks import Ranks
 from pipert.recompute import Recompute
-from pipert.recorded_actions import CapturedActions, refusal_of_actions
 from pipert.report import Report, UnsplitNode, make_report, summarize_stages
 from pipert.results import StepResult, result_of
 from pipert.stages import check_tied
@@ -187,7 +185,7 @@ class Pipeline:
             self._checks = BatchChecks(self.schedule, self._stages, loss_fn, self._peers)
             self._ranks = Ranks(on, self.schedule, self._stages, self._peers, options)
             self._devices = on
-            self._captured = self._capture(options)
+            self._captured = self._make_captured(options)
             if self.schedule.placement.num_copies > 1:
                 self._ranks.share_weights(self._stages)
         self._options = options
@@ -196,42 +194,15 @@ class Pipeline:
         self.program = self._ranks.plan.programs
         self.stages = self._stages.modules
 
-    def _capture(self, options: Options) -> CapturedSteps | CapturedActions | None:
-        if "captured" not in options.stage_kinds:
-            return None
-        device = next(iter(self._devices.values()))
-        has_copies = self.schedule.placement.num_copies > 1
-        modules = self._stages.modules.values()
-        in_use = {
-            "rng_seed": options.rng_seed is not None,
-            "network": options.network is not None,
-            "device_times": options.device_times,
-            "measure_memory": options.measure_memory,
-            "recompute": options.recompute != "none",
-            "offload": any(a.kind == "OFFLOAD" for rank in self.schedule.actions for a in rank),
-            "overlap_fn": options.overlap_fn is not None,
-            "copies": has_copies,
-            "copies with buffers": has_copies
-            and any(list(m.buffers()) for m in modules if isinstance(m, nn.Module)),
-        }
-
-        def main_gradients() -> list[Tensor]:
-            entries = self._main_gradients.entries() if self._main_gradients else []
-            return [main for _, main, _ in entries]
-
-        if self._peers is not None:
-            refusal = refusal_of_actions(options.stage_kinds, self._devices, in_use)
-            return CapturedActions(
-                self._stages,
-                options.loss_fn,
-                device,
-                self._ranks.recorder if refusal is None else None,
-                refusal,
-                main_gradients,
-            )
-        refusal = refusal_of(options.stage_kinds, self._devices, options=in_use)
-        return CapturedSteps(
-            [*modules, options.loss_fn], device, recordings_on(device), refusal, main_gradients
+    def _make_captured(self, options: Options) -> CapturedSteps | CapturedActions | None:
+        return captured_passes(
+            options,
+            self.schedule,
+            self._stages,
+            self._devices,
+            self._main_gradients,
+            in_group=self._peers is not None,
+            recorder=self._ranks.recorder,
         )
 
     # --- running -----------------------------------------------------------------------------
@@ -540,7 +511,7 @@ class Pipeline:
             checks = BatchChecks(chosen, self._stages, self._options.loss_fn, self._peers)
             self._ranks.reschedule(chosen)
         self.schedule = chosen
-        self._captured = self._capture(self._options)
+        self._captured = self._make_captured(self._options)
         self.program = self._ranks.plan.programs
         self._checks = checks
 

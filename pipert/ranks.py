@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from pipert import _C
+from pipert.captured import make_recorder
 from pipert.connection import Connection
 from pipert.copies import check_remote_copies
 from pipert.devices import warn_of_cuda
@@ -23,7 +24,6 @@ from pipert.options import Options
 from pipert.plan import Plan
 from pipert.profiler import wants_ranges
 from pipert.programs import Programs
-from pipert.recorded_actions import make_recorder
 from pipert.signatures import context_keywords
 from pipert.thread_generator import follow_thread_generator
 from pipert.trace import RawTrace

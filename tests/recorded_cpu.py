@@ -174,7 +174,7 @@ class CpuGraph:
 
 def graphs_on_cpu(monkeypatch=None):
     """Has pipert take them for graphs of the CPU. Returns the pool of those made next."""
-    from pipert import recorded_actions
+    from pipert.captured.graphs import make_graph
 
     pool = Pool()
 
@@ -182,7 +182,7 @@ def graphs_on_cpu(monkeypatch=None):
         return CpuGraph(pool)
 
     if monkeypatch is None:
-        recorded_actions.make_graph["cpu"] = make
+        make_graph["cpu"] = make
     else:
-        monkeypatch.setitem(recorded_actions.make_graph, "cpu", make)
+        monkeypatch.setitem(make_graph, "cpu", make)
     return pool

@@ -9,8 +9,9 @@ from plain_loop import assert_same_gradients, batch, mlp, plain_loop, same_bits,
 from torch import nn
 
 import pipert
-from pipert import captured
-from pipert.captured import MAX_RECORDINGS, NUM_WARMUPS, CapturedSteps, refusal_of
+from pipert.captured import MAX_RECORDINGS, NUM_WARMUPS, CapturedSteps
+from pipert.captured.conditions import Conditions
+from pipert.captured.refusals import refusal_of_steps
 
 pytestmark = pytest.mark.timeout(60)
 mse = nn.functional.mse_loss
@@ -50,14 +51,14 @@ def pipeline(model, *, num_stages=2, recording=None, **options):
         stage_kind="captured",
         **options,
     )
-    pipe._captured = CapturedSteps(
-        pipe.stages.values(),
-        torch.device("cpu"),
-        (lambda: Rerun(pipe)) if recording is None else recording,
-        None,
-        list,
-    )
+    record_on_the_cpu(pipe, (lambda: Rerun(pipe)) if recording is None else recording)
     return pipe
+
+
+def record_on_the_cpu(pipe, recording):
+    cpu = torch.device("cpu")
+    conditions = Conditions(pipe.stages.values(), cpu, list)
+    pipe._captured = CapturedSteps(conditions, cpu, recording, None)
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
@@ -288,7 +289,7 @@ def test_arguments_that_a_recording_cannot_read_are_named():
     pipe = pipert.Pipeline(
         [Scale(), nn.Linear(8, 8)], num_microbatches=4, loss_fn=mse, stage_kind="captured"
     )
-    pipe._captured = CapturedSteps(pipe.stages.values(), torch.device("cpu"), Refusing, None, list)
+    record_on_the_cpu(pipe, Refusing)
     x, y = batch(8)
     with pipe:
         pipe.evaluate(x, factor=object.__new__(Half), target=y)
@@ -336,16 +337,16 @@ CUDA = {0: torch.device("cuda:0"), 1: torch.device("cuda:0")}
             "the ranks are on several devices",
         ),
         (
-            {"options": {"network": False, "device_times": True}},
+            {"in_use": {"network": False, "device_times": True}},
             "a replay takes no times (device_times)",
         ),
-        ({"options": {"rng_seed": True}}, "what a step draws depends on its number (rng_seed)"),
+        ({"in_use": {"rng_seed": True}}, "what a step draws depends on its number (rng_seed)"),
     ],
 )
 def test_a_pipeline_that_cannot_be_recorded_says_why(change, reason):
-    given = {"kinds": ["captured"], "devices": CUDA, "options": {}} | change
+    given = {"kinds": ["captured"], "devices": CUDA, "in_use": {}} | change
     kinds, devices = given.pop("kinds"), given.pop("devices")
-    assert refusal_of(kinds, devices, **given) == reason
+    assert refusal_of_steps(kinds, devices, **given) == reason
 
 
 def test_on_the_cpu_stages_run_as_modules_and_say_why():
@@ -359,4 +360,4 @@ def test_on_the_cpu_stages_run_as_modules_and_say_why():
         assert pipe.stage_kinds == dict.fromkeys(
             (0, 1), "module: only a CUDA device can record, the ranks are on cpu"
         )
-    assert captured.NUM_WARMUPS > 0
+    assert NUM_WARMUPS > 0

@@ -13,7 +13,7 @@ from torch import nn
 
 import pipert
 from pipert.captured import MAX_RECORDINGS, NUM_WARMUPS
-from pipert.recorded_actions import refusal_of_actions
+from pipert.captured.refusals import refusal_of_actions
 
 pytestmark = pytest.mark.timeout(120)
 mse = nn.functional.mse_loss
@@ -345,14 +345,14 @@ CPU = {0: torch.device("cpu")}
         ({}, None),
         ({"kinds": ["captured", "native"]}, "some stages are 'native'"),
         ({"devices": {0: torch.device("meta")}}, "only a CUDA device"),
-        ({"options": {"rng_seed": True}}, "rng_seed"),
-        ({"options": {"copies": True}}, "copies"),
-        ({"options": {"device_times": True}}, None),
+        ({"in_use": {"rng_seed": True}}, "rng_seed"),
+        ({"in_use": {"copies": True}}, "copies"),
+        ({"in_use": {"device_times": True}}, None),
     ],
 )
 def test_what_speaks_against_recording_is_known_beforehand(pool, change, reason):
-    given = {"kinds": ["captured"], "devices": CPU, "options": {}} | change
-    found = refusal_of_actions(**given)
+    given = {"kinds": ["captured"], "devices": CPU, "in_use": {}} | change
+    found = refusal_of_actions(**given, recording_types=["cpu"])
     assert found is None if reason is None else reason in found
 
 

@@ -16,6 +16,8 @@ class Leaves {
  public:
   explicit Leaves(std::vector<at::Tensor> tensors) : tensors_(std::move(tensors)) {}
 
+  const std::vector<at::Tensor>& tensors() const { return tensors_; }
+
   // Makes a difference when a tensor or its gradient lies elsewhere, came or went, has other
   // strides or another dtype, or is to be trained or no longer.
   void add_to(Fingerprint& fingerprint) const;

@@ -1,4 +1,4 @@
-// What pipert/recorded_actions.py is made of: not for users.
+// What pipert/captured/actions.py is made of: not for users.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

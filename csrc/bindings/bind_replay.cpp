@@ -1,4 +1,4 @@
-// What pipert/captured.py is made of: not for users.
+// What pipert/captured/steps.py is made of: not for users.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -50,11 +50,13 @@ std::shared_ptr<Replay> make_replay(std::shared_ptr<PassConditions> conditions,
 void bind_replay(py::module_& module) {
   py::class_<PassConditions, std::shared_ptr<PassConditions>>(
       module, "PassConditions",
-      "What a recorded pass was made under. What pipert/captured.py compares; not for users.")
+      "What a recorded pass was made under. What pipert/captured compares; not for users.")
       .def(py::init<std::vector<py::dict>, std::vector<py::dict>, const Tensors&,
                     const c10::Device&>(),
            py::arg("dicts"), py::arg("attributes"), py::arg("others"), py::arg("device"))
       .def("state", &PassConditions::state)
+      .def_property_readonly(
+          "leaves", [](PassConditions& conditions) { return conditions.leaves().tensors(); })
       .def("gradients", &gradients)
       .def(
           "set_gradients",

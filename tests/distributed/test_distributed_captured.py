@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional
 
 import pipert
-from pipert import recorded_actions
 from pipert.captured import NUM_WARMUPS
+from pipert.captured.graphs import make_graph
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def cpu_records() -> Iterator[None]:
     try:
         yield
     finally:
-        del recorded_actions.make_graph["cpu"]
+        del make_graph["cpu"]
 
 
 def captured(model: nn.Module, schedule: str, per_rank: int, **options: object) -> pipert.Pipeline:
