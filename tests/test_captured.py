@@ -214,6 +214,44 @@ def test_weights_that_lie_elsewhere_are_recorded_anew():
         assert same_bits(result.losses, torch.stack(losses))
 
 
+class Scales(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.factors = nn.Parameter(torch.ones(8, 8))
+
+    def forward(self, x):
+        return x * self.factors.sum()
+
+
+def test_weights_of_another_size_in_the_same_place_are_noticed():
+    model = nn.Sequential(Scales(), nn.Linear(8, 8))
+    x, y = batch(8)
+    with pipeline(model) as pipe:
+        for _ in range(NUM_WARMUPS + 1):
+            pipe.evaluate(x, target=y)
+        assert pipe._captured.reason is None
+        model[0].factors.data = model[0].factors.data[:4]
+        pipe.evaluate(x, target=y)
+        assert pipe._captured.reason is not None
+
+
+def test_the_precision_of_one_backend_is_noticed():
+    model, _ = twins(mlp, 2)
+    x, y = batch(8)
+    matmul = torch.backends.cuda.matmul
+    with pipeline(model) as pipe:
+        for _ in range(NUM_WARMUPS + 1):
+            pipe.evaluate(x, target=y)
+        assert pipe._captured.reason is None
+        before = matmul.fp32_precision
+        matmul.fp32_precision = "tf32"
+        try:
+            pipe.evaluate(x, target=y)
+        finally:
+            matmul.fp32_precision = before
+        assert pipe._captured.reason is not None
+
+
 class Refusing:
     def prepare(self):
         raise AssertionError("nothing was recorded")

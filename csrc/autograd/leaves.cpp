@@ -12,6 +12,7 @@ void add_tensor(Fingerprint& fingerprint, const at::Tensor& tensor) {
   else
     fingerprint.add(2);
   fingerprint.add(static_cast<std::uint64_t>(tensor.scalar_type()));
+  for (const std::int64_t size : tensor.sizes()) fingerprint.add(static_cast<std::uint64_t>(size));
   for (const std::int64_t stride : tensor.strides())
     fingerprint.add(static_cast<std::uint64_t>(stride));
 }

@@ -18,7 +18,7 @@ class Leaves {
 
   const std::vector<at::Tensor>& tensors() const { return tensors_; }
 
-  // Makes a difference when a tensor or its gradient lies elsewhere, came or went, has other
+  // Makes a difference when a tensor or its gradient lies elsewhere, came or went, has other sizes,
   // strides or another dtype, or is to be trained or no longer.
   void add_to(Fingerprint& fingerprint) const;
 

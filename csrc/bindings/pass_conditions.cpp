@@ -31,7 +31,12 @@ void add_modes(Fingerprint& fingerprint, c10::DeviceType type) {
   fingerprint.add(at::autocast::is_autocast_enabled(type));
   fingerprint.add(static_cast<std::uint64_t>(at::autocast::get_autocast_dtype(type)));
   const at::Context& context = at::globalContext();
-  fingerprint.add(static_cast<std::uint64_t>(context.float32MatmulPrecision()));
+  // By backend: float32MatmulPrecision() refuses where somebody has set that of one alone.
+  using enum at::Float32Op;
+  for (const at::Float32Op op : {MATMUL, CONV, RNN}) {
+    fingerprint.add(
+        static_cast<std::uint64_t>(context.float32Precision(at::Float32Backend::CUDA, op)));
+  }
   fingerprint.add(context.deterministicAlgorithms());
   fingerprint.add(static_cast<std::uint64_t>(c10::get_default_dtype_as_scalartype()));
 }
