@@ -252,6 +252,17 @@ def test_the_precision_of_one_backend_is_noticed():
         assert pipe._captured.reason is not None
 
 
+def test_outputs_have_the_strides_that_modules_give_them():
+    x = torch.randn(8, 3, 4, 4).to(memory_format=torch.channels_last)
+    with pipeline(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())) as pipe:
+        expected = pipe(x)
+        for _ in range(NUM_WARMUPS + 1):
+            outputs = pipe(x)
+        assert pipe._captured.reason is None
+        assert same_bits(outputs, expected)
+        assert outputs.stride() == expected.stride() != outputs.contiguous().stride()
+
+
 class Refusing:
     def prepare(self):
         raise AssertionError("nothing was recorded")

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pipert import _C
+from pipert.captured.batch import NotRecordableError
 from pipert.results import StepResult
 
 
@@ -14,13 +16,16 @@ class RecordedResult:
 
     Attributes:
         slot: where each replay leaves the tensors.
+
+    Raises:
+        NotRecordableError: there is a tensor in it whose class a replay would lose.
     """
 
     def __init__(self, result: StepResult) -> None:
         whole = (result.loss, result.losses, result.outputs)
         self._leaves, self._structure = pytree.tree_flatten(whole)
         places = [i for i, leaf in enumerate(self._leaves) if isinstance(leaf, Tensor)]
-        tensors = [self._leaves[i].contiguous() for i in places]
+        tensors = [_dense(self._leaves[i]) for i in places]
         self.slot = _C.TensorSlot(tensors)
         self.slot.fill(tensors)
         for place in places:
@@ -36,3 +41,11 @@ class RecordedResult:
         for place, tensor in zip(self._places, tensors, strict=True):
             leaves[place] = tensor
         return StepResult(*pytree.tree_unflatten(leaves, self._structure))
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """Itself, if it may be copied as bytes; with the strides of a clone, if they are dense."""
+    if type(tensor) is not Tensor:
+        raise NotRecordableError(f"an output is a {type(tensor).__name__}")
+    is_dense = torch.empty_like(tensor, device="meta").stride() == tensor.stride()
+    return tensor if is_dense else tensor.contiguous()
