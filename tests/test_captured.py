@@ -3,6 +3,9 @@
 Without a CUDA device a recording is a function that is run again into the tensors of the first run.
 """
 
+import gc
+import weakref
+
 import pytest
 import torch
 from plain_loop import assert_same_gradients, batch, mlp, plain_loop, same_bits, twins
@@ -263,6 +266,37 @@ def test_outputs_have_the_strides_that_modules_give_them():
         assert outputs.stride() == expected.stride() != outputs.contiguous().stride()
 
 
+def test_a_pipeline_goes_with_its_last_reference():
+    model, _ = twins(mlp, 2)
+    x, y = batch(8)
+    pipe = pipert.Pipeline(
+        pipert.split(model, 2), num_microbatches=4, loss_fn=mse, stage_kind="captured"
+    )
+    pipe.step(x, target=y)
+    gone = weakref.ref(pipe)
+    gc.disable()
+    try:
+        del pipe
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_a_module_that_refers_to_its_closed_pipeline_is_not_held():
+    model, _ = twins(mlp, 2)
+    x, y = batch(8)
+    pipe = pipeline(model)
+    with pipe:
+        for _ in range(NUM_WARMUPS + 1):
+            pipe.evaluate(x, target=y)
+        assert pipe._captured.num_replays > 0
+    model[0].pipe = [pipe]
+    gone = weakref.ref(model[0])
+    del model, pipe
+    gc.collect()
+    assert gone() is None
+
+
 class Refusing:
     def prepare(self):
         raise AssertionError("nothing was recorded")
@@ -293,6 +327,26 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_says_why():
             "capturing"
         )
         assert "operation not permitted" in str(pipe.report())
+
+
+def test_what_a_recording_that_failed_had_taken_is_free_at_once():
+    made = []
+
+    def make():
+        recording = Refusing()
+        made.append(weakref.ref(recording))
+        return recording
+
+    model, _ = twins(mlp, 2)
+    x, y = batch(8)
+    with pipeline(model, recording=make) as pipe:
+        gc.disable()
+        try:
+            for _ in range(NUM_WARMUPS + 1):
+                pipe.evaluate(x, target=y)
+            assert [one() for one in made] == [None]
+        finally:
+            gc.enable()
 
 
 class Interrupted(Refusing):

@@ -89,7 +89,7 @@ class CapturedActions:
     def clear(self) -> None:
         """Forgets all recordings: what they read or did has changed."""
         self._passes.clear()
-        self._conditions.watch()
+        self._conditions.forget()
 
     @property
     def num_recordings(self) -> int:
@@ -109,7 +109,7 @@ class CapturedActions:
         before = self._conditions.snapshot() if passes.batch is not None else None
         self._recorder.begin(
             recordings=passes.recordings,
-            leaves=self._conditions.native.leaves,
+            leaves=self._conditions.leaves,
             batch=tensors,
             reads_copies=passes.batch is not None,
         )

@@ -28,21 +28,26 @@ class Conditions:
         self._modules = [module for module in called if isinstance(module, nn.Module)]
         self._device = device
         self._main_gradients = main_gradients
-        self.watch()
+        # None: of no pass yet. It holds modules where Python's collector can't see it.
+        self._native: _C.PassConditions | None = None
+        self._dicts: list[dict[str, Any]] = []
+        self._odd: str | None = None
 
-    def watch(self) -> None:
-        """Looks for the tensors anew: others may stand in the place of some."""
+    def forget(self) -> None:
+        """Looks for the tensors anew at the next pass, and holds none until then."""
+        self._native = None
+        self._dicts = []
+
+    def _watch(self) -> _C.PassConditions:
         parts = list(dict.fromkeys(part for module in self._modules for part in module.modules()))
-        self._dicts: list[dict[str, Any]] = [
+        self._dicts = [
             tensors for part in parts for tensors in (part._parameters, part._buffers) if tensors
         ]
         held = [tensor for tensors in self._dicts for tensor in tensors.values()]
         plain = (type(None), Tensor, nn.Parameter)
         self._odd = next((type(t).__name__ for t in held if type(t) not in plain), None)
         attributes = [part.__dict__ for part in parts]
-        self._native = _C.PassConditions(
-            self._dicts, attributes, self._main_gradients(), self._device
-        )
+        return _C.PassConditions(self._dicts, attributes, self._main_gradients(), self._device)
 
     def state(self) -> int:
         """A number that differs where any of the conditions does.
@@ -50,9 +55,9 @@ class Conditions:
         Raises:
             NotRecordableError: nothing can be recorded with such weights.
         """
-        state = self._native.state()
-        if state is None:  # another tensor stands in the place of one
-            self.watch()
+        state = None if self._native is None else self._native.state()
+        if state is None:  # the first pass, or another tensor stands in the place of one
+            self._native = self._watch()
             state = self._native.state()
             assert state is not None
         if self._odd is not None:
@@ -60,20 +65,26 @@ class Conditions:
         return state
 
     @property
-    def native(self) -> _C.PassConditions:
-        """The same for C++. Another one after `state` has found another tensor."""
-        return self._native
+    def leaves(self) -> list[Tensor]:
+        """The tensors. REQUIRES `state` before."""
+        assert self._native is not None
+        return self._native.leaves
 
     def snapshot(self) -> "Snapshot":
-        """What is there now, to compare with or to put back."""
+        """What is there now, to compare with or to put back. REQUIRES `state` before."""
+        assert self._native is not None
         return Snapshot(self._native, self._dicts)
 
 
 class Snapshot:
-    """Gradients, and what stands in modules, before a pass is recorded."""
+    """Gradients, and what stands in modules, before a pass is recorded.
+
+    Attributes:
+        conditions: for C++. They may be forgotten while the pass runs.
+    """
 
     def __init__(self, conditions: _C.PassConditions, dicts: Sequence[dict[str, Any]]) -> None:
-        self._conditions = conditions
+        self.conditions = conditions
         self._gradients = conditions.gradients()
         self._dicts = dicts
         self._held = [dict(tensors) for tensors in dicts]
@@ -94,7 +105,7 @@ class Snapshot:
 
     def put_back(self) -> None:
         """Nothing of what stands there now has been computed, or ever will be."""
-        self._conditions.set_gradients(self._gradients)
+        self.conditions.set_gradients(self._gradients)
         for tensors, before in zip(self._dicts, self._held, strict=True):
             tensors.clear()
             tensors.update(before)

@@ -119,7 +119,7 @@ class CapturedSteps:
         self._recorded.clear()
         self._num_seen.clear()
         self._refused.clear()
-        self._conditions.watch()
+        self._conditions.forget()
 
     @property
     def num_recordings(self) -> int:
@@ -172,19 +172,14 @@ class CapturedSteps:
             before.put_back()
             # What was recorded before may listen to a generator that has lost its place.
             self._recorded.clear()
-            cause = _innermost(error)
-            if not isinstance(cause, Exception):  # Ctrl-C
+            if not self._refuse(key, error):
                 raise
-            # If it is the user's own, it comes again where the pass runs as it is.
-            self.reason = f"it can't be recorded: {_first_line(cause)}"
-            if not isinstance(cause, torch.OutOfMemoryError):
-                self._refused[key] = self.reason
             return None
         replay = _C.Replay(
-            conditions=self._conditions.native,
+            conditions=before.conditions,
             inputs=inputs,
             results=result.slot,
-            gradients=self._conditions.native.gradients(),
+            gradients=before.conditions.gradients(),
             prepare=recording.prepare,
             launch=recording.replay,
             last=self._last_stream,
@@ -192,6 +187,21 @@ class CapturedSteps:
         found = _Recorded(recording, inputs, replay, result)
         self._recorded[key] = found
         return found
+
+    def _refuse(self, key: PassKey, error: BaseException) -> bool:
+        """Notes why a pass can't be recorded. False: somebody wants to stop.
+
+        Apart from who caught it: a local variable there would hold the error, which holds that
+        frame, and so the recording's memory until the next collection.
+        """
+        cause = _innermost(error)
+        if not isinstance(cause, Exception):  # Ctrl-C
+            return False
+        # If it is the user's own, it comes again where the pass runs as it is.
+        self.reason = f"it can't be recorded: {_first_line(cause)}"
+        if not isinstance(cause, torch.OutOfMemoryError):
+            self._refused[key] = self.reason
+        return True
 
     def _replay(self, key: PassKey, found: _Recorded, values: tuple[Any, ...]) -> StepResult | None:
         """None, and nothing is done, if a value is no tensor, or of another kind than recorded."""
