@@ -70,7 +70,11 @@ void bind_replay(py::module_& module) {
       .def(py::init<const Tensors&>(), py::arg("like"))
       .def_property_readonly("tensors", &TensorSlot::tensors)
       .def("fill", &TensorSlot::fill, py::arg("tensors"))
-      .def("copies", &TensorSlot::copies);
+      .def("copies", [](const TensorSlot& slot) {
+        const Tensors copies = slot.room();
+        slot.read(copies);
+        return copies;
+      });
 
   py::class_<LastStream, std::shared_ptr<LastStream>>(module, "LastStream",
                                                       "Of recordings that share their memory.")

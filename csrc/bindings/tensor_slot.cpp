@@ -22,7 +22,7 @@ std::vector<Piece> pieces_of(const std::vector<at::Tensor>& tensors) {
   std::vector<Piece> pieces;
   pieces.reserve(tensors.size());
   for (const at::Tensor& tensor : tensors) {
-    // Through the storage: a tensor that is only read must not count as written.
+    // Const: a tensor that is only read must not count as written.
     pieces.push_back({const_cast<void*>(tensor.const_data_ptr()),
                       static_cast<std::int64_t>(tensor.nbytes()), Element::kByte});
   }
@@ -90,16 +90,19 @@ void TensorSlot::fill(const std::vector<at::Tensor>& tensors) {
          [&](auto... stream) { kernels::pack(pieces, Format::kAsIs, bytes(), stream...); });
 }
 
-std::vector<at::Tensor> TensorSlot::copies() const {
-  std::vector<at::Tensor> copies;
-  copies.reserve(tensors_.size());
+std::vector<at::Tensor> TensorSlot::room() const {
+  std::vector<at::Tensor> room;
+  room.reserve(tensors_.size());
   for (const at::Tensor& own : tensors_)
-    copies.push_back(at::empty_strided(own.sizes(), own.strides(), own.options()));
-  if (copies.empty()) return copies;
-  const std::vector<Piece> pieces = pieces_of(copies);
+    room.push_back(at::empty_strided(own.sizes(), own.strides(), own.options()));
+  return room;
+}
+
+void TensorSlot::read(const std::vector<at::Tensor>& tensors) const {
+  if (tensors.empty()) return;
+  const std::vector<Piece> pieces = pieces_of(tensors);
   run_on(memory_.device(),
          [&](auto... stream) { kernels::unpack(pieces, Format::kAsIs, bytes(), stream...); });
-  return copies;
 }
 
 }  // namespace pipert

@@ -27,8 +27,10 @@ class TensorSlot {
   bool fits(const std::vector<at::Tensor>& tensors) const;
   // Overwrites its own. ValueError unless the tensors fit.
   void fill(const std::vector<at::Tensor>& tensors);
-  // New ones with the contents of its own.
-  std::vector<at::Tensor> copies() const;
+  // New ones like its own, whose contents are undefined.
+  std::vector<at::Tensor> room() const;
+  // Overwrites tensors that room() gave with the contents of its own.
+  void read(const std::vector<at::Tensor>& tensors) const;
 
  private:
   std::byte* bytes() const { return static_cast<std::byte*>(memory_.data_ptr()); }
