@@ -4,6 +4,7 @@ Without a CUDA device a recording is a function that is run again into the tenso
 """
 
 import gc
+import threading
 import weakref
 
 import pytest
@@ -295,6 +296,29 @@ def test_a_module_that_refers_to_its_closed_pipeline_is_not_held():
     del model, pipe
     gc.collect()
     assert gone() is None
+
+
+def test_a_second_caller_is_refused_during_a_replay():
+    model, _ = twins(mlp, 2)
+    x, y = batch(8)
+    begun, may_end = threading.Event(), threading.Event()
+
+    class Slow(Rerun):
+        def prepare(self):
+            begun.set()
+            assert may_end.wait(20)
+
+    with pipeline(model, recording=lambda: Slow(pipe)) as pipe:
+        for _ in range(NUM_WARMUPS):
+            pipe.evaluate(x, target=y)
+        first = threading.Thread(target=pipe.evaluate, args=(x,), kwargs={"target": y})
+        first.start()
+        assert begun.wait(20)
+        with pytest.raises(ValueError, match="one at a time"):
+            pipe.evaluate(x, target=y)
+        may_end.set()
+        first.join()
+        assert pipe._captured.num_replays == 1
 
 
 class Refusing:

@@ -1,5 +1,6 @@
 """CapturedSteps: whole passes, recorded once as a CUDA graph, then launched with one call."""
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -83,6 +84,7 @@ class CapturedSteps:
         self._device = device
         self._make_recording = make_recording
         self._refusal = refusal
+        self._busy = threading.Lock()  # while a pass runs: a replay takes none of the ranks'
         self._last_stream = _C.LastStream()
         self._recorded: OrderedDict[PassKey, _Recorded] = OrderedDict()
         self._num_seen: dict[PassKey, int] = {}
@@ -91,9 +93,23 @@ class CapturedSteps:
         self.num_replays = 0
 
     def run(self, batch: Batch, kind: PassKind, run_pass: RunPass) -> StepResult:
-        """One pass: replayed, recorded and replayed, or as `run_pass` runs it."""
+        """One pass: replayed, recorded and replayed, or as `run_pass` runs it.
+
+        Raises:
+            ValueError: another thread's is running.
+        """
         if self._refusal is not None:
             return run_pass(batch, kind)
+        if not self._busy.acquire(blocking=False):
+            raise ValueError(
+                "the pipeline is running a step: it runs one at a time, for one thread"
+            )
+        try:
+            return self._run(batch, kind, run_pass)
+        finally:
+            self._busy.release()
+
+    def _run(self, batch: Batch, kind: PassKind, run_pass: RunPass) -> StepResult:
         try:
             state = self._conditions.state()
             if (result := self._replay_usual(batch, kind, state)) is not None:
