@@ -26,12 +26,17 @@ std::optional<std::vector<at::Tensor>> Replay::run(const py::tuple& batch) {
     tensors.push_back(THPVariable_Unpack(object.ptr()));
   }
   if (!recorded_.inputs->fits(tensors)) return std::nullopt;
-  // First, since there may be no memory: a pass that fails has added nothing to gradients.
-  std::vector<at::Tensor> results = recorded_.results->room();
   prepare();
-  recorded_.inputs->fill(tensors);
+  std::vector<at::Tensor> results;
+  {
+    const py::gil_scoped_release no_gil;  // a device that has much to do lets a launch wait
+    // First, since there may be no memory: a pass that fails has added nothing to gradients.
+    results = recorded_.results->room();
+    recorded_.inputs->fill(tensors);
+  }
   launch_();
   conditions_->leaves().set_gradients(recorded_.gradients);
+  const py::gil_scoped_release no_gil;
   recorded_.results->read(results);
   return results;
 }

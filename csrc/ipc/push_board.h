@@ -12,7 +12,10 @@
 //
 // Hosts read the words too, which costs nothing: a stream isn't given a wait for what has come. The
 // copy that the host gives instead comes after the word was seen, which was written behind the
-// data.
+// data. That rests on the writer: a stream writes a value behind a fence for the whole system, so
+// that the data are in the receiver's memory before the word can be seen. (Waits don't ask for
+// CU_STREAM_WAIT_VALUE_FLUSH, which is for words and data that a device may take in another order
+// than they came: the words aren't in its memory.)
 //
 // A wait on a stream can be ended by writing its word alone. The words lie in host memory that both
 // processes map and register, so whoever survives ends its own waits with a plain store: that works

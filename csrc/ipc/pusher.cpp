@@ -67,13 +67,16 @@ void Pusher::open_granted() {
     if (target_.has_value()) retired_.push_back(std::move(*target_));
     target_ = std::move(target);
   }
-  close_retired();
+  note_freed();
 }
 
-void Pusher::close_retired() {
-  if (retired_.empty()) return;
+void Pusher::note_freed() {
+  if (!target_.has_value()) return;
   const std::uint32_t freed = board_.freed.number.load();
-  if (waits_.has_ended()) return;  // the word tells nothing any more; the destructor closes them
+  if (waits_.has_ended()) return;  // the word tells nothing any more; the destructor closes all
+  // A slot that is used again after 2^31 pushes must not be compared with the number of its last.
+  std::erase_if(target_->last, [&](const auto& entry) { return has_reached(freed, entry.second); });
+  if (retired_.empty()) return;
   while (!retired_.empty() && has_reached(freed, retired_.front().last_number))
     retired_.pop_front();
   if (retired_.empty()) board_.num_closed.store(target_->grant);

@@ -71,7 +71,7 @@ class Pusher {
     std::uint32_t last_number = 0;
   };
 
-  void close_retired();
+  void note_freed();
   // Makes `stream` wait until the slot is free, unless it is. False if it never will be.
   bool await_free(std::uint32_t slot, cuda::Stream stream);
   bool drain(std::chrono::milliseconds patience) const noexcept;

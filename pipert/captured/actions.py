@@ -10,7 +10,7 @@ from torch import Tensor
 from pipert import _C
 from pipert.batch import Batch
 from pipert.captured.batch import NotRecordableError, put_together, take_apart
-from pipert.captured.conditions import Conditions
+from pipert.captured.conditions import Conditions, replacement
 from pipert.captured.kinds import (
     MAX_RECORDINGS,
     NUM_WARMUPS,
@@ -105,8 +105,6 @@ class CapturedActions:
         run_pass: RunPass,
     ) -> StepResult:
         assert self._recorder is not None
-        # Taken where it may be needed: the pass may be recorded.
-        before = self._conditions.snapshot() if passes.batch is not None else None
         self._recorder.begin(
             recordings=passes.recordings,
             leaves=self._conditions.leaves,
@@ -120,12 +118,10 @@ class CapturedActions:
             raise
         mode, self.reason = self._recorder.end(completed=True)
         self.num_replays += mode == "replay"
-        if mode == "record" and before is not None:
-            try:
-                before.require_same_tensors()
-            except NotRecordableError as error:
-                self.reason = f"it can't be recorded: {error}"
-                passes.recordings.drop(self.reason, is_final=True)
+        if mode == "record" and (name := self._conditions.replaced()) is not None:
+            self.reason = f"it can't be recorded: {replacement(name)}"
+            passes.recordings.drop(self.reason, is_final=True)
+        if mode == "record":
             self._drop_oldest()
         return result
 

@@ -70,6 +70,15 @@ class Conditions:
         assert self._native is not None
         return self._native.leaves
 
+    def replaced(self) -> str | None:
+        """The name of a tensor that has come since `state`; None: there is none."""
+        assert self._native is not None
+        if self._native.state() is not None:
+            return None
+        known = {id(tensor) for tensor in self._native.leaves}
+        named = (entry for tensors in self._dicts for entry in tensors.items())
+        return next((n for n, t in named if t is not None and id(t) not in known), "a tensor")
+
     def snapshot(self) -> "Snapshot":
         """What is there now, to compare with or to put back. REQUIRES `state` before."""
         assert self._native is not None
@@ -98,10 +107,7 @@ class Snapshot:
         for tensors, before in zip(self._dicts, self._held, strict=True):
             for name, tensor in tensors.items():
                 if name not in before or tensor is not before[name]:
-                    raise NotRecordableError(
-                        f"a forward puts another tensor in the place of {name!r}: expected changes "
-                        "in place"
-                    )
+                    raise NotRecordableError(replacement(name))
 
     def put_back(self) -> None:
         """Nothing of what stands there now has been computed, or ever will be."""
@@ -109,3 +115,8 @@ class Snapshot:
         for tensors, before in zip(self._dicts, self._held, strict=True):
             tensors.clear()
             tensors.update(before)
+
+
+def replacement(name: str) -> str:
+    """What is wrong with a forward that puts another tensor in the place of that one."""
+    return f"a forward puts another tensor in the place of {name!r}: expected changes in place"

@@ -174,7 +174,7 @@ void test_each_adoption_is_needed() {
 
 int main() {
   using namespace pipert;
-  alarm(110);  // nothing here may hang
+  alarm(240);  // nothing here may hang
   test_nothing_is_wrong_without_a_mistake();
   test_each_wait_is_needed();
   test_no_mark_may_be_recorded_early();
