@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from plain_loop import assert_same_gradients, batch, mlp, plain_loop, same_bits, twins
-from recorded_cpu import graphs_on_cpu
+from recorded_cpu import CpuGraph, graphs_on_cpu
 from torch import nn
 
 import pipert
@@ -285,6 +285,31 @@ def test_a_weight_half_that_cannot_be_recorded_fails_once_and_then_runs_as_it_is
     assert "can't be recorded" in pipe._captured.reason
 
 
+@pytest.mark.parametrize("error", [RuntimeError, torch.OutOfMemoryError])
+@pytest.mark.parametrize("schedule", ["interleaved_1f1b", "zb_interleaved"])
+def test_a_backward_whose_recording_breaks_at_its_end_fails_once(
+    pipeline, monkeypatch, schedule, error
+):
+    """It has run, and left nothing to begin with; what came of it was never computed."""
+    end = CpuGraph.end
+
+    def break_backwards(graph):
+        end(graph)
+        if any("tanh_backward" in str(call[0]) for call in graph._calls):
+            raise error("broken")
+
+    monkeypatch.setattr(CpuGraph, "end", break_backwards)
+    model, reference = twins(mlp, 4)
+    pipe = pipeline(model, schedule=schedule)
+    steps(pipe, reference, NUM_WARMUPS)
+    x, y = batch(8)
+    with pytest.raises(pipert.PipelineError, match=r"can't be recorded.*can't be run again"):
+        pipe.step(x, target=y)
+    model.zero_grad()
+    steps(pipe, reference, NUM_WARMUPS + 2)
+    assert "broken" in pipe._captured.reason
+
+
 def test_a_buffer_that_is_replaced_keeps_a_pass_from_being_recorded(pipeline):
     class Average(nn.Module):
         def __init__(self):
@@ -325,6 +350,12 @@ def test_a_failure_of_the_users_code_is_raised_as_ever(pipeline):
     with pytest.raises(pipert.PipelineError) as raised:
         pipe.step(x, target=y)
     assert isinstance(raised.value.__cause__, KeyError)
+    Fails.fails = False
+    model.zero_grad()
+    for _ in range(2):
+        pipe.step(x, target=y)
+        model.zero_grad()
+    assert pipe._captured.num_replays == 1  # it says nothing against recording
 
 
 def test_a_trace_shows_replayed_actions(pipeline):

@@ -30,6 +30,7 @@ class GradientSink final : public torch::autograd::Node {
   // One gradient for each attached tensor, undefined where none arrived; empties the sink, which
   // refuses any other.
   std::vector<at::Tensor> take();
+  bool is_taken() const { return is_taken_; }
 
  private:
   std::vector<at::Tensor> gradients_;

@@ -20,6 +20,7 @@ void ActionRecorder::begin(std::shared_ptr<PassRecordings> recordings,
   mode_ = PassMode::kEager;
   reason_.clear();
   is_final_ = true;
+  is_failure_ = false;
 }
 
 void ActionRecorder::enter(const Message& input) {
@@ -45,8 +46,8 @@ ActionRecorder::End ActionRecorder::end(bool completed) {
   if (was_recording && completed && end.reason.empty()) {
     recording_->close(gradients());
     recordings_->keep();
-  } else if (was_recording) {
-    recordings_->drop(end.reason, is_final_ && !end.reason.empty());
+  } else if (was_recording) {  // what failed as it is says nothing against recording
+    recordings_->drop(end.reason, !end.reason.empty() && (is_failure_ || (completed && is_final_)));
   }
   recordings_ = nullptr;
   recording_ = nullptr;
@@ -57,12 +58,13 @@ ActionRecorder::End ActionRecorder::end(bool completed) {
   return end;
 }
 
-bool ActionRecorder::give_up(const std::exception_ptr& error) {
+bool ActionRecorder::give_up(const std::exception_ptr& error, bool may_repeat) {
   std::optional<Obstacle> obstacle = hooks_.explain(error);
   if (!obstacle.has_value()) return false;
   mode_ = PassMode::kEager;
   reason_ = "it can't be recorded: " + std::move(obstacle->reason);
   is_final_ = obstacle->is_final;
+  is_failure_ = !may_repeat;
   return true;
 }
 

@@ -58,9 +58,9 @@ class ActionRecorder {
   // The rank's thread. At its first forward it finds out how the pass runs.
   void enter(const Message& input);
   std::unique_ptr<DeviceGraph> make_graph() { return pool_->make(); }
-  // The action at hand can't be recorded: from here on the pass runs as it is. False if the
-  // exception is to be thrown on.
-  bool give_up(const std::exception_ptr& error);
+  // The action at hand can't be recorded: from here on the pass runs as it is, or fails if the
+  // action may not be repeated. False if the exception is to be thrown on.
+  bool give_up(const std::exception_ptr& error, bool may_repeat);
   // A message differs from the recorded one: from here on forwards run as they are.
   void leave_replay(std::string reason);
   bool follows_recording() const { return reason_.empty(); }
@@ -84,7 +84,8 @@ class ActionRecorder {
   bool has_entered_ = false;
   PassMode mode_ = PassMode::kEager;
   std::string reason_;
-  bool is_final_ = true;
+  bool is_final_ = true;     // of a pass that succeeded as it is
+  bool is_failure_ = false;  // the pass fails because it was recorded
 };
 
 }  // namespace pipert

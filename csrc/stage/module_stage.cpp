@@ -357,7 +357,7 @@ ModuleStage::Snapshot ModuleStage::save(Microbatch microbatch) const {
 }
 
 void ModuleStage::restore(Microbatch microbatch, Snapshot snapshot) {
-  TORCH_INTERNAL_ASSERT(snapshot.may_repeat_);
+  TORCH_INTERNAL_ASSERT(snapshot.may_repeat());
   in_flight_[as_index(microbatch)] = std::move(snapshot.state_);
   num_in_flight_ = snapshot.num_in_flight_;
 }

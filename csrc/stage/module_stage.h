@@ -165,8 +165,11 @@ class ModuleStage final : public Stage {
 class ModuleStage::Snapshot {
  public:
   // Whether the action may be run once more after restore(), although it has begun. A weight half
-  // may not, nor a backward of what torch.compile has made: they leave nothing to begin with.
-  bool may_repeat() const { return may_repeat_; }
+  // may not, nor a backward of what torch.compile has made, nor one that has come to its end: they
+  // leave nothing to begin with.
+  bool may_repeat() const {
+    return may_repeat_ && (state_.sink.node == nullptr || !state_.sink.node->is_taken());
+  }
 
  private:
   friend class ModuleStage;

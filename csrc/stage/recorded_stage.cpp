@@ -115,9 +115,10 @@ Message RecordedStage::record(StageAction action, const RunContext& context, Mes
   // Nothing of it has been computed: what stands there now, or is kept for later, never will be.
   recorder_->set_gradients(gradients);
   at::autocast::clear_cache();
-  if (!recorder_->give_up(failure)) std::rethrow_exception(failure);
+  const bool may_repeat = before->may_repeat();
+  if (!recorder_->give_up(failure, may_repeat)) std::rethrow_exception(failure);
   TORCH_CHECK(
-      before->may_repeat(), recorder_->reason(),
+      may_repeat, recorder_->reason(),
       "; what was begun of this backward can't be run again. The next steps run as they are");
   failure = nullptr;  // a Python traceback holds the frames, and they hold tensors
   inner_->restore(context.microbatch, *std::exchange(before, {}));
