@@ -1,11 +1,11 @@
-#include <ATen/core/Generator.h>
+#include <ATen/core/CachingHostAllocator.h>
 #include <ATen/cuda/CUDAGeneratorImpl.h>
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/util/Exception.h>
 
-#include <mutex>
+#include <memory>
 #include <utility>
 
 #include "device/cuda_lane.h"
@@ -23,10 +23,28 @@ class Silence final : public c10::WarningHandler {
   void process(const c10::Warning& /*warning*/) override {}
 };
 
+template <typename State>
+void stop_recording(State& state) {
+  if constexpr (requires { state.capturing_; }) state.capturing_ = false;
+}
+
+// Says more of itself, for repairs.
+class TorchGraph final : public at::cuda::CUDAGraph {
+ public:
+  // Whether all that failed, if anything did, was to make something to launch of it.
+  bool has_ended() const { return capture_ended_; }
+
+  // In torch 2.11 a generator believes that it is being recorded until it is told. (Nothing else of
+  // its state may change: older graphs draw by it.)
+  void stop_draws() {
+    for (auto& [state, increment] : captured_generator_states_) stop_recording(*state);
+  }
+};
+
 class CudaGraph final : public DeviceGraph {
  public:
   CudaGraph(c10::DeviceIndex device, PoolName pool)
-      : device_(device), pool_(std::move(pool)), graph_(std::make_unique<at::cuda::CUDAGraph>()) {}
+      : device_(device), pool_(std::move(pool)), graph_(std::make_unique<TorchGraph>()) {}
 
   void begin() override {
     try {
@@ -59,25 +77,30 @@ class CudaGraph final : public DeviceGraph {
   void launch() override { graph_->replay(); }
 
  private:
-  // capture_end() stops at its first error, and leaves the rest undone.
+  // capture_end() stopped at its first error, and left the rest undone.
   void repair() noexcept {
-    // torch's allocator of pinned memory may go on asking a graph whose recording broke.
-    static_cast<void>(graph_.release());
-    try {
-      c10::cuda::CUDACachingAllocator::endAllocateToPool(device_, *pool_);
-    } catch (...) {  // it was ended
+    if (!graph_->has_ended()) {
+      TorchGraph& broken = *graph_.release();  // to delete it may throw
+      broken.stop_draws();
+      try {  // or memory that dies there is lost, and nothing can be recorded there again
+        c10::cuda::CUDACachingAllocator::endAllocateToPool(device_, *pool_);
+        c10::cuda::CUDACachingAllocator::releasePool(device_, *pool_);
+      } catch (...) {  // it wasn't begun
+      }
+      try {
+        at::HostAllocator& pinned = *at::getHostAllocator(at::kCUDA);
+        pinned.end_allocate_to_pool(*pool_);
+        pinned.release_pool(*pool_);
+      } catch (...) {  // likewise
+      }
     }
-    try {  // or the generator believes forever that it is being recorded
-      at::Generator generator = at::cuda::detail::getDefaultCUDAGenerator(device_);
-      const std::lock_guard<std::mutex> lock(generator.mutex());
-      generator.graphsafe_set_state(generator.clone());
-    } catch (...) {  // it knows that it isn't
-    }
+    graph_ = nullptr;
+    pool_ = nullptr;
   }
 
   c10::DeviceIndex device_;
   PoolName pool_;
-  std::unique_ptr<at::cuda::CUDAGraph> graph_;  // null once it broke
+  std::unique_ptr<TorchGraph> graph_;  // null once it broke, and its pool with it
 };
 
 class CudaGraphPool final : public GraphPool {
