@@ -285,6 +285,45 @@ def test_a_weight_half_that_cannot_be_recorded_fails_once_and_then_runs_as_it_is
     assert "can't be recorded" in pipe._captured.reason
 
 
+def test_an_output_that_means_other_numbers_than_its_memory_has_is_not_recorded(pipeline):
+    class Negates(nn.Module):
+        def forward(self, x):
+            return torch.complex(x, x).conj().imag  # a view of x with a mark
+
+    def build():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(8, 8), Negates(), nn.Linear(8, 8), nn.Tanh())
+
+    model, reference = build(), build()
+    pipe = pipeline(pipert.split(model, at=["2"]))
+    steps(pipe, reference, NUM_WARMUPS + 3)
+    assert "can't be copied out of a recording" in pipe._captured.reason
+
+
+def test_outputs_of_a_pass_that_gave_up_recording_stay_as_they_are(pipeline):
+    class Wide(nn.Module):
+        def forward(self, x):
+            if torch.is_grad_enabled():
+                return x
+            return torch.stack([x * i for i in range(8)]).mean(0)  # much memory for others to use
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), Wide(), InBackward(), nn.Linear(8, 8))
+    pipe = pipeline(model, num_stages=1, schedule="gpipe")
+    x, y = batch(8)
+    for _ in range(NUM_WARMUPS + 1):
+        pipe.evaluate(x, target=y)
+    pieces = {"microbatches": list(x.tensor_split(4)), "target": list(y.tensor_split(4))}
+    for _ in range(NUM_WARMUPS + 1):
+        outputs = pipe.step(return_outputs=True, **pieces).outputs
+        model.zero_grad()
+    assert "operation not permitted" in pipe._captured.reason
+    before = [output.clone() for output in outputs]
+    pipe.evaluate(x + 1, target=y)
+    assert pipe._captured.reason is None
+    assert all(same_bits(*pair) for pair in zip(outputs, before, strict=True))
+
+
 @pytest.mark.parametrize("error", [RuntimeError, torch.OutOfMemoryError])
 @pytest.mark.parametrize("schedule", ["interleaved_1f1b", "zb_interleaved"])
 def test_a_backward_whose_recording_breaks_at_its_end_fails_once(

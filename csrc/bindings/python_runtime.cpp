@@ -349,9 +349,9 @@ py::object PythonRuntime::outputs() {
 }
 
 void PythonRuntime::settle_outputs(py::dict& outputs) {
-  if (recorder_ == nullptr || recorder_->mode() == PassMode::kEager) return;
+  if (recorder_ == nullptr || recorder_->recording() == nullptr) return;
   std::shared_ptr<void>& companion = recorder_->recording()->companion;
-  if (recorder_->mode() == PassMode::kRecord) {
+  if (recorder_->mode() != PassMode::kReplay) {  // some may lie where other recordings write
     companion = std::shared_ptr<void>(py::dict(outputs).release().ptr(), [](void* object) {
       const py::gil_scoped_acquire gil;
       Py_DECREF(static_cast<PyObject*>(object));

@@ -138,8 +138,9 @@ RecordedAction RecordedStage::capture(StageAction action, const RunContext& cont
   recorded.inputs = aliases_of(given.tensors);
   recorded.output = run(action, context, std::move(given));
   for (const at::Tensor& tensor : recorded.output.tensors) {
-    TORCH_CHECK(!tensor.defined() || (tensor.device() == recorder_->device() &&
-                                      tensor.layout() == at::kStrided && tensor.has_storage()),
+    TORCH_CHECK(!tensor.defined() ||
+                    (tensor.device() == recorder_->device() && tensor.layout() == at::kStrided &&
+                     tensor.has_storage() && !tensor.is_conj() && !tensor.is_neg()),
                 "a stage returned a tensor that can't be copied out of a recording: ",
                 tensor.toString(), " on ", tensor.device());
   }
