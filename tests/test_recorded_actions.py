@@ -300,6 +300,30 @@ def test_an_output_that_means_other_numbers_than_its_memory_has_is_not_recorded(
     assert "can't be copied out of a recording" in pipe._captured.reason
 
 
+def test_weights_that_no_module_has_are_trained_as_ever(pipeline):
+    torch.manual_seed(0)
+    hidden = nn.Linear(8, 8)
+
+    class Borrows(nn.Module):
+        def forward(self, x):
+            return hidden(x)
+
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), Borrows(), nn.Tanh())
+    pipe = pipeline(pipert.split(model, at=["2"]))
+    for step in range(NUM_WARMUPS + 3):
+        x, y = batch(8, seed=step)
+        pipe.step(x, target=y)
+        ours = [parameter.grad for parameter in (*model.parameters(), *hidden.parameters())]
+        model.zero_grad()
+        hidden.zero_grad()
+        plain_loop(model, x, y, 4)
+        theirs = [parameter.grad for parameter in (*model.parameters(), *hidden.parameters())]
+        assert all(same_bits(*pair) for pair in zip(ours, theirs, strict=True))
+        model.zero_grad()
+        hidden.zero_grad()
+    assert "no parameter of a stage's module" in pipe._captured.reason
+
+
 def test_outputs_of_a_pass_that_gave_up_recording_stay_as_they_are(pipeline):
     class Wide(nn.Module):
         def forward(self, x):

@@ -2,6 +2,7 @@
 
 #include <c10/util/flat_hash_map.h>
 #include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/accumulate_grad.h>
 
 #include <string>
 
@@ -39,6 +40,16 @@ bool has_python_node(const std::vector<torch::autograd::Edge>& roots) {
 bool has_compiled_node(const std::vector<torch::autograd::Edge>& roots) {
   return reaches(roots, [](const torch::autograd::Node& node) {
     return is_python(node) && name_of(node).find("CompiledFunction") != std::string::npos;
+  });
+}
+
+bool reaches_other_leaf(const std::vector<torch::autograd::Edge>& roots,
+                        const std::vector<at::Tensor>& leaves) {
+  ska::flat_hash_set<const at::TensorImpl*> known;
+  for (const at::Tensor& leaf : leaves) known.insert(leaf.unsafeGetTensorImpl());
+  return reaches(roots, [&](const torch::autograd::Node& node) {
+    const auto* end = dynamic_cast<const torch::autograd::AccumulateGrad*>(&node);
+    return end != nullptr && known.count(end->variable.unsafeGetTensorImpl()) == 0;
   });
 }
 

@@ -362,6 +362,11 @@ void ModuleStage::restore(Microbatch microbatch, Snapshot snapshot) {
   num_in_flight_ = snapshot.num_in_flight_;
 }
 
+bool ModuleStage::trains_others(Microbatch microbatch,
+                                const std::vector<at::Tensor>& leaves) const {
+  return reaches_other_leaf(in_flight_[as_index(microbatch)].roots, leaves);
+}
+
 void ModuleStage::reset() noexcept {
   for (InFlight& state : in_flight_) state = {};
   num_in_flight_ = num_absent_ = 0;

@@ -72,6 +72,8 @@ class ModuleStage final : public Stage {
   Snapshot save(Microbatch microbatch) const;
   void restore(Microbatch microbatch, Snapshot snapshot);
   void set_repeatable(bool is_repeatable) { is_repeatable_ = is_repeatable; }
+  // Whether the microbatch's backward gives gradients to others than `leaves`.
+  bool trains_others(Microbatch microbatch, const std::vector<at::Tensor>& leaves) const;
 
   const std::vector<at::Tensor>& losses() const override { return losses_; }
   const std::vector<double>& loss_weights() const override { return loss_weights_; }

@@ -144,6 +144,10 @@ RecordedAction RecordedStage::capture(StageAction action, const RunContext& cont
                 "a stage returned a tensor that can't be copied out of a recording: ",
                 tensor.toString(), " on ", tensor.device());
   }
+  TORCH_CHECK(action != StageAction::kForward ||
+                  !inner_->trains_others(context.microbatch, recorder_->leaves()),
+              "backward would give a gradient to a tensor that is no parameter of a stage's module "
+              "or of the loss function's");
   capturing.end();
   if (action == StageAction::kForward && !inner_->losses().empty()) {
     recorded.loss = inner_->losses()[as_index(context.microbatch)];
