@@ -203,6 +203,7 @@ class Pipeline:
             self._main_gradients,
             in_group=self._peers is not None,
             recorder=self._ranks.recorder,
+            watch_leaves=self._ranks.watch_leaves,
         )
 
     # --- running -----------------------------------------------------------------------------

@@ -4,12 +4,13 @@ import atexit
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pipert import _C
 from pipert.captured import make_recorder
@@ -287,6 +288,14 @@ class Ranks:
         if self._runtime is None:
             raise ValueError("the pipeline is closed")
         return self._runtime.memory()
+
+    def watch_leaves(self, leaves: Sequence[Tensor] | None) -> bool:
+        """Whether a stage was seen to train other tensors than those of the last call.
+
+        Args:
+            leaves: that it is about from here on; None: nothing is looked at.
+        """
+        return self._runtime is not None and self._runtime.watch_leaves(leaves)
 
     def unsplit_nodes(self) -> dict[int, list[tuple[str, str]]]:
         """By stage: (name, reason) of what couldn't be split.

@@ -49,7 +49,7 @@ class Rerun:
 
 def pipeline(model, *, num_stages=2, recording=None, **options):
     pipe = pipert.Pipeline(
-        pipert.split(model, num_stages),
+        model if isinstance(model, list) else pipert.split(model, num_stages),
         num_microbatches=4,
         loss_fn=mse,
         stage_kind="captured",
@@ -62,7 +62,7 @@ def pipeline(model, *, num_stages=2, recording=None, **options):
 def record_on_the_cpu(pipe, recording):
     cpu = torch.device("cpu")
     conditions = Conditions(pipe.stages.values(), cpu, list)
-    pipe._captured = CapturedSteps(conditions, cpu, recording, None)
+    pipe._captured = CapturedSteps(conditions, cpu, recording, None, pipe._ranks.watch_leaves)
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
@@ -141,6 +141,25 @@ def test_a_module_inside_that_changes_its_mode_is_noticed():
         model[1].eval()
         pipe.evaluate(x, target=y)
         assert pipe._captured.reason is not None
+
+
+def test_stages_that_train_weights_which_no_module_has_are_not_recorded():
+    inner = nn.Linear(8, 8)  # of a function, not of a module
+
+    def stage(x):
+        return inner(x)
+
+    x, y = batch(8)
+    with pipeline([nn.Linear(8, 8), stage]) as pipe:
+        for _ in range(NUM_WARMUPS + 3):
+            inner.weight.grad = None
+            pipe.step(x, target=y)
+            assert inner.weight.grad is not None
+        assert "no parameter of a stage's module" in pipe._captured.reason
+        assert pipe._captured.num_replays == 0
+        for _ in range(NUM_WARMUPS + 1):
+            pipe.evaluate(x, target=y)
+        assert pipe._captured.num_replays == 1
 
 
 def test_weights_that_are_replaced_are_noticed():

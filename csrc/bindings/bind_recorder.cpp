@@ -1,4 +1,4 @@
-// What pipert/captured/actions.py is made of: not for users.
+// What pipert/captured is made of where it records: not for users.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -37,14 +37,18 @@ void collect_garbage() {
   PyGC_Collect();
 }
 
-std::shared_ptr<ActionRecorder> make_recorder(const std::string& name, py::object make_graph) {
-  const c10::Device device(name);
-  auto pool = make_graph.is_none() ? make_graph_pool(device)
-                                   : make_python_graph_pool(std::move(make_graph));
+std::unique_ptr<GraphPool> make_pool(const std::string& device) {
+  auto pool = make_graph_pool(c10::Device(device));
   if (pool == nullptr)
-    throw ValueError(concat("a device with graphs was expected, CUDA's, got ", name));
+    throw ValueError(concat("a device with graphs was expected, CUDA's, got ", device));
+  return pool;
+}
+
+std::shared_ptr<ActionRecorder> make_recorder(const std::string& device, py::object make_graph) {
+  auto pool =
+      make_graph.is_none() ? make_pool(device) : make_python_graph_pool(std::move(make_graph));
   return std::make_shared<ActionRecorder>(
-      device, std::move(pool),
+      c10::Device(device), std::move(pool),
       ActionRecorder::Hooks{.before_recording = &collect_garbage, .explain = &explain});
 }
 
@@ -61,6 +65,15 @@ std::pair<std::string, std::optional<std::string>> end(ActionRecorder& recorder,
 }  // namespace
 
 void bind_recorder(py::module_& module) {
+  using NoGil = py::call_guard<py::gil_scoped_release>;
+  py::class_<DeviceGraph>(module, "DeviceGraph", "What a thread gives a device, recorded.")
+      .def("begin", &DeviceGraph::begin, NoGil())
+      .def("end", &DeviceGraph::end, NoGil())
+      .def("abandon", &DeviceGraph::abandon, NoGil())
+      .def("launch", &DeviceGraph::launch, NoGil());
+  py::class_<GraphPool>(module, "GraphPool", "Graphs that share their memory; not for users.")
+      .def(py::init(&make_pool), py::arg("device"))
+      .def("make", &GraphPool::make);
   py::class_<PassRecordings, std::shared_ptr<PassRecordings>>(
       module, "PassRecordings", "What a rank has recorded of one kind of pass; not for users.")
       .def(py::init<int>(), py::arg("num_warmups"))

@@ -141,6 +141,16 @@ py::dict channel_kinds(PythonRuntime& self) {
 }
 
 // By stage of this process: (name, reason) of each node whose backward can't be split.
+// Whether a stage was seen to train others since the last call; from here on it is about `leaves`.
+bool watch_leaves(PythonRuntime& self, const std::optional<std::vector<at::Tensor>>& leaves) {
+  bool trains_others = false;
+  for (const auto& [index, stage] : self.stages()) {
+    trains_others = trains_others || stage->trains_others();
+    stage->watch_leaves(leaves);
+  }
+  return trains_others;
+}
+
 py::dict unsplit_nodes(PythonRuntime& self) {
   py::dict result;
   for (const auto& [stage, object] : self.stages()) {
@@ -227,6 +237,7 @@ void bind_runtime(py::module_& module) {
       .def("memory", &memory)
       .def("channels", &channel_kinds)
       .def("num_in_flight", &num_in_flight)
+      .def("watch_leaves", &watch_leaves, py::arg("leaves"))
       .def("unsplit_nodes", &unsplit_nodes)
       .def("peak_activations", &PythonRuntime::peak_activations)
       .def("stage_kinds", &PythonRuntime::stage_kinds)

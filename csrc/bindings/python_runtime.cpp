@@ -350,17 +350,17 @@ py::object PythonRuntime::outputs() {
 
 void PythonRuntime::settle_outputs(py::dict& outputs) {
   if (recorder_ == nullptr || recorder_->recording() == nullptr) return;
-  std::shared_ptr<void>& companion = recorder_->recording()->companion;
+  std::shared_ptr<void>& kept = recorder_->recording()->outputs;
   if (recorder_->mode() != PassMode::kReplay) {  // some may lie where other recordings write
-    companion = std::shared_ptr<void>(py::dict(outputs).release().ptr(), [](void* object) {
+    kept = std::shared_ptr<void>(py::dict(outputs).release().ptr(), [](void* object) {
       const py::gil_scoped_acquire gil;
       Py_DECREF(static_cast<PyObject*>(object));
     });
     outputs = py::dict();
   }
-  if (companion == nullptr) return;
+  if (kept == nullptr) return;
   for (const auto& [microbatch, output] :
-       py::reinterpret_borrow<py::dict>(static_cast<PyObject*>(companion.get()))) {
+       py::reinterpret_borrow<py::dict>(static_cast<PyObject*>(kept.get()))) {
     if (!outputs.contains(microbatch)) outputs[microbatch] = copy_containers(output, true);
   }
 }

@@ -52,7 +52,7 @@ class ActionRecording {
   void close(const std::vector<at::Tensor>& gradients);
 
   // What goes with it: the last stage's outputs. Owned for as long.
-  std::shared_ptr<void> companion;
+  std::shared_ptr<void> outputs;
 
  private:
   std::map<Name, RecordedAction> actions_;

@@ -106,6 +106,7 @@ Message ModuleStage::forward(const RunContext& context, Message input) {
     }
   }
   if (context.pass.training && !state.lacks_graph) keep_roots(result, state);
+  if (leaves_.has_value() && trains_others(context.microbatch, *leaves_)) trains_others_ = true;
   return output;
 }
 
@@ -360,6 +361,11 @@ void ModuleStage::restore(Microbatch microbatch, Snapshot snapshot) {
   TORCH_INTERNAL_ASSERT(snapshot.may_repeat());
   in_flight_[as_index(microbatch)] = std::move(snapshot.state_);
   num_in_flight_ = snapshot.num_in_flight_;
+}
+
+void ModuleStage::watch_leaves(std::optional<std::vector<at::Tensor>> leaves) {
+  leaves_ = std::move(leaves);
+  trains_others_ = false;
 }
 
 bool ModuleStage::trains_others(Microbatch microbatch,

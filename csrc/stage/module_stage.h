@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <set>
 #include <utility>
 #include <vector>
@@ -72,6 +73,10 @@ class ModuleStage final : public Stage {
   Snapshot save(Microbatch microbatch) const;
   void restore(Microbatch microbatch, Snapshot snapshot);
   void set_repeatable(bool is_repeatable) { is_repeatable_ = is_repeatable; }
+  // From the next pass on forwards look whether a backward will give gradients to others than these
+  // leaves; nothing: they don't.
+  void watch_leaves(std::optional<std::vector<at::Tensor>> leaves);
+  bool trains_others() const { return trains_others_; }  // as was seen since
   // Whether the microbatch's backward gives gradients to others than `leaves`.
   bool trains_others(Microbatch microbatch, const std::vector<at::Tensor>& leaves) const;
 
@@ -153,6 +158,8 @@ class ModuleStage final : public Stage {
   StartSaving start_saving_;
   bool shares_gil_;
   bool is_repeatable_ = false;  // see Snapshot
+  std::optional<std::vector<at::Tensor>> leaves_;
+  bool trains_others_ = false;
   std::vector<NodePtr> retired_;
   std::set<UnsplitNode> unsplit_;
   bool recomputes_ = false;       // in backward: then it is not split

@@ -8,6 +8,7 @@ namespace {
 
 // Forms of messages that are told apart. Where no two are alike, none is ever recorded.
 constexpr std::size_t kMaxVariants = 64;
+constexpr int kMaxAttempts = 3;  // there may be no memory, at first
 
 }  // namespace
 
@@ -50,7 +51,8 @@ void PassRecordings::keep() { variants_.back().recording = recording_; }
 void PassRecordings::drop(std::string reason, bool is_final) {
   recording_ = nullptr;
   variants_.back().recording = nullptr;
-  if (is_final) variants_.back().refusal = std::move(reason);
+  const bool is_last_attempt = !reason.empty() && ++variants_.back().num_dropped == kMaxAttempts;
+  if (is_final || is_last_attempt) variants_.back().refusal = std::move(reason);
 }
 
 std::size_t PassRecordings::num_recordings() const {

@@ -40,7 +40,8 @@ class PassRecordings {
   const std::shared_ptr<ActionRecording>& recording() const { return recording_; }
   // After the pass: its recording is kept.
   void keep();
-  // Instead: there will be none of such passes, because of `reason`, if it `is_final`.
+  // Instead: there will be none of such passes, because of `reason`, if it `is_final` or if none
+  // could be made for the third time.
   void drop(std::string reason, bool is_final);
 
   std::size_t num_recordings() const;
@@ -51,6 +52,7 @@ class PassRecordings {
   struct Variant {
     MessageForm first;
     int num_seen = 0;
+    int num_dropped = 0;
     std::string refusal;
     std::shared_ptr<ActionRecording> recording;
   };

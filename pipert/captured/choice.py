@@ -1,6 +1,6 @@
 """Which way the captured stages of a pipeline are recorded."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ def captured_passes(
     *,
     in_group: bool,
     recorder: _C.ActionRecorder | None,
+    watch_leaves: Callable[[Sequence[Tensor] | None], bool],
 ) -> CapturedSteps | CapturedActions | None:
     """What runs the passes of a pipeline with captured stages; None: it has none.
 
@@ -38,6 +39,7 @@ def captured_passes(
         devices: by rank of this process.
         in_group: whether ranks are in several processes.
         recorder: what `make_recorder` has given the stages.
+        watch_leaves: as of Ranks.
     """
     if "captured" not in options.stage_kinds:
         return None
@@ -50,7 +52,7 @@ def captured_passes(
     in_use = options_in_use(options, schedule, stages)
     if not in_group:
         refusal = refusal_of_steps(options.stage_kinds, devices, in_use)
-        return CapturedSteps(conditions, device, recordings_on(device), refusal)
+        return CapturedSteps(conditions, device, recordings_on(device), refusal, watch_leaves)
     refusal = refusal_of_actions(options.stage_kinds, devices, in_use, make_graph)
     return CapturedActions(
         conditions, stages, device, None if refusal is not None else recorder, refusal

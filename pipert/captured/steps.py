@@ -68,6 +68,7 @@ class CapturedSteps:
         device: of the ranks.
         make_recording: makes an empty one.
         refusal: why nothing can be recorded; None: it can.
+        watch_leaves: as of Ranks.
 
     Attributes:
         reason: why the last pass was not replayed; None: it was.
@@ -79,7 +80,9 @@ class CapturedSteps:
         device: torch.device,
         make_recording: Callable[[], Recording],
         refusal: str | None,
+        watch_leaves: Callable[[Sequence[Tensor] | None], bool],
     ) -> None:
+        self._watch_leaves = watch_leaves
         self._conditions = conditions
         self._device = device
         self._make_recording = make_recording
@@ -122,7 +125,7 @@ class CapturedSteps:
         found = self._recorded.get(key)
         if found is None:
             if not self._is_warm(key):
-                return run_pass(batch, kind)
+                return self._run_as_it_is(key, batch, run_pass)
             found = self._record(key, batch, tensors, run_pass)
             if found is None:
                 return run_pass(batch, kind)
@@ -168,6 +171,19 @@ class CapturedSteps:
         self.reason = f"warming up: pass {seen + 1} of {NUM_WARMUPS} of its kind"
         return False
 
+    def _run_as_it_is(self, key: PassKey, batch: Batch, run_pass: RunPass) -> StepResult:
+        if key in self._refused:
+            return run_pass(batch, key.kind)
+        self._watch_leaves(self._conditions.leaves)
+        try:
+            return run_pass(batch, key.kind)
+        finally:
+            if self._watch_leaves(None):  # nobody would know where a replay has put their gradients
+                self.reason = self._refused[key] = (
+                    "it can't be recorded: backward gives a gradient to a tensor that is no "
+                    "parameter of a stage's module or of the loss function's"
+                )
+
     def _record(
         self, key: PassKey, batch: Batch, tensors: Sequence[Tensor], run_pass: RunPass
     ) -> _Recorded | None:
@@ -186,8 +202,6 @@ class CapturedSteps:
             before.require_same_tensors()
         except BaseException as error:
             before.put_back()
-            # What was recorded before may listen to a generator that has lost its place.
-            self._recorded.clear()
             if not self._refuse(key, error):
                 raise
             return None

@@ -252,3 +252,41 @@ def test_ctrl_c_while_a_step_is_recorded_leaves_everything_as_it_was():
             assert same_bits(pipe.step(x, target=y).losses, losses)
         for parameter, gradient in zip(model.parameters(), before, strict=True):
             assert same_bits(parameter.grad, gradient)
+
+
+class Waits(nn.Module):
+    """Waits for the device for some batches, and not for others."""
+
+    def forward(self, x):
+        if x.shape[0] == 3:
+            x.sum().item()
+        return x
+
+
+def test_a_recording_that_broke_leaves_the_draws_of_others_alone():
+    model = nn.Sequential(nn.Linear(64, 64), nn.Dropout(0.5), Waits(), nn.Linear(64, 64)).cuda()
+    x, y = cuda_batch(16)
+    fewer, target = cuda_batch(12)  # 3 rows a microbatch
+    with pipeline(model) as pipe:
+
+        def losses(seed=None):
+            model.zero_grad()
+            if seed is not None:
+                torch.cuda.manual_seed(seed)
+            return pipe.step(x, target=y).losses
+
+        for _ in range(NUM_WARMUPS + 2):
+            losses()
+        assert pipe._captured.reason is None
+        for _ in range(NUM_WARMUPS + 2):
+            model.zero_grad()
+            pipe.step(fewer, target=target)
+        assert "can't be recorded" in pipe._captured.reason
+        first, again, other = losses(5), losses(5), losses()
+        assert pipe._captured.reason is None
+        assert same_bits(first, again)
+        assert not same_bits(again, other)
+        assert pipe._captured.num_recordings == 1
+        for _ in range(NUM_WARMUPS + 1):  # and more can be made
+            pipe.evaluate(x, target=y)
+        assert pipe._captured.num_recordings == 2
