@@ -4,6 +4,8 @@ Here with one rank, in a group of its own; tests/distributed has more. Without a
 are those of recorded_cpu.py.
 """
 
+import traceback
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -276,8 +278,16 @@ def test_a_weight_half_that_cannot_be_recorded_fails_once_and_then_runs_as_it_is
     for _ in range(NUM_WARMUPS):
         losses = pipe.step(x, target=y).losses
         model.zero_grad()
-    with pytest.raises(pipert.PipelineError, match=r"can't be recorded.*can't be run again"):
+    with pytest.raises(
+        pipert.PipelineError, match=r"can't be recorded.*can't be run again"
+    ) as failure:
         pipe.step(x, target=y)
+    own = failure.value.__cause__.__cause__
+    assert "operation not permitted" in str(own)
+    assert any(
+        "InBackward" in line or "backward" in line
+        for line in traceback.format_tb(own.__traceback__)
+    )
     model.zero_grad()
     for _ in range(2):
         assert same_bits(pipe.step(x, target=y).losses, losses)

@@ -26,10 +26,7 @@ const char* kind_name(FailureKind kind) {
   return "";
 }
 
-}  // namespace
-
-py::object python_exception(const std::exception_ptr& cause) {
-  if (cause == nullptr) return py::none();
+py::object translated(const std::exception_ptr& cause) {
   try {
     std::rethrow_exception(cause);
   } catch (py::error_already_set& error) {
@@ -50,6 +47,27 @@ py::object python_exception(const std::exception_ptr& cause) {
   py::error_already_set error;  // fetches what was set
   py::object value = error.value();
   if (error.trace()) PyException_SetTraceback(value.ptr(), error.trace().ptr());
+  return value;
+}
+
+// Null: it is about no other one.
+std::exception_ptr nested_in(const std::exception_ptr& cause) {
+  try {
+    std::rethrow_exception(cause);
+  } catch (const std::nested_exception& error) {
+    return error.nested_ptr();
+  } catch (...) {
+    return nullptr;
+  }
+}
+
+}  // namespace
+
+py::object python_exception(const std::exception_ptr& cause) {
+  if (cause == nullptr) return py::none();
+  py::object value = translated(cause);
+  if (const std::exception_ptr nested = nested_in(cause))
+    PyException_SetCause(value.ptr(), python_exception(nested).release().ptr());
   return value;
 }
 

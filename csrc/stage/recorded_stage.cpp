@@ -4,7 +4,10 @@
 #include <c10/core/GradMode.h>
 #include <c10/util/Exception.h>
 
+#include <exception>
 #include <optional>
+#include <stdexcept>
+#include <string>
 #include <utility>
 
 #include "base/index.h"
@@ -38,6 +41,17 @@ class Repeatable {
  private:
   ModuleStage& stage_;
 };
+
+// The user's own exception stays to be seen.
+[[noreturn]] void throw_unrepeatable(const std::exception_ptr& failure, const std::string& reason) {
+  try {
+    std::rethrow_exception(failure);
+  } catch (...) {
+    std::throw_with_nested(std::runtime_error(
+        reason +
+        "; what was begun of this backward can't be run again. The next steps run as they are"));
+  }
+}
 
 }  // namespace
 
@@ -117,9 +131,7 @@ Message RecordedStage::record(StageAction action, const RunContext& context, Mes
   at::autocast::clear_cache();
   const bool may_repeat = before->may_repeat();
   if (!recorder_->give_up(failure, may_repeat)) std::rethrow_exception(failure);
-  TORCH_CHECK(
-      may_repeat, recorder_->reason(),
-      "; what was begun of this backward can't be run again. The next steps run as they are");
+  if (!may_repeat) throw_unrepeatable(failure, recorder_->reason());
   failure = nullptr;  // a Python traceback holds the frames, and they hold tensors
   inner_->restore(context.microbatch, *std::exchange(before, {}));
   return run(action, context, std::move(input));
