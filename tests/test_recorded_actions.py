@@ -284,10 +284,7 @@ def test_a_weight_half_that_cannot_be_recorded_fails_once_and_then_runs_as_it_is
         pipe.step(x, target=y)
     own = failure.value.__cause__.__cause__
     assert "operation not permitted" in str(own)
-    assert any(
-        "InBackward" in line or "backward" in line
-        for line in traceback.format_tb(own.__traceback__)
-    )
+    assert "in backward" in "".join(traceback.format_tb(own.__traceback__))
     model.zero_grad()
     for _ in range(2):
         assert same_bits(pipe.step(x, target=y).losses, losses)
