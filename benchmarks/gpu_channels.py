@@ -32,17 +32,14 @@ import json
 import os
 import pathlib
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import time
 import traceback
 
 import gpu_channel_parts as parts
 from gpu_channel_parts import Row
+from two_ranks import run_two_ranks
 
-ROOT = str(pathlib.Path(__file__).resolve().parent.parent)
 # Each in processes of its own.
 LIMITS_S = {"pushes": 60.0, "messages": 60.0, "events": 30.0, "orphan": 30.0}
 
@@ -52,49 +49,15 @@ def measure() -> list[Row]:
     rows: list[Row] = []
     for part, limit_s in LIMITS_S.items():
         with tempfile.TemporaryDirectory() as folder:
-            error = _run_part(part, limit_s, pathlib.Path(folder))
             written = pathlib.Path(folder) / "rows"
+            arguments = ["--part", part, "--out", str(written)]
+            expected = [-signal.SIGKILL if part == "orphan" else 0, 0]
+            error = run_two_ranks(__file__, arguments, pathlib.Path(folder), limit_s, expected)
             if written.exists():
                 rows += [json.loads(line) for line in written.read_text().splitlines()]
         if error is not None:
             rows.append({"name": "error", "error": f"{part}: {error}"})
     return rows
-
-
-def _run_part(part: str, limit_s: float, folder: pathlib.Path) -> str | None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))
-    expected = [-signal.SIGKILL if part == "orphan" else 0, 0]
-    told = [folder / f"output-{rank}" for rank in range(2)]
-    ranks: list[subprocess.Popen[bytes]] = []
-    try:
-        for rank in range(2):
-            command = [sys.executable, os.path.abspath(__file__), "--part", part]
-            command += ["--rank", str(rank), "--port", str(port), "--out", str(folder / "rows")]
-            with told[rank].open("wb") as output:
-                ranks.append(
-                    subprocess.Popen(command, env=environment, stdout=output, stderr=output)
-                )
-        end = time.monotonic() + limit_s
-        while (codes := [process.poll() for process in ranks]) != expected:
-            pairs = zip(codes, expected, strict=True)
-            if any(code not in (None, own) for code, own in pairs):  # the other would wait for it
-                time.sleep(1)
-                break
-            if time.monotonic() > end:
-                break
-            time.sleep(0.05)
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
-    if codes == expected:
-        return None
-    tails = [" ".join(path.read_text(errors="replace")[-1500:].split()) for path in told]
-    told_by = "; ".join(f"rank {rank}: {tail}" for rank, tail in enumerate(tails))
-    return f"exit codes {codes} (None: too slow, {limit_s:g} s); {told_by}"
 
 
 def run_rank(part: str, rank: int, port: int, out: pathlib.Path) -> None:

@@ -13,17 +13,16 @@ import datetime
 import json
 import os
 import pathlib
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from typing import Any
 
+from two_ranks import run_two_ranks
+
 Row = dict[str, Any]
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 LIMIT_S = 45.0
 ROUNDS = 60
 WARMUPS = 6
@@ -34,46 +33,14 @@ def measure(device: str = "cuda:0") -> list[Row]:
     """A row for each rank and kind, or one that says what went wrong."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        error = _run_ranks(folder, device)
+        arguments = ["--device", device, "--out", name]
+        error = run_two_ranks(__file__, arguments, folder, LIMIT_S)
         rows = [
             json.loads(line)
             for path in sorted(folder.glob("rows-*"))
             for line in path.read_text().splitlines()
         ]
     return [*rows, *([] if error is None else [{"name": "error", "error": error}])]
-
-
-def _run_ranks(folder: pathlib.Path, device: str) -> str | None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(
-        filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
-    )
-    told = [folder / f"output-{rank}" for rank in range(2)]
-    ranks: list[subprocess.Popen[bytes]] = []
-    try:
-        for rank in range(2):
-            command = [sys.executable, os.path.abspath(__file__), "--device", device]
-            command += ["--rank", str(rank), "--port", str(port), "--out", str(folder)]
-            with told[rank].open("wb") as output:
-                ranks.append(
-                    subprocess.Popen(command, env=environment, stdout=output, stderr=output)
-                )
-        end = time.monotonic() + LIMIT_S
-        while (codes := [process.poll() for process in ranks]) != [0, 0]:
-            if any(codes) or time.monotonic() > end:
-                break
-            time.sleep(0.05)
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
-    if codes == [0, 0]:
-        return None
-    tails = [" ".join(path.read_text(errors="replace")[-1500:].split()) for path in told]
-    told_by = "; ".join(f"rank {rank}: {tail}" for rank, tail in enumerate(tails))
-    return f"exit codes {codes} (None: too slow, {LIMIT_S:g} s); {told_by}"
 
 
 # --- in the processes ----------------------------------------------------------------------------
