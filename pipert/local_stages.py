@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from pipert._C import Schedule
 from pipert.copies import LocalCopies, RemoteCopy
 from pipert.devices import check_placed
+from pipert.local_stage import LocalStage, make_second, make_stage
 from pipert.parameters import load_stages
-from pipert.stages import LocalStage, Stages, make_second, make_stage
+from pipert.stages import Stages
 
 
 class LocalStages:

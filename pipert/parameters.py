@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pipert.stages import LocalStage
+from pipert.local_stage import LocalStage
 
 
 def load_stages(

@@ -18,6 +18,7 @@ from pipert.distributed import Peers, telling
 from pipert.gathering import gather_traces, make_trace
 from pipert.gradients import clip_gradients, gradient_norms, own_gradient
 from pipert.group import as_group
+from pipert.local_stage import check_tied
 from pipert.local_stages import LocalStages
 from pipert.main_gradients import MainGradients, main_gradient
 from pipert.measured_costs import measured_costs
@@ -27,7 +28,6 @@ from pipert.ranks import Ranks
 from pipert.recompute import Recompute
 from pipert.report import Report, UnsplitNode, make_report, summarize_stages
 from pipert.results import StepResult, result_of
-from pipert.stages import check_tied
 from pipert.trace import Trace
 from pipert.transports import EdgeTransport
 

@@ -1,35 +1,135 @@
-"""The stages of a pipeline: what users give, and what one process makes of it."""
+"""Stages: a model in pieces, and what they hand to each other."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pipert._C import Placement
-from pipert.copies import LocalCopies
-from pipert.signatures import is_builder, keywords_of
+
+@dataclass(frozen=True)
+class Value:
+    """What one stage makes for others: a tensor, a nested structure of tensors, or None.
+
+    Attributes:
+        name: unique in the model, such as "hidden_2".
+        maker: the stage that makes it.
+        readers: the stages that take it, all of them later ones, ascending; at least one.
+        differentiable: whether a gradient comes back for it. False for integers, masks, and what
+            no parameter has a part in.
+        bytes: of the microbatch that the model was split with; None: not known.
+    """
+
+    name: str
+    maker: int
+    readers: tuple[int, ...]
+    differentiable: bool = True
+    bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """How a stage is called: `stage(*inputs, **arguments)`, and what it returns.
+
+    Attributes:
+        inputs: names of Values, in the order of its positional arguments.
+        outputs: names of Values, in the order of the tuple that it returns, of one entry too. The
+            last stage has none: it returns what the model does.
+        arguments: of the batch, by the names that the model's forward has for them.
+        layers: paths in the unpartitioned model, in the order in which they run.
+    """
+
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tied:
+    """One parameter that several stages use.
+
+    Attributes:
+        uses: (stage, the parameter's name in the unpartitioned model), ascending. The first one's
+            stage owns it.
+    """
+
+    uses: tuple[tuple[int, str], ...]
+
+
+class SkipEdge(NamedTuple):
+    """Values that go from one stage to another that isn't the next.
+
+    Attributes:
+        maker: the stage that makes them.
+        reader: the stage that takes them.
+        values: their names.
+    """
+
+    maker: int
+    reader: int
+    values: tuple[str, ...]
 
 
 class Stages(Sequence[Any]):
-    """The pieces of a model in order, with the names that their parameters have in it.
+    """The pieces of a model in order, with what they hand to each other.
 
-    What `pipert.split` returns. Any sequence of modules, functions or builders does as well.
+    What `pipert.split` returns. Any sequence of modules, functions or builders does as well: then
+    each stage gets what the one before it returned, as it does without `specs`.
+
+    Args:
+        modules: for each stage a module, or a function without arguments that builds one.
+        specs: how each stage is called; None: with what the one before returned.
+        values: what the stages of `specs` hand to each other.
+        tied: parameters that several stages use, beside those that modules share as objects.
+        arguments: with specs: the positional arguments of the model's forward, by name, in order.
+        names: by stage, the names of its parameters and buffers in the unpartitioned model; needed
+            where there are builders.
 
     Attributes:
-        names: by stage, the names of its parameters and buffers in the unpartitioned model.
+        specs, values, arguments, names: as given; names of modules are their own.
+        tied: all of them.
+
+    Raises:
+        ValueError: specs and values don't fit together; the message says where.
     """
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
+    def __init__(
+        self,
+        modules: Sequence[Any],
+        *,
+        specs: Iterable[StageSpec] | None = None,
+        values: Iterable[Value] = (),
+        tied: Iterable[Tied] = (),
+        arguments: Iterable[str] = (),
+        names: Sequence[Sequence[str]] | None = None,
+    ) -> None:
         self._modules = tuple(modules)
-        self.names = [list(module.state_dict(keep_vars=True)) for module in self._modules]
+        self.specs = None if specs is None else tuple(specs)
+        self.values = tuple(values)
+        self.arguments = tuple(arguments)
+        self.tied = tuple(tied)
+        if names is None:
+            names = [list(module.state_dict(keep_vars=True)) for module in self._modules]
+        self.names = [list(of) for of in names]
+        _check_counts(self)
+        _check_values(self)
 
     def __len__(self) -> int:
         return len(self._modules)
 
     def __getitem__(self, index: Any) -> Any:
         return self._modules[index]
+
+    @property
+    def skip_edges(self) -> list[SkipEdge]:
+        """The values that pass over a stage, by maker and reader."""
+        pairs: dict[tuple[int, int], list[str]] = {}
+        for value in self.values:
+            for reader in value.readers:
+                if reader > value.maker + 1:
+                    pairs.setdefault((value.maker, reader), []).append(value.name)
+        return [SkipEdge(*pair, tuple(names)) for pair, names in sorted(pairs.items())]
 
     def __str__(self) -> str:
         rows = [
@@ -50,111 +150,49 @@ def leaf_children(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn
             yield path, child
 
 
-@dataclass
-class LocalStage:
-    """One stage of this process.
-
-    Attributes:
-        index: its number in the pipeline.
-        piece: its number in the model: the same in both copies of it, if there are two.
-        is_first: whether it is where its copy begins.
-        is_last: whether it is where its copy ends.
-        call: the module or function.
-        prefix: what stands before its parameters' names in the unpartitioned model.
-        spread: whether a tuple from the stage before becomes several positional arguments.
-        keywords: the keyword arguments that it takes; None: any.
-    """
-
-    index: int
-    piece: int
-    is_first: bool
-    is_last: bool
-    call: Callable[..., Any]
-    prefix: str
-    spread: bool
-    keywords: list[str] | None = None
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names as in the unpartitioned model."""
-        if isinstance(self.call, nn.Module):
-            for name, parameter in self.call.named_parameters():
-                yield self.prefix + name, parameter
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Names as in the unpartitioned model."""
-        if not isinstance(self.call, nn.Module):
-            return {}
-        return {self.prefix + name: value for name, value in self.call.state_dict().items()}
+def _check_counts(stages: Stages) -> None:
+    if len(stages.names) != len(stages):
+        raise ValueError(f"names must have {len(stages)} entries, got {len(stages.names)}")
+    if stages.specs is None:
+        if stages.values:
+            raise ValueError(f"expected specs that say who takes {stages.values[0].name}, got None")
+    elif len(stages.specs) != len(stages):
+        raise ValueError(f"specs must have {len(stages)} entries, got {len(stages.specs)}")
 
 
-def make_stage(stages: Sequence[Any], index: int, placement: Placement) -> LocalStage:
-    """Makes stage `index` of the pipeline of what the user gave; runs its builder if it is one.
+def _check_values(stages: Stages) -> None:
+    """Checks that makers, readers and specs say the same of each value."""
+    if stages.specs is None:
+        return
+    by_name: dict[str, Value] = {}
+    for value in stages.values:
+        if by_name.setdefault(value.name, value) is not value:
+            raise ValueError(f"values must have names of their own, got {value.name} twice")
+        _check_order(value, len(stages))
+    for index, spec in enumerate(stages.specs):
+        made = {value.name for value in stages.values if value.maker == index}
+        read = {value.name for value in stages.values if index in value.readers}
+        _check_names(f"specs[{index}].outputs", spec.outputs, made, "values that it makes")
+        _check_names(f"specs[{index}].inputs", spec.inputs, read, "values that it reads")
 
-    Raises:
-        TypeError: it is neither a module, a function nor a builder of one.
-    """
-    piece = index % placement.stages_per_copy
-    given = stages[piece]
-    call = given() if is_builder(given) else given
-    if not callable(call):
-        raise TypeError(
-            f"stages[{piece}] must be a module, a function, or a function without arguments that "
-            f"builds one; got {type(call).__name__}"
+
+def _check_order(value: Value, num_stages: int) -> None:
+    readers = list(value.readers)
+    if not 0 <= value.maker < num_stages or not readers or readers != sorted(set(readers)):
+        raise ValueError(
+            f"value {value.name} must be made by a stage from 0 to {num_stages - 1} and have "
+            f"readers in ascending order, got maker {value.maker} and readers {readers}"
         )
-    is_sequential = isinstance(call, nn.Sequential)
-    return LocalStage(
-        index=index,
-        piece=piece,
-        is_first=placement.is_first(index),
-        is_last=placement.is_last(index),
-        call=call,
-        prefix="" if isinstance(stages, Stages) else f"{piece}.",
-        # nn.Sequential takes exactly one value, so a tuple is one value to it.
-        spread=not is_sequential,
-        keywords=keywords_of(call, placement.is_first(index)),
-    )
+    if readers[0] <= value.maker or readers[-1] >= num_stages:
+        raise ValueError(
+            f"value {value.name} must be read by stages from {value.maker + 1} to "
+            f"{num_stages - 1}, got {readers}"
+        )
 
 
-def make_second(
-    first: LocalStage,
-    index: int,
-    placement: Placement,
-    copies: LocalCopies,
-    device: torch.device,
-) -> LocalStage:
-    """Makes stage `index`, the second copy of `first`. A function serves as both."""
-    call = first.call
-    if isinstance(call, nn.Module):
-        call = copies.add(call, first.piece, device)
-    return replace(
-        first,
-        index=index,
-        is_first=placement.is_first(index),
-        is_last=placement.is_last(index),
-        call=call,
-    )
-
-
-def check_tied(stages: Sequence[Any], placement: Placement) -> None:
-    """Refuses a weight that stages in different processes share: each would train its own copy.
-
-    Builders are not looked into.
-
-    Raises:
-        ValueError: names the stages.
-    """
-    owners: dict[nn.Parameter, int] = {}
-    for index, stage in enumerate(stages):
-        if not isinstance(stage, nn.Module):
-            continue
-        for name, parameter in stage.named_parameters():
-            owner = owners.setdefault(parameter, index)
-            size = placement.stages_per_copy
-            if any(
-                placement.rank_of(begin + owner) != placement.rank_of(begin + index)
-                for begin in range(0, placement.num_stages, size)
-            ):
-                raise ValueError(
-                    f"stages {owner} and {index} share the weight {name}, and are in different "
-                    "processes: expected stages with weights of their own, or one process"
-                )
+def _check_names(what: str, got: tuple[str, ...], expected: set[str], meaning: str) -> None:
+    if set(got) != expected or len(set(got)) != len(got):
+        raise ValueError(
+            f"{what} must name the {meaning}, each once: {', '.join(sorted(expected)) or 'none'}; "
+            f"got {', '.join(got) or 'none'}"
+        )

@@ -10,7 +10,7 @@ from plain_loop import mlp
 from torch import nn
 
 import pipert
-from pipert.split import balanced_sizes
+from pipert.split.structure import balanced_sizes
 
 
 def layers_of(stages):

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "check.h"
+#include "ir/routes.h"
 #include "ir/schedule.h"
 
 namespace pipert {
@@ -98,6 +99,18 @@ void placements_refuse_what_is_no_placement() {
   CHECK_THROWS(Placement::loop(2, 4).stages_of(2), IndexError);
 }
 
+void values_go_out_as_a_star_and_gradients_come_back_as_a_relay() {
+  Routes routes;
+  routes.values = {{0, {1, 3, 4}, true}, {0, {2}, false}, {3, {4}, true}};
+  const StageGraph graph = stage_graph(routes);
+  CHECK((graph.activations == std::vector<StagePair>{{0, 2}, {0, 3}, {0, 4}}));
+  CHECK((graph.gradients == std::vector<StagePair>{{3, 1}}));
+  CHECK(!graph.is_chain());
+  routes.values = {{0, {1, 2}, true}, {0, {2}, true}};
+  CHECK((stage_graph(routes).gradients == std::vector<StagePair>{{2, 0}}));
+  CHECK(stage_graph({}).is_chain());
+}
+
 }  // namespace
 }  // namespace pipert
 
@@ -107,4 +120,5 @@ int main() {
   pipert::parse_csv_survives_a_changed_byte();
   pipert::actions_are_values();
   pipert::placements_refuse_what_is_no_placement();
+  pipert::values_go_out_as_a_star_and_gradients_come_back_as_a_relay();
 }

@@ -1,0 +1,123 @@
+"""LocalStage: one stage of this process, made of what the user gave."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipert._C import Placement
+from pipert.copies import LocalCopies
+from pipert.signatures import is_builder, keywords_of
+from pipert.stages import Stages
+
+
+@dataclass
+class LocalStage:
+    """One stage of this process.
+
+    Attributes:
+        index: its number in the pipeline.
+        piece: its number in the model: the same in both copies of it, if there are two.
+        is_first: whether it is where its copy begins.
+        is_last: whether it is where its copy ends.
+        call: the module or function.
+        prefix: what stands before its parameters' names in the unpartitioned model.
+        spread: whether a tuple from the stage before becomes several positional arguments.
+        keywords: the keyword arguments that it takes; None: any.
+    """
+
+    index: int
+    piece: int
+    is_first: bool
+    is_last: bool
+    call: Callable[..., Any]
+    prefix: str
+    spread: bool
+    keywords: list[str] | None = None
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names as in the unpartitioned model."""
+        if isinstance(self.call, nn.Module):
+            for name, parameter in self.call.named_parameters():
+                yield self.prefix + name, parameter
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Names as in the unpartitioned model."""
+        if not isinstance(self.call, nn.Module):
+            return {}
+        return {self.prefix + name: value for name, value in self.call.state_dict().items()}
+
+
+def make_stage(stages: Sequence[Any], index: int, placement: Placement) -> LocalStage:
+    """Makes stage `index` of the pipeline of what the user gave; runs its builder if it is one.
+
+    Raises:
+        TypeError: it is neither a module, a function nor a builder of one.
+    """
+    piece = index % placement.stages_per_copy
+    given = stages[piece]
+    call = given() if is_builder(given) else given
+    if not callable(call):
+        raise TypeError(
+            f"stages[{piece}] must be a module, a function, or a function without arguments that "
+            f"builds one; got {type(call).__name__}"
+        )
+    is_sequential = isinstance(call, nn.Sequential)
+    return LocalStage(
+        index=index,
+        piece=piece,
+        is_first=placement.is_first(index),
+        is_last=placement.is_last(index),
+        call=call,
+        prefix="" if isinstance(stages, Stages) else f"{piece}.",
+        # nn.Sequential takes exactly one value, so a tuple is one value to it.
+        spread=not is_sequential,
+        keywords=keywords_of(call, placement.is_first(index)),
+    )
+
+
+def make_second(
+    first: LocalStage,
+    index: int,
+    placement: Placement,
+    copies: LocalCopies,
+    device: torch.device,
+) -> LocalStage:
+    """Makes stage `index`, the second copy of `first`. A function serves as both."""
+    call = first.call
+    if isinstance(call, nn.Module):
+        call = copies.add(call, first.piece, device)
+    return replace(
+        first,
+        index=index,
+        is_first=placement.is_first(index),
+        is_last=placement.is_last(index),
+        call=call,
+    )
+
+
+def check_tied(stages: Sequence[Any], placement: Placement) -> None:
+    """Refuses a weight that stages in different processes share: each would train its own copy.
+
+    Builders are not looked into.
+
+    Raises:
+        ValueError: names the stages.
+    """
+    owners: dict[nn.Parameter, int] = {}
+    for index, stage in enumerate(stages):
+        if not isinstance(stage, nn.Module):
+            continue
+        for name, parameter in stage.named_parameters():
+            owner = owners.setdefault(parameter, index)
+            size = placement.stages_per_copy
+            if any(
+                placement.rank_of(begin + owner) != placement.rank_of(begin + index)
+                for begin in range(0, placement.num_stages, size)
+            ):
+                raise ValueError(
+                    f"stages {owner} and {index} share the weight {name}, and are in different "
+                    "processes: expected stages with weights of their own, or one process"
+                )
