@@ -33,6 +33,7 @@ from pipert._C import (  # noqa: E402
     schedules,
     search_partition,
 )
+from pipert.batch import Microbatch  # noqa: E402
 from pipert.errors import PipelineError, RemoteTraceback  # noqa: E402
 from pipert.group import init  # noqa: E402
 from pipert.keyed_random import KeyedRandom  # noqa: E402
@@ -59,6 +60,7 @@ __all__ = [
     "Lowering",
     "Message",
     "MessageSpan",
+    "Microbatch",
     "OverlapHalf",
     "PartitionResult",
     "Pipeline",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipert._C import Placement
 from pipert.copies import LocalCopies
-from pipert.signatures import is_builder, keywords_of
+from pipert.signatures import is_builder, keywords_of, required_keywords
 from pipert.stages import Stages
 
 
@@ -26,6 +26,7 @@ class LocalStage:
         prefix: what stands before its parameters' names in the unpartitioned model.
         spread: whether a tuple from the stage before becomes several positional arguments.
         keywords: the keyword arguments that it takes; None: any.
+        required: those of them that a wired stage must be given.
     """
 
     index: int
@@ -36,6 +37,7 @@ class LocalStage:
     prefix: str
     spread: bool
     keywords: list[str] | None = None
+    required: Sequence[str] = ()
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names as in the unpartitioned model."""
@@ -65,6 +67,10 @@ def make_stage(stages: Sequence[Any], index: int, placement: Placement) -> Local
             f"builds one; got {type(call).__name__}"
         )
     is_sequential = isinstance(call, nn.Sequential)
+    keywords, required = keywords_of(call, placement.is_first(index)), []
+    if isinstance(stages, Stages) and stages.specs is not None:
+        keywords = list(stages.specs[piece].arguments)
+        required = required_keywords(call, keywords)
     return LocalStage(
         index=index,
         piece=piece,
@@ -74,7 +80,8 @@ def make_stage(stages: Sequence[Any], index: int, placement: Placement) -> Local
         prefix="" if isinstance(stages, Stages) else f"{piece}.",
         # nn.Sequential takes exactly one value, so a tuple is one value to it.
         spread=not is_sequential,
-        keywords=keywords_of(call, placement.is_first(index)),
+        keywords=keywords,
+        required=required,
     )
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipert._C import Schedule
+from pipert.argument_names import ArgumentNames
 from pipert.copies import LocalCopies, RemoteCopy
 from pipert.devices import check_placed
 from pipert.local_stage import LocalStage, make_second, make_stage
@@ -28,6 +29,7 @@ class LocalStages:
         has_last: whether its last one is.
         local_copies: second copies of modules whose first ones are here too.
         remote_copies: the stages whose other copy is in another process.
+        argument_names: by which stages with specs are given the batch's arguments; None: without.
     """
 
     def __init__(
@@ -64,6 +66,9 @@ class LocalStages:
             if isinstance(stages, Stages)
             else None
         )
+        self.argument_names: ArgumentNames | None = None
+        if isinstance(stages, Stages) and stages.specs is not None:
+            self.argument_names = ArgumentNames(stages)
         self.modules = {stage.index: stage.call for stage in self._stages}
         self.has_first = any(stage.is_first for stage in self._stages)
         self.has_last = any(stage.is_last for stage in self._stages)

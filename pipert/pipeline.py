@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from pipert import _C
 from pipert.arguments import check_stages, choose_schedule, place_loss, resolve_devices
-from pipert.batch import Batch, BatchChecks
+from pipert.batch import Batch
+from pipert.batch_checks import BatchChecks
 from pipert.captured import CapturedActions, CapturedSteps, PassKind, captured_passes
 from pipert.compatibility import require_same
 from pipert.compression import check_compressible
@@ -229,9 +230,12 @@ class Pipeline:
             loss_kwargs: keyword arguments of the loss function, passed whole.
             return_outputs: whether the last stage's outputs are kept.
             microbatches: instead of args and kwargs, a batch that is already cut: for each
-                microbatch a tuple of positional arguments, a dict of keyword arguments, or one
-                argument. `target` then has one entry for each; the loss is their plain mean.
-            **kwargs: keyword arguments, for every stage whose forward takes one of that name.
+                microbatch a tuple of positional arguments, a dict of keyword arguments, a
+                Microbatch with both, or one argument. `target` then has one entry for each; the
+                loss is their plain mean.
+            **kwargs: keyword arguments, for every stage whose forward takes one of that name. With
+                stages that `split` has wired, `args` have names too: each stage takes its own, and
+                a rank needs no others.
 
         Raises:
             ValueError, TypeError: an argument is wrong.

@@ -1,7 +1,7 @@
 """What the signatures of the user's functions say: what must be given, and what may be."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
@@ -36,6 +36,17 @@ def keywords_of(call: Callable[..., Any], is_first: bool) -> list[str] | None:
         return None
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return [p.name for p in parameters if p.kind in named]
+
+
+def required_keywords(call: Callable[..., Any], names: Iterable[str]) -> list[str]:
+    """Those of `names` that it must be given: parameters without a default."""
+    try:
+        parameters = inspect.signature(_forward(call)).parameters
+    except (TypeError, ValueError):
+        return []
+    return [
+        n for n in names if n in parameters and parameters[n].default is inspect.Parameter.empty
+    ]
 
 
 def parameter_names(call: Callable[..., Any]) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipert import _C
-from pipert.batch import Batch
+from pipert.batch import Batch, Microbatch
 from pipert.captured.batch import NotRecordableError, put_together, take_apart
 from pipert.captured.conditions import Conditions, replacement
 from pipert.captured.kinds import (
@@ -72,6 +72,7 @@ class CapturedActions:
             return run_pass(batch, kind)
         try:
             state = self._conditions.state()
+            batch = self._named(batch)
             needed = self._needed(batch)
             tensors, rest = take_apart(needed)
             key = PassKey(kind, describe(tensors, self._device), rest, state)
@@ -143,6 +144,13 @@ class CapturedActions:
                     del self._passes[key]
                     break
 
+    def _named(self, batch: Batch) -> Batch:
+        names = self._stages.argument_names
+        try:
+            return batch if names is None else names.bind(batch)
+        except (TypeError, ValueError) as error:  # it comes again where the pass runs as it is
+            raise NotRecordableError(str(error)) from error
+
     def _needed(self, batch: Batch) -> Batch:
         """What this rank's stages take of a batch."""
         first, last = self._stages.has_first, self._stages.has_last
@@ -150,7 +158,7 @@ class CapturedActions:
         names = {name for stage in self._stages for name in stage.keywords or ()}
         cut = batch.microbatches
         takes_cut = first or (
-            isinstance(cut, Sequence) and any(isinstance(piece, dict) for piece in cut)
+            isinstance(cut, Sequence) and any(isinstance(piece, dict | Microbatch) for piece in cut)
         )
         return Batch(
             batch.args if first else (),
