@@ -181,7 +181,7 @@ def _sizes(layers: list[tuple[str, nn.Module]], num_stages: int, balance: Balanc
     return sizes
 
 
-def balanced_sizes(weights: Sequence[int], num_parts: int) -> list[int]:
+def balanced_sizes(weights: Sequence[float], num_parts: int) -> list[int]:
     """Cuts `weights` into contiguous parts so that the heaviest is as light as possible.
 
     Exact, by dynamic programming over (parts, end); each part has at least one element.
@@ -189,15 +189,15 @@ def balanced_sizes(weights: Sequence[int], num_parts: int) -> list[int]:
     Returns:
         The number of elements of each part.
     """
-    sums = [0]
+    sums = [0.0]
     for weight in weights:
         sums.append(sums[-1] + weight)
     n = len(weights)
     # best[end]: (heaviest part, where the last part begins) of weights[:end] in `part` parts.
-    best = [(sums[end], 0) for end in range(n + 1)]
+    best: list[tuple[float, int]] = [(sums[end], 0) for end in range(n + 1)]
     choices = [best]
     for part in range(2, num_parts + 1):
-        row = [(0, 0)] * (n + 1)
+        row = [(0.0, 0)] * (n + 1)
         for end in range(part, n + 1):
             row[end] = min(
                 (max(best[cut][0], sums[end] - sums[cut]), cut) for cut in range(part - 1, end)

@@ -1,0 +1,1 @@
+"""What other libraries' models need. Nothing here is imported before it is asked for."""
