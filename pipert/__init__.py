@@ -34,6 +34,7 @@ from pipert._C import (  # noqa: E402
     search_partition,
 )
 from pipert.batch import Microbatch  # noqa: E402
+from pipert.checkpoint import materialize  # noqa: E402
 from pipert.errors import PipelineError, RemoteTraceback  # noqa: E402
 from pipert.group import init  # noqa: E402
 from pipert.keyed_random import KeyedRandom  # noqa: E402
@@ -87,6 +88,7 @@ __all__ = [
     "init",
     "lower",
     "lower_bounds",
+    "materialize",
     "periodic_schedule",
     "prove",
     "render_svg",

@@ -67,7 +67,7 @@ class PlanStage(nn.Module):
             return output
         return (output[0] if isinstance(output, tuple) else output.last_hidden_state,)
 
-    def init_weights(self, module: nn.Module) -> None:
+    def pipert_init_weights(self, module: nn.Module) -> None:
         """Gives one module's parameters and buffers their values, as the model does."""
         self.__dict__["_model"]._init_weights(module)
 

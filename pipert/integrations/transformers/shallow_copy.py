@@ -1,9 +1,7 @@
 """ShallowCopy: a module whose children can be exchanged while everything else is shared."""
 
 import copy
-from typing import Any
 
-import torch
 from torch import nn
 
 
@@ -36,18 +34,6 @@ class ShallowCopy:
         """Exchanges what is at `path`."""
         parent, _, name = path.rpartition(".")
         self.at(parent)._modules[name] = module
-
-
-def on_meta(module: nn.Module) -> nn.Module:
-    """A copy whose parameters and buffers are on the meta device. No value is copied."""
-    memo: dict[int, Any] = {}
-    for parameter in module.parameters():
-        memo[id(parameter)] = nn.Parameter(
-            torch.empty_like(parameter, device="meta"), parameter.requires_grad
-        )
-    for buffer in module.buffers():
-        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    return copy.deepcopy(module, memo)
 
 
 def _copied(module: nn.Module) -> nn.Module:

@@ -6,9 +6,10 @@ from torch import nn
 
 from pipert.integrations.transformers.plan_stage import PlanStage
 from pipert.integrations.transformers.plans import Plan
-from pipert.integrations.transformers.shallow_copy import ShallowCopy, on_meta
+from pipert.integrations.transformers.shallow_copy import ShallowCopy
 from pipert.integrations.transformers.stage_arguments import StageArguments
 from pipert.integrations.transformers.stand_ins import Entry, Giver, HandOver, StandIn
+from pipert.meta_copy import on_meta
 
 
 class StageMaker:
