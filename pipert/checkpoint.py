@@ -12,11 +12,12 @@ from torch import nn
 from pipert.checkpoint_files import CheckpointFiles
 from pipert.stage_builder import Sources, StageBuilder
 from pipert.stages import Stages
+from pipert.tensor_source import TensorSource
 
 
 def materialize(
     stages: Stages,
-    checkpoint: "str | os.PathLike[str] | None" = None,
+    checkpoint: "str | os.PathLike[str] | TensorSource | None" = None,
     device: "str | torch.device" = "cpu",
     dtype: torch.dtype | None = None,
     *,
@@ -35,7 +36,8 @@ def materialize(
         stages: as `split` returns them, of a model that was built under `torch.device("meta")`;
             they stay as they are.
         checkpoint: a safetensors file, or a folder with `model.safetensors`, or with shards and
-            their index, as transformers and safetensors write them.
+            their index, as safetensors writes them; or a TensorSource, such as
+            `pipert.integrations.transformers.open_checkpoint` returns.
         device: where stages are built.
         dtype: of their floating-point parameters and saved buffers; None: the model's.
         seed: without checkpoint: what first values are drawn with. They are equal under every
@@ -54,7 +56,7 @@ def materialize(
     """
     if not isinstance(stages, Stages):
         raise TypeError(f"stages must be what split returns, got {type(stages).__name__}")
-    files = None if checkpoint is None else CheckpointFiles(checkpoint, rename)
+    files = _open(checkpoint, rename)
     aliases = _aliases(stages)
     if files is not None:
         _check_names(stages, files, aliases)
@@ -73,6 +75,17 @@ def materialize(
         arguments=stages.arguments,
         names=stages.names,
     )
+
+
+def _open(
+    checkpoint: "str | os.PathLike[str] | TensorSource | None",
+    rename: Callable[[str], str | None] | None,
+) -> TensorSource | None:
+    if isinstance(checkpoint, str | os.PathLike):
+        return CheckpointFiles(checkpoint, rename)
+    if rename is not None:
+        raise ValueError(f"rename needs a checkpoint's path, got {checkpoint!r}")
+    return checkpoint
 
 
 def _aliases(stages: Stages) -> dict[str, tuple[str, ...]]:
@@ -96,7 +109,7 @@ def _names_together(stages: Stages) -> Iterable[list[str]]:
 
 
 def _check_names(
-    stages: Stages, files: CheckpointFiles, aliases: Mapping[str, tuple[str, ...]]
+    stages: Stages, files: TensorSource, aliases: Mapping[str, tuple[str, ...]]
 ) -> None:
     needed = {name for names in stages.names for name in names}
     missing = [name for name in needed if not files.names & {name, *aliases.get(name, ())}]

@@ -60,6 +60,11 @@ class CheckpointFiles:
         file, given = self._places[name]
         self._at(file, given).check(given, target)
 
+    def read(self, name: str) -> Tensor:
+        """The tensor, on the CPU."""
+        file, given = self._places[name]
+        return self._at(file, given).read(given)
+
     def read_into(self, name: str, target: Tensor) -> None:
         """Copies the tensor into `target`, a contiguous one."""
         file, given = self._places[name]

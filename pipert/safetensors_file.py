@@ -83,6 +83,15 @@ class SafetensorsFile:
     def __exit__(self, *error: Any) -> None:
         self.close()
 
+    def read(self, name: str) -> Tensor:
+        """The tensor, on the CPU."""
+        entry = self.entries[name]
+        if entry.dtype not in _DTYPES:
+            raise ValueError(f"{self.path}: tensor {name!r} is of dtype {entry.dtype}: unknown")
+        read = torch.empty(entry.shape, dtype=_DTYPES[entry.dtype])
+        self.read_into(name, read)
+        return read
+
     def read_into(self, name: str, target: Tensor) -> None:
         """Copies a tensor into `target`: of the same shape, and of a dtype that `check` allows.
 

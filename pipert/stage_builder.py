@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipert.checkpoint_files import CheckpointFiles
 from pipert.initial_values import Initialize, initialize
 from pipert.meta_copy import on_meta
+from pipert.tensor_source import TensorSource
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Sources:
         init_weights: makes a module's first values.
     """
 
-    files: CheckpointFiles | None
+    files: TensorSource | None
     aliases: Mapping[str, tuple[str, ...]]
     seed: int
     init_weights: Initialize | None

@@ -89,7 +89,7 @@ def split_by_plan(
     )
     _check_names(model, stages)
     if has_example:
-        check_same_output(model, stages, example_args, example_kwargs, arguments.fixed)
+        check_same_output(model, stages, example_args, example_kwargs, arguments.last_fixed)
     return stages
 
 

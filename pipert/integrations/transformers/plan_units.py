@@ -156,7 +156,17 @@ class PlanUnits:
         return balanced_sizes(costs, num_stages)
 
     def _refuse_others(self, inner: nn.Module) -> None:
-        """What isn't in the plan runs on every stage, so it can't have parameters."""
+        """What isn't in the plan is on every stage, so it can't have parameters."""
+        for path, module in self._opened():
+            own = [
+                *module._parameters,
+                *module._buffers.keys() - module._non_persistent_buffers_set,
+            ]
+            if own:
+                raise ValueError(
+                    f"every parameter and buffer must belong to a module with a place in the plan; "
+                    f"{', '.join(own)} belong to {path or type(module).__name__} itself"
+                )
         for name, child in inner.named_children():
             if name not in self.plan.children and any(True for _ in child.parameters()):
                 raise ValueError(
@@ -166,15 +176,20 @@ class PlanUnits:
 
     def _refuse_hooks(self) -> None:
         """What is cut inside runs on every stage: its hooks would see stand-ins."""
-        path = f"{self._prefix}{self.plan.layers}"
-        parents = [path.rsplit(".", i)[0] for i in range(path.count(".") + 1)]
-        for parent in parents:
-            module = self._model.get_submodule(parent)
-            if any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)):
+        for path, module in self._opened():
+            is_whole = module is self._model and self.base  # runs on the last stage alone
+            hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+            if any(hooks) and not is_whole:
                 raise ValueError(
-                    f"{parent} has hooks, and is cut between its layers: they would run on every "
-                    "stage"
+                    f"{path or type(module).__name__} has hooks, and is cut between its layers: "
+                    "they would run on every stage"
                 )
+
+    def _opened(self) -> list[tuple[str, nn.Module]]:
+        """The modules that are cut inside, by path."""
+        names = f"{self._prefix}{self.plan.layers}".split(".")
+        paths = [".".join(names[:i]) for i in range(len(names) + 1)]
+        return [(path, self._model.get_submodule(path)) for path in paths]
 
 
 def _num_parameters(path: str, module: nn.Module) -> float:

@@ -39,6 +39,10 @@ class ShallowCopy:
 def _copied(module: nn.Module) -> nn.Module:
     copied = copy.copy(module)
     copied._modules = module._modules.copy()
+    # Tables that the module itself has: each stage may be on another device.
+    copied._buffers = {
+        name: None if buffer is None else buffer.clone() for name, buffer in module._buffers.items()
+    }
     copied._forward_pre_hooks = module._forward_pre_hooks.copy()
     copied._forward_pre_hooks_with_kwargs = module._forward_pre_hooks_with_kwargs.copy()
     return copied

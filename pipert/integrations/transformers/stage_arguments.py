@@ -27,7 +27,8 @@ class StageArguments:
         first, middle, last: by each kind of stage.
         received_as: what stands for the hidden state in a call of a later stage.
         last_received_as: in a call of the last stage.
-        fixed: what every stage is always given.
+        fixed: what stages but the last are always given.
+        last_fixed: what the last one is, and the model where it is compared with the stages.
     """
 
     positional: tuple[str, ...]
@@ -37,10 +38,15 @@ class StageArguments:
     received_as: str | None
     last_received_as: str | None
     fixed: Mapping[str, Any]
+    last_fixed: Mapping[str, Any]
 
 
 def arguments_of(model: nn.Module, base: nn.Module) -> StageArguments:
-    """Reads the signatures of both forwards."""
+    """Reads the signatures of both forwards.
+
+    Raises:
+        ValueError: the model can't be given a hidden state.
+    """
     whole, positional, is_open = _signature(model)
     inner, _, inner_is_open = _signature(base)
     if is_open and inner_is_open:
@@ -55,6 +61,13 @@ def arguments_of(model: nn.Module, base: nn.Module) -> StageArguments:
     if type(model).__name__.endswith("ForSequenceClassification") and "input_ids" in usable:
         # It looks for the last token that isn't padding.
         last, last_received_as = ("input_ids", *last), None
+    elif received_as is not None and received_as not in whole and not is_open:
+        raise ValueError(
+            f"the forward of {type(model).__name__} must take {received_as}, by which the last "
+            f"stage gives its base model a hidden state; it takes {', '.join(whole)}; cut the "
+            "model by tracing"
+        )
+    without_cache = {"use_cache": False} if "use_cache" in inner else {}
     return StageArguments(
         positional=tuple(positional),
         first=first,
@@ -62,7 +75,8 @@ def arguments_of(model: nn.Module, base: nn.Module) -> StageArguments:
         last=last,
         received_as=received_as,
         last_received_as=last_received_as,
-        fixed={"use_cache": False} if "use_cache" in inner else {},
+        fixed=without_cache,
+        last_fixed=without_cache if "use_cache" in whole or is_open else {},
     )
 
 

@@ -59,7 +59,7 @@ class StageMaker:
             hand_over=hand_over,
             is_last=is_last,
             received_as=names.last_received_as if is_last else names.received_as,
-            fixed=names.fixed,
+            fixed=names.last_fixed if is_last else names.fixed,
         )
 
     def _path(self, path: str) -> str:
