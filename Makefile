@@ -16,7 +16,7 @@ torch_stamp := $(VENV)/.torch-$(shell echo '$(TORCH)' | tr -c 'A-Za-z0-9.\n' -)
 cpp_files = $(shell find csrc tests/cpp tests/cpp_torch tests/fakes -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 cpp_folders = $(shell find csrc -type d)
 
-.PHONY: setup demo test test-cpp test-cpp-torch test-python lint lint-cpp lint-python lint-types format sanitize sanitize-torch clean distclean
+.PHONY: setup demo test test-cpp test-cpp-torch test-python models-doc lint lint-cpp lint-python lint-types format sanitize sanitize-torch clean distclean
 setup: $(VENV)/.pipert
 
 demo: setup
@@ -34,6 +34,10 @@ test-cpp-torch: setup
 
 test-python: setup
 	python -m pytest $(PYTEST_ARGS)
+
+# Every model of docs/models.md in every way, under every schedule of the page, which it writes. Minutes.
+models-doc: setup
+	OMP_NUM_THREADS=1 python tests/model_matrix.py
 
 sanitize: $(torch_stamp)
 	$(call test_floors,address,undefined)

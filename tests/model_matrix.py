@@ -1,7 +1,7 @@
 """Transformers models, ways to cut them, stages and schedules, against the plain model.
 
-Run as a script (`make models-doc`) it runs the whole and writes docs/models.md; tests/test_models.py runs
-a diagonal of it.
+As a script (`make models-doc`) it runs the whole and writes docs/models.md; tests/test_models.py
+runs a diagonal of it.
 """
 
 from __future__ import annotations

@@ -149,6 +149,18 @@ STAGES = {
     ),
     "views": lambda: Stage(views, linear=nn.Linear(8, 8), scale=weight(8)),
     "lora": lora,
+    # The gradient of one more column is a view of all columns' that has gaps: a copy would have
+    # none, and its sum another order.
+    "attention sinks": lambda: Stage(
+        lambda s, x: (
+            torch.cat(
+                [x.view(-1, 1, 1, 8).expand(-1, 4, 16, 8), s.sink.expand(len(x), 4, 16, 1)], -1
+            )
+            .softmax(-1)[..., :-1]
+            .mean((1, 2))
+        ),
+        sink=weight(1, 4, 1, 1),
+    ),
     "frozen": lambda: nn.Sequential(nn.Linear(8, 8).requires_grad_(False), nn.Tanh()),
     "frozen bias": lambda: Stage(
         lambda s, x: fn.linear(x, s.w, s.b), w=weight(8, 8), b=weight(8).requires_grad_(False)

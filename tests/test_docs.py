@@ -97,6 +97,14 @@ def test_trace_page_runs(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"trace.json", "trace.svg"}
 
 
+def test_models_page_runs():
+    pytest.importorskip("transformers", reason="transformers isn't installed")
+    names: dict[str, object] = {}
+    for block in blocks("docs/models.md", "python"):
+        exec(block, names)
+    assert names["result"].loss.isfinite()
+
+
 @pytest.mark.distributed
 @pytest.mark.timeout(240)
 def test_readme_example_prints_the_same_loss_under_torchrun(tmp_path):

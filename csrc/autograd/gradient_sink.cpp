@@ -13,7 +13,9 @@ at::Tensor owned(at::Tensor gradient) {
   if (!gradient.defined()) return gradient;
   const bool is_shared =
       gradient.use_count() > 1 || (gradient.has_storage() && gradient.storage().use_count() > 1);
-  return is_shared ? gradient.clone() : gradient;
+  // A view with gaps goes on as it is: torch adds to none in place and makes none a .grad. A copy
+  // would have no gaps, and sums over it another order.
+  return is_shared && gradient.is_non_overlapping_and_dense() ? gradient.clone() : gradient;
 }
 
 torch::autograd::variable_list GradientSink::apply(torch::autograd::variable_list&& gradients) {

@@ -18,8 +18,9 @@
 
 namespace pipert {
 
-// The gradient, or a copy if anybody else has it or its memory. torch adds to a .grad in place once
-// it is nobody else's: what leaves a graph, or enters it late, may not share memory with one.
+// The gradient, or a copy if anybody else has it or its memory and torch might write to it: it adds
+// to a .grad in place once it is nobody else's, so what leaves a graph, or enters it late, may not
+// share memory with one.
 at::Tensor owned(at::Tensor gradient);
 
 class GradientSink final : public torch::autograd::Node {
