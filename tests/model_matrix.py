@@ -6,12 +6,13 @@ runs a diagonal of it.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -109,8 +110,14 @@ def gradients_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def split(model: nn.Module, toy: ToyModel, run: Run, example: dict[str, Any]) -> pipert.Stages:
-    return split_by_plan(model, at=toy.cuts[run.num_stages], example_kwargs=example)
+@functools.lru_cache(maxsize=1)
+def cut(name: str, way: str, num_stages: int) -> tuple[nn.Module, pipert.Stages]:
+    """A model and its stages, which schedules share."""
+    toy = TOY_MODELS[name]
+    model = toy.make()
+    assert way == "plan"
+    stages = split_by_plan(model, at=toy.cuts[num_stages], example_kwargs=batches_of(toy)[0])
+    return model, stages
 
 
 def num_ranks(run: Run) -> int:
@@ -125,8 +132,8 @@ def try_run(run: Run) -> Outcome:
     toy = TOY_MODELS[run.model]
     batches = batches_of(toy)
     expected = plain_gradients(toy, batches)
-    model = toy.make()
-    stages = split(model, toy, run, batches[0])
+    model, stages = cut(run.model, run.way, run.num_stages)
+    model.zero_grad()
     with pipert.Pipeline(
         stages,
         schedule=run.schedule,
