@@ -84,6 +84,21 @@ class Placement:
     def is_last(self, stage: int) -> bool: ...
     def __eq__(self, other: object) -> bool: ...
 
+class StageGraph:
+    def __init__(
+        self,
+        *,
+        activations: Sequence[tuple[int, int]] = (),
+        gradients: Sequence[tuple[int, int]] = (),
+    ) -> None: ...
+    @property
+    def activations(self) -> list[tuple[int, int]]: ...
+    @property
+    def gradients(self) -> list[tuple[int, int]]: ...
+    @property
+    def is_chain(self) -> bool: ...
+    def __eq__(self, other: object) -> bool: ...
+
 _Objective = Literal["makespan", "span"]
 _PlacementChoice = Literal["loop", "v"] | Placement
 
@@ -478,8 +493,8 @@ class _Lane(TypedDict):
     source: int
     destination: int
 
-# A transfer has `message`, `sequence` and `slot`, a run and a move `action`, a run also `reads` and
-# `writes`.
+# A transfer has `message`, `sequence` and `slot`, a run and a move `action`, a run also `reads`,
+# `keeps` (as long as `reads`) and `writes`.
 class _Instruction(TypedDict, total=False):
     kind: Required[Literal["recv", "run", "send", "release", "move"]]
     lane: Required[int]
@@ -491,6 +506,7 @@ class _Instruction(TypedDict, total=False):
     slot: int
     action: Action
     reads: list[int]
+    keeps: list[int | None]
     writes: list[int]
 
 class Program:
@@ -501,9 +517,13 @@ class Program:
     @property
     def num_stages(self) -> int: ...
     @property
+    def num_copies(self) -> int: ...
+    @property
     def num_microbatches(self) -> int: ...
     @property
     def num_marks(self) -> int: ...
+    @property
+    def stage_graph(self) -> StageGraph: ...
     @property
     def peak_activations(self) -> int: ...
     @property
@@ -524,6 +544,7 @@ class Lowering:
         receive_slots: int = 2,
         send_slots: int | None = None,
         joint_pairs: bool = False,
+        stage_graph: StageGraph | None = None,
     ) -> None: ...
     def __getitem__(self, rank: int) -> Program: ...
     def __len__(self) -> int: ...
@@ -534,6 +555,7 @@ def lower(
     receive_slots: int = 2,
     send_slots: int | None = None,
     joint_pairs: bool = False,
+    stage_graph: StageGraph | None = None,
 ) -> list[Program]: ...
 
 class _InstructionPlace(TypedDict):

@@ -86,6 +86,7 @@ void bind_schedule_fields(py::class_<Schedule>& schedule) {
 void bind_ir(py::module_& module) {
   bind_action(module);
   bind_placement(module);
+  bind_stage_graph(module);
   py::class_<Schedule> schedule(module, "Schedule",
                                 R"(For each rank, an ordered list of actions. Immutable.
 

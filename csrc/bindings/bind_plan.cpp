@@ -11,7 +11,7 @@ namespace pipert {
 namespace {
 
 template <std::size_t kMost>
-py::list list_of(const FewIds<kMost>& ids) {
+py::list list_of(const Few<std::int32_t, kMost>& ids) {
   py::list result;
   for (const std::int32_t id : ids) result.append(id);
   return result;
@@ -46,7 +46,14 @@ py::dict describe(const Program& program, std::size_t at) {
       result["action"] = op.action;
     }
     if constexpr (requires { op.reads; }) {
-      result["reads"] = list_of(op.reads);
+      py::list reads;
+      py::list keeps;
+      for (const Read& read : op.reads) {
+        reads.append(read.slot);
+        keeps.append(read.keeps == kNoSlot ? py::object(py::none()) : py::cast(read.keeps));
+      }
+      result["reads"] = std::move(reads);
+      result["keeps"] = std::move(keeps);
       result["writes"] = list_of(op.writes);
     }
   };
@@ -76,8 +83,12 @@ py::list describe_all(const std::vector<Element>& elements) {
   return result;
 }
 
-LowerOptions make_options(int receive_slots, std::optional<int> send_slots, bool joint_pairs) {
-  return {.receive_slots = receive_slots, .send_slots = send_slots, .joint_pairs = joint_pairs};
+LowerOptions make_options(int receive_slots, std::optional<int> send_slots, bool joint_pairs,
+                          const std::optional<StageGraph>& stage_graph) {
+  return {.receive_slots = receive_slots,
+          .send_slots = send_slots,
+          .joint_pairs = joint_pairs,
+          .stage_graph = stage_graph.value_or(StageGraph{})};
 }
 
 void bind_lowering_class(py::module_& module) {
@@ -88,13 +99,14 @@ void bind_lowering_class(py::module_& module) {
 all ranks share is much smaller than their Programs, of which each process of a large pipeline needs
 one. Arguments and errors are those of `lower`.)")
       .def(py::init([](const Schedule& schedule, int receive_slots, std::optional<int> send_slots,
-                       bool joint_pairs) {
+                       bool joint_pairs, const std::optional<StageGraph>& stage_graph) {
              return std::make_unique<Lowering>(
-                 schedule, make_options(receive_slots, send_slots, joint_pairs));
+                 schedule, make_options(receive_slots, send_slots, joint_pairs, stage_graph));
            }),
            py::arg("schedule"), py::kw_only(), py::arg("receive_slots") = 2,
            py::arg("send_slots") = py::none(), py::arg("joint_pairs") = false,
-           py::keep_alive<1, 2>(), py::call_guard<py::gil_scoped_release>())
+           py::arg("stage_graph") = py::none(), py::keep_alive<1, 2>(),
+           py::call_guard<py::gil_scoped_release>())
       .def("__getitem__", &Lowering::program, py::arg("rank"),
            py::call_guard<py::gil_scoped_release>())
       .def("__len__", &Lowering::num_ranks);
@@ -104,12 +116,12 @@ void bind_lower(py::module_& module) {
   module.def(
       "lower",
       [](const Schedule& schedule, int receive_slots, std::optional<int> send_slots,
-         bool joint_pairs) {
-        return lower(schedule, make_options(receive_slots, send_slots, joint_pairs));
+         bool joint_pairs, const std::optional<StageGraph>& stage_graph) {
+        return lower(schedule, make_options(receive_slots, send_slots, joint_pairs, stage_graph));
       },
       py::arg("schedule"), py::kw_only(), py::arg("receive_slots") = 2,
       py::arg("send_slots") = py::none(), py::arg("joint_pairs") = false,
-      py::call_guard<py::gil_scoped_release>(),
+      py::arg("stage_graph") = py::none(), py::call_guard<py::gil_scoped_release>(),
       R"(Lowers a schedule to one Program for each rank.
 
 Args:
@@ -121,13 +133,14 @@ Args:
         kept until a later action shows that it was read.
     joint_pairs: whether the halves of an overlapped pair stay together: what both read is there
         before either runs, and what they make is sent when both have.
+    stage_graph: which stages read whose results beyond the chain of stages; None if none do.
 
 Returns:
     A list of Programs, in rank order. `Lowering` makes them one at a time.
 
 Raises:
-    ValueError: the schedule is not valid (with verify's counterexample), or receive_slots or
-        send_slots < 1.)");
+    ValueError: the schedule is not valid (with verify's counterexample), receive_slots or
+        send_slots < 1, or a stage graph with stages that the schedule doesn't have.)");
 }
 
 void bind_program(py::module_& module) {
@@ -139,8 +152,11 @@ str(program) prints it. Made by `Schedule` lowering inside `Pipeline`, or by `lo
       .def_readonly("rank", &Program::rank)
       .def_readonly("num_ranks", &Program::num_ranks)
       .def_readonly("num_stages", &Program::num_stages)
+      .def_readonly("num_copies", &Program::num_copies)
       .def_readonly("num_microbatches", &Program::num_microbatches)
       .def_readonly("num_marks", &Program::num_marks)
+      .def_readonly("stage_graph", &Program::stage_graph,
+                    "What stages read beyond the chain, in each copy of the model.")
       .def_readonly("peak_activations", &Program::peak_activations,
                     "Most (stage, microbatch) pairs whose activations are there at any time: from "
                     "F to B (W if it is split), not while they are on the host or to be computed "
@@ -158,7 +174,8 @@ str(program) prints it. Made by `Schedule` lowering inside `Pipeline`, or by `lo
 Each has `kind` ("recv", "run", "send", "release" or "move"), `lane`, `waits` and `mark` (None if it sets
 none), and `text`. A transfer has its `message` as (kind, stage, microbatch), named after the action
 that made it, `sequence` and `slot`; a run and a move their `action`, a run the slots that it `reads`
-and `writes`.)")
+and `writes`, and for each one that it reads the slot in which it `keeps` the message for a later stage of
+its rank, or None.)")
       .def_readonly("joint_pairs", &Program::joint_pairs,
                     "The instructions that are a run which goes jointly with the next one.")
       .def_property_readonly("slots", [](const Program& self) { return describe_all(self.slots); })

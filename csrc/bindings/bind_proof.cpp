@@ -18,23 +18,35 @@ void assign(Ids& ids, std::span<const std::int32_t> given) {
   for (const std::int32_t id : given) ids.push_back(id);
 }
 
-// `slots`: as many as the instruction has; of a Run those that it reads, then those that it writes.
+// The slots of a Run: those that it reads, those that it keeps messages in, those that it writes.
+std::vector<SlotId*> slots_of(Run& run) {
+  std::vector<SlotId*> slots;
+  for (Read& read : run.reads) slots.push_back(&read.slot);
+  for (Read& read : run.reads) {
+    if (read.keeps != kNoSlot) slots.push_back(&read.keeps);
+  }
+  for (SlotId& slot : run.writes) slots.push_back(&slot);
+  return slots;
+}
+
+std::vector<SlotId*> slots_of(Move&) { return {}; }
+
+template <typename Transfer>
+std::vector<SlotId*> slots_of(Transfer& transfer) {
+  return {&transfer.slot};
+}
+
+// `slots`: as many as the instruction has.
 Program edited(Program program, std::size_t at, const std::vector<MarkId>& waits,
                std::optional<MarkId> mark, std::span<const SlotId> slots) {
   Instruction& instruction = program.instructions.at(at);
   assign(instruction.waits, waits);
   instruction.mark = mark.value_or(kNoMark);
   const auto set_slots = [&](auto& op) {
-    std::size_t size = 0;
-    if constexpr (requires { op.reads; }) size = op.reads.size() + op.writes.size();
-    if constexpr (requires { op.slot; }) size = 1;
-    if (slots.size() != size)
-      throw ValueError(concat("expected ", size, " slots, got ", slots.size()));
-    if constexpr (requires { op.slot; }) op.slot = slots.front();
-    if constexpr (requires { op.reads; }) {
-      assign(op.writes, slots.subspan(op.reads.size()));
-      assign(op.reads, slots.first(op.reads.size()));
-    }
+    const std::vector<SlotId*> own = slots_of(op);
+    if (slots.size() != own.size())
+      throw ValueError(concat("expected ", own.size(), " slots, got ", slots.size()));
+    for (std::size_t i = 0; i < own.size(); ++i) *own[i] = slots[i];
   };
   std::visit(set_slots, instruction.op);
   return program;
@@ -120,7 +132,8 @@ Raises:
         return edited(program, instruction, waits, mark, slots);
       },
       py::arg("program"), py::arg("instruction"), py::kw_only(), py::arg("waits"), py::arg("mark"),
-      py::arg("slots"), "A copy with other waits, mark and slots (reads, then writes): for tests.");
+      py::arg("slots"),
+      "A copy with other waits, mark and slots (reads, keeps, then writes): for tests.");
 }
 
 }  // namespace pipert

@@ -1,17 +1,8 @@
 #include "ir/routes.h"
 
-#include <algorithm>
+#include <utility>
 
 namespace pipert {
-namespace {
-
-void sort_unique(std::vector<StagePair>& pairs) {
-  std::sort(pairs.begin(), pairs.end());
-  pairs.erase(std::unique(pairs.begin(), pairs.end()), pairs.end());
-}
-
-}  // namespace
-
 StageGraph stage_graph(const Routes& routes) {
   StageGraph graph;
   for (const ValueRoute& value : routes.values) {
@@ -22,9 +13,7 @@ StageGraph stage_graph(const Routes& routes) {
       before = reader;
     }
   }
-  sort_unique(graph.activations);
-  sort_unique(graph.gradients);
-  return graph;
+  return make_stage_graph(std::move(graph.activations), std::move(graph.gradients));
 }
 
 }  // namespace pipert

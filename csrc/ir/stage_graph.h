@@ -3,6 +3,7 @@
 #pragma once
 
 #include <compare>
+#include <string>
 #include <vector>
 
 #include "base/ids.h"
@@ -26,5 +27,14 @@ struct StageGraph {
   bool is_chain() const { return activations.empty() && gradients.empty(); }
   friend bool operator==(const StageGraph&, const StageGraph&) = default;
 };
+
+// Of pairs in any order, any number of times. ValueError for one that is none beyond the chain.
+StageGraph make_stage_graph(std::vector<StagePair> activations, std::vector<StagePair> gradients);
+
+// ValueError for a stage beyond `stages_per_copy`.
+void require_stages(const StageGraph& graph, int stages_per_copy);
+
+// "activations 0->2 0->3, gradients 3->0"; "the chain" if there is nothing else.
+std::string to_string(const StageGraph& graph);
 
 }  // namespace pipert

@@ -109,6 +109,7 @@ class BlindRank {
     program_.rank = rank;
     program_.num_ranks = schedule.num_ranks();
     program_.num_stages = schedule.num_stages();
+    program_.num_copies = schedule.placement.num_copies();
     program_.num_microbatches = schedule.num_microbatches;
     program_.lanes.push_back({LaneKind::kCompute, {rank, rank}});
     program_.lanes.push_back({LaneKind::kOffload, {rank, rank}});
@@ -130,7 +131,7 @@ class BlindRank {
       }
       const std::size_t half = runs.size();
       Run& run = runs.emplace_back(Run{.action = action, .reads = {}, .writes = {}});
-      if (const auto input = wiring_.input(action, rank_)) run.reads = {receive(*input, half)};
+      if (const auto input = wiring_.input(action, rank_)) run.reads = {{receive(*input, half)}};
       const auto result = wiring_.result(action, rank_);
       if (!result) continue;
       const Edge edge{rank_, wiring_.reader_of(*result)};

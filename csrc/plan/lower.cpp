@@ -18,6 +18,8 @@ LowerOptions checked(const Schedule& schedule, LowerOptions options) {
   if (options.send_slots.has_value() && *options.send_slots < 1) {
     throw ValueError(concat("send_slots must be at least 1, got ", *options.send_slots));
   }
+  if (!options.stage_graph.is_chain())
+    throw ValueError("expected a chain of stages, got skip edges: not lowered yet");
   VerifyOptions verify_options;
   verify_options.forward_only = is_forward_only(schedule);
   verify_options.joint_pairs = options.joint_pairs;
@@ -45,6 +47,8 @@ Program Lowering::program(Rank rank) const {
   }
   Program program = lower_rank(dataflow_, clocks_, rank, options_);
   program.num_stages = schedule_.num_stages();
+  program.num_copies = schedule_.placement.num_copies();
+  program.stage_graph = options_.stage_graph;
   program.num_microbatches = schedule_.num_microbatches;
   return program;
 }

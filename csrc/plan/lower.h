@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "ir/schedule.h"
+#include "ir/stage_graph.h"
 #include "plan/clocks.h"
 #include "plan/dataflow.h"
 #include "plan/program.h"
@@ -28,6 +29,9 @@ struct LowerOptions {
   // is there before either runs, and what they make is sent when both have. Else the forward runs
   // first, and sends. ValueError for a schedule whose ranks would then wait for each other.
   bool joint_pairs = false;
+  // Who reads whose result beyond the chain of stages, in each copy of the model. ValueError for a
+  // stage that isn't there.
+  StageGraph stage_graph = {};
 };
 
 // A schedule that is ready to be lowered, one rank at a time: each process of a large pipeline

@@ -44,10 +44,17 @@ std::string lane_name(const LaneSpec& lane) {
   return "?";
 }
 
-void print_slots(std::ostream& out, std::string_view word, const FewIds<2>& slots) {
-  if (slots.empty()) return;
-  out << ' ' << word;
-  for (SlotId slot : slots) out << " s" << slot;
+void print_reads(std::ostream& out, const Few<Read, 1>& reads) {
+  if (!reads.empty()) out << " reads";
+  for (const Read& read : reads) {
+    out << " s" << read.slot;
+    if (read.keeps != kNoSlot) out << " keeping s" << read.keeps;
+  }
+}
+
+void print_writes(std::ostream& out, const Few<SlotId, 2>& writes) {
+  if (!writes.empty()) out << " writes";
+  for (const SlotId slot : writes) out << " s" << slot;
 }
 
 template <typename Transfer>
@@ -64,8 +71,8 @@ std::string to_string(const Program& program, const Instruction& instruction) {
                  [&](const Recv& op) { print_transfer(out, "recv", op); },
                  [&](const Run& op) {
                    out << "run " << to_string(op.action);
-                   print_slots(out, "reads", op.reads);
-                   print_slots(out, "writes", op.writes);
+                   print_reads(out, op.reads);
+                   print_writes(out, op.writes);
                  },
                  [&](const Send& op) { print_transfer(out, "send", op); },
                  [&](const Release& op) { print_transfer(out, "release", op); },
@@ -92,7 +99,7 @@ std::string describe_wait(const Program& program, std::size_t instruction) {
   const auto* run = std::get_if<Run>(&op);
   if (run == nullptr) return to_string(program, program.instructions[instruction]);
   std::string text = concat("to run ", to_string(run->action));
-  for (const SlotId read : run->reads) {
+  for (const auto& [read, keeps] : run->reads) {
     if (slot(read).kind != SlotKind::kReceive) continue;
     for (std::size_t i = instruction; i-- > 0;) {
       const auto* recv = std::get_if<Recv>(&program.instructions[i].op);

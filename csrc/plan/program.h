@@ -14,7 +14,8 @@
 
 #include "base/ids.h"
 #include "ir/action.h"
-#include "plan/few_ids.h"
+#include "ir/stage_graph.h"
+#include "plan/few.h"
 
 namespace pipert {
 
@@ -23,6 +24,7 @@ using MarkId = std::int32_t;
 using SlotId = std::int32_t;
 
 inline constexpr MarkId kNoMark = -1;
+inline constexpr SlotId kNoSlot = -1;
 
 enum class SlotKind : std::uint8_t {
   kReceive,  // filled by a channel, emptied by the Run that reads it
@@ -52,12 +54,21 @@ struct Recv {
   SlotId slot = 0;
 };
 
-// Runs a compute action (F, B, I, W, R) on what its `reads` hold (and takes it out); puts its
-// result into each of `writes`.
+// A slot that a Run takes a message out of; and the local slot into which it puts that message
+// again, for a later stage of its rank that reads it too.
+struct Read {
+  SlotId slot = kNoSlot;
+  SlotId keeps = kNoSlot;
+  friend bool operator==(const Read&, const Read&) = default;
+};
+
+// Runs a compute action (F, B, I, W, R) on the messages that its `reads` hold: takes out all of
+// them, then keeps what is to be kept, then puts its result into each of `writes`. The neighbour's
+// message comes first among the reads, that of the stage farthest away last.
 struct Run {
   Action action;
-  FewIds<2> reads;   // SlotIds
-  FewIds<2> writes;  // SlotIds
+  Few<Read, 1> reads;
+  Few<SlotId, 2> writes;
 };
 
 // Moves the activations of a microbatch on a stage to the host (OFFLOAD) or back (RELOAD).
@@ -82,7 +93,8 @@ struct Release {
 struct Instruction {
   std::variant<Recv, Run, Send, Release, Move> op;
   LaneId lane = 0;
-  FewIds<3> waits;        // MarkIds: a Run waits for an arrival, a Release and a Move at most
+  // In a chain a Run waits for an arrival, a Release and a Move at most.
+  Few<MarkId, 3> waits;
   MarkId mark = kNoMark;  // set when this instruction is done; kNoMark when nobody waits for it
 };
 
@@ -92,8 +104,10 @@ struct Program {
   Rank rank = 0;
   int num_ranks = 0;
   int num_stages = 0;
+  int num_copies = 1;  // of the model; `num_stages` counts those of all
   int num_microbatches = 0;
   int num_marks = 0;
+  StageGraph stage_graph;       // what stages read beyond the chain, in each copy
   std::vector<LaneSpec> lanes;  // lanes[kComputeLane] is the compute lane
   std::vector<Slot> slots;
   std::vector<Instruction> instructions;

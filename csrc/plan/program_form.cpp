@@ -90,19 +90,22 @@ class FormCheck {
     if (lane().kind != LaneKind::kCompute) return wrong("a Run must be on the compute lane");
     if (!is_compute(op.action.kind) || op.action.kind == ActionKind::kOverlap)
       return wrong("a Run must run F, B, I, W or R");
-    if (!has_slots(op.reads, SlotKind::kSend)) return wrong("a Run reads receive and local slots");
-    if (!has_slots(op.writes, SlotKind::kReceive))
-      return wrong("a Run writes send and local slots");
+    for (const auto& [slot, keeps] : op.reads) {
+      if (!has_slot(slot) || is(slot, SlotKind::kSend))
+        return wrong("a Run reads receive and local slots");
+      if (keeps != kNoSlot && !(has_slot(keeps) && is(keeps, SlotKind::kLocal)))
+        return wrong("a Run keeps what it reads in local slots");
+    }
+    for (const SlotId slot : op.writes) {
+      if (!has_slot(slot) || is(slot, SlotKind::kReceive))
+        return wrong("a Run writes send and local slots");
+    }
     return check_action(op.action);
   }
 
-  bool has_slots(const FewIds<2>& slots, SlotKind unwanted) const {
-    for (const SlotId slot : slots) {
-      if (!in_range(slot, program_.slots.size())) return false;
-      if (program_.slots[as_index(slot)].kind == unwanted) return false;
-    }
-    return true;
-  }
+  bool has_slot(SlotId slot) const { return in_range(slot, program_.slots.size()); }
+  // REQUIRES that there is such a slot.
+  bool is(SlotId slot, SlotKind kind) const { return program_.slots[as_index(slot)].kind == kind; }
 
   MaybeFinding check(const Move& op) const {
     const bool leaves = op.action.kind == ActionKind::kOffload;

@@ -208,12 +208,12 @@ class RankLowering {
     if (crosses(producer)) {
       Incoming& incoming = receiving_.at(producer.rank).incoming;
       const Incoming::Held held = incoming.take(dataflow_.sequence_of(producer));
-      run.reads.push_back(held.slot);
+      run.reads.push_back({held.slot});
       instruction.waits.push_back(held.arrival);
       is_awaited |= incoming.has_more();
     } else if (producer.exists()) {
       const SlotId slot = results_[as_index(producer.position)].slot;
-      run.reads.push_back(slot);
+      run.reads.push_back({slot});
       slots_.give_back(slot);
     }
     if (dataflow_.consumer_of(at(position)).exists()) {
@@ -226,8 +226,8 @@ class RankLowering {
     if (moved != nullptr && moved->reloaded != kNoMark)
       instruction.waits.push_back(std::exchange(moved->reloaded, kNoMark));
     if (crosses(producer)) {
-      state(run.reads.front()).emptied_by = instruction.mark;
-      slots_.give_back(run.reads.front());
+      state(run.reads.front().slot).emptied_by = instruction.mark;
+      slots_.give_back(run.reads.front().slot);
     }
     instruction.op = run;
     results_[as_index(position)].made = instruction.mark;

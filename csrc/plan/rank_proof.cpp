@@ -111,7 +111,7 @@ class RankProver {
     }
     const auto* run = std::get_if<Run>(&instruction.op);
     if (run == nullptr) return;
-    for (const SlotId slot : run->reads) {
+    for (const auto& [slot, keeps] : run->reads) {
       if (program_.slots[as_index(slot)].kind != SlotKind::kReceive) continue;
       const auto& [lane, sequence] = posted_[as_index(slot)];
       proof_.transfers[lane].readers[sequence] = at;

@@ -39,7 +39,7 @@ MaybeFinding SlotAccesses::take(std::size_t instruction) {
 MaybeFinding SlotAccesses::apply(const Recv& op) { return fill(op.slot, op.message); }
 
 MaybeFinding SlotAccesses::apply(const Run& op) {
-  for (const SlotId slot : op.reads) {
+  for (const auto& [slot, keeps] : op.reads) {
     const auto message = input_of(op.action);
     if (!message) return wrong(Flaw::kMessage, slot, "reads no message");
     if (auto finding = use(slot, Phase::kFull, *message)) return finding;

@@ -76,7 +76,7 @@ class Decoder {
     if (run.reads.size() > 1 || run.writes.size() > 1) {
       throw InternalError(concat(to_string(run.action), " has more than one input or output"));
     }
-    if (!run.reads.empty()) op.input = input(run.reads.front());
+    if (!run.reads.empty()) op.input = input(run.reads.front().slot);
     if (run.writes.empty()) return op;
     op.held = run.writes.front();
     const auto kind =

@@ -13,6 +13,7 @@
 #include <span>
 #include <string>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "program_layout.h"
@@ -123,7 +124,10 @@ class Interleavings {
     const auto& op = layout_.instruction(at).op;
     std::vector<SlotId> slots;
     if (const auto* run = std::get_if<Run>(&op)) {
-      slots.assign(run->reads.begin(), run->reads.end());
+      for (const auto& [slot, keeps] : run->reads) {
+        slots.push_back(slot);
+        if (keeps != kNoSlot) slots.push_back(keeps);
+      }
       slots.insert(slots.end(), run->writes.begin(), run->writes.end());
     }
     if (const auto* recv = std::get_if<Recv>(&op)) slots = {recv->slot};
@@ -183,13 +187,36 @@ class Interleavings {
     const auto* run = std::get_if<Run>(&op);
     if (run == nullptr) return;
     use(state, at.rank, run->action);
-    for (const SlotId slot : run->reads) {
-      const bool forward = run->action.kind == ActionKind::kForward;
-      const StageIndex from = run->action.stage + (forward ? -1 : 1);
+    const bool forward = run->action.kind == ActionKind::kForward;
+    std::vector<char> missing;
+    for (const StageIndex from : sources(layout_.program(at.rank), run->action))
+      missing.push_back(code(forward, from, run->action.microbatch));
+    std::vector<std::pair<SlotId, char>> kept;
+    for (const auto& [slot, keeps] : run->reads) {
       char& found = content(state, at.rank, slot);
-      is_wrong_ |= found != code(forward, from, run->action.microbatch);
+      is_wrong_ |= std::erase(missing, found) != 1;
+      if (keeps != kNoSlot) kept.emplace_back(keeps, found);
       found = 0;
     }
+    is_wrong_ |= !missing.empty();
+    for (const auto& [slot, message] : kept) content(state, at.rank, slot) = message;
+  }
+
+  // The stages whose results the action needs.
+  static std::vector<StageIndex> sources(const Program& program, const Action& action) {
+    const bool forward = action.kind == ActionKind::kForward;
+    if (!forward && action.kind != ActionKind::kBackward && action.kind != ActionKind::kInputGrad)
+      return {};
+    const int size = program.num_stages / program.num_copies;
+    const StageIndex own = action.stage % size;
+    const StageIndex copy = action.stage - own;
+    std::vector<StageIndex> sources;
+    if (forward ? own > 0 : own + 1 < size) sources.push_back(action.stage + (forward ? -1 : 1));
+    const StageGraph& graph = program.stage_graph;
+    for (const auto& [from, to] : forward ? graph.activations : graph.gradients) {
+      if (to == own) sources.push_back(copy + from);
+    }
+    return sources;
   }
   void use(State& state, Rank rank, const Action& action) {
     char& found = held(state, rank, action);

@@ -61,13 +61,14 @@ class ProgramLayout {
     }
     return nullptr;
   }
-  // The Run that reads the message of a Recv.
+  // The first Run that reads the message of a Recv.
   const At* reader(const At& recv) const {
     const SlotId slot = std::get<Recv>(instruction(recv).op).slot;
     for (const At& at : places(recv.rank)) {
       const auto* run = std::get_if<Run>(&instruction(at).op);
       if (run == nullptr || at.index < recv.index) continue;
-      if (std::find(run->reads.begin(), run->reads.end(), slot) != run->reads.end()) return &at;
+      const auto is_slot = [&](const Read& read) { return read.slot == slot; };
+      if (std::any_of(run->reads.begin(), run->reads.end(), is_slot)) return &at;
     }
     return nullptr;
   }

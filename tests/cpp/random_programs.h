@@ -179,11 +179,17 @@ class RandomChange {
     if (auto* send = std::get_if<Send>(&at.op)) send->slot = any_slot();
     if (auto* release = std::get_if<Release>(&at.op)) release->slot = any_slot();
     if (auto* run = std::get_if<Run>(&at.op)) {
-      FewIds<2>& slots = random_.below(2) == 0 ? run->reads : run->writes;
-      if (slots.empty()) return;
-      slots = {};
-      if (random_.below(2) == 0) slots.push_back(any_slot());
+      if (random_.below(2) == 0) return change_writes(*run);
+      if (run->reads.empty()) return;
+      run->reads = {};
+      if (random_.below(2) == 0) run->reads.push_back({any_slot()});
     }
+  }
+
+  void change_writes(Run& run) {
+    if (run.writes.empty()) return;
+    run.writes = {};
+    if (random_.below(2) == 0) run.writes.push_back(any_slot());
   }
 
   void change_place() {

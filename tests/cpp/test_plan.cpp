@@ -16,7 +16,7 @@
 #include "ir/schedule.h"
 #include "plan/clocks.h"
 #include "plan/dataflow.h"
-#include "plan/few_ids.h"
+#include "plan/few.h"
 #include "plan/slot_pool.h"
 #include "schedule/registry.h"
 
@@ -41,7 +41,9 @@ void walk(const Program& program, Messages& sent, Messages& received) {
       const auto key = std::pair(edge_of(program, recv->slot), recv->sequence);
       CHECK(received.emplace(key, recv->message).second);
     } else if (const auto* run = std::get_if<Run>(&instruction.op)) {
-      for (const SlotId slot : run->reads) CHECK(full.erase(slot) == 1);
+      for (const auto& [slot, keeps] : run->reads) CHECK(full.erase(slot) == 1);
+      for (const auto& [slot, keeps] : run->reads)
+        CHECK(keeps == kNoSlot || full.insert(keeps).second);
       for (const SlotId slot : run->writes) CHECK(full.insert(slot).second);
     } else if (const auto* send = std::get_if<Send>(&instruction.op)) {
       CHECK(full.contains(send->slot));
@@ -131,7 +133,8 @@ void receives_are_posted_a_run_ahead_even_where_messages_are_read_out_of_order()
     if (const auto* recv = std::get_if<Recv>(&instruction.op)) posted[recv->slot] = num_runs;
     const auto* run = std::get_if<Run>(&instruction.op);
     if (run == nullptr) continue;
-    for (const SlotId slot : run->reads) CHECK(posted.at(slot) <= std::max(0, num_runs - 1));
+    for (const auto& [slot, keeps] : run->reads)
+      CHECK(posted.at(slot) <= std::max(0, num_runs - 1));
     ++num_runs;
   }
   CHECK(num_runs == 6);
@@ -242,16 +245,44 @@ void ranks_lowered_at_once_by_several_threads_get_the_programs_of_lower() {
   CHECK_THROWS(lowering.program(-1), IndexError);
 }
 
-void an_instruction_is_small_and_holds_few_ids_of_a_kind() {
+void an_instruction_is_small() {
   static_assert(sizeof(Instruction) <= 72);  // a hundred million of them fit into 8 GB
-  static_assert(std::is_trivially_copyable_v<Instruction>);
-  FewIds<2> ids;
+  static_assert(std::is_nothrow_move_constructible_v<Instruction>);
+  static_assert(std::is_nothrow_move_assignable_v<Instruction>);
+}
+
+template <typename T, std::size_t kMost>
+std::vector<T> listed(const Few<T, kMost>& few) {
+  return {few.begin(), few.end()};
+}
+
+void a_few_values_are_the_same_within_and_beyond_what_stands_in_the_row() {
+  Few<SlotId, 2> ids;
+  std::vector<SlotId> expected;
   CHECK(ids.empty() && ids.begin() == ids.end());
-  ids.push_back(0);
-  ids.push_back(7);
-  CHECK(ids.size() == 2 && ids.front() == 0 && *(ids.end() - 1) == 7);
-  CHECK_THROWS(ids.push_back(8), InternalError);
-  CHECK((ids == FewIds<2>{0, 7}) && !(ids == FewIds<2>{0}));
+  for (const SlotId id : {0, 7, 1, 2'147'483'647, 3}) {
+    const Few<SlotId, 2> before = ids;
+    ids.push_back(id);
+    expected.push_back(id);
+    CHECK(listed(ids) == expected && !ids.empty() && ids.front() == 0);
+    CHECK(ids.size() == expected.size() && before.size() + 1 == ids.size());
+    CHECK(!(before == ids));
+    Few<SlotId, 2> copy = ids;
+    copy.push_back(9);  // of its own
+    CHECK(listed(ids) == expected);
+    const Few<SlotId, 2> moved = std::move(copy);
+    CHECK(moved.size() == expected.size() + 1 && *(moved.end() - 1) == 9);
+    copy = ids;
+    CHECK(copy == ids);
+  }
+  *ids.begin() = 4;
+  CHECK(ids.front() == 4);
+  ids = {5};
+  CHECK(listed(ids) == std::vector<SlotId>{5});
+
+  Few<Read, 1> reads = {{3, 4}, {5}};
+  CHECK(reads.size() == 2 && reads.front().keeps == 4 && (reads.begin() + 1)->keeps == kNoSlot);
+  CHECK((reads == Few<Read, 1>{{3, 4}, {5, kNoSlot}}) && !(reads == Few<Read, 1>{{3, 4}}));
 }
 
 void slots_are_reused_lowest_first() {
@@ -307,7 +338,8 @@ int main() {
   pipert::clocks_that_track_few_ranks_know_as_much_as_full_ones_where_stages_have_a_usual_place();
   pipert::clocks_that_track_few_ranks_never_know_more_than_full_ones();
   pipert::ranks_lowered_at_once_by_several_threads_get_the_programs_of_lower();
-  pipert::an_instruction_is_small_and_holds_few_ids_of_a_kind();
+  pipert::an_instruction_is_small();
+  pipert::a_few_values_are_the_same_within_and_beyond_what_stands_in_the_row();
   pipert::slots_are_reused_lowest_first();
   pipert::instructions_print_on_one_line_and_waits_in_words();
   pipert::mistakes_throw();

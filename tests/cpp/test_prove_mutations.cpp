@@ -63,8 +63,8 @@ void judge(const Programs& programs, Tally& tally) {
 }
 
 void change_waits(Programs programs, std::size_t rank, std::size_t i, const Visit& visit) {
-  FewIds<3>& waits = programs[rank].instructions[i].waits;
-  const FewIds<3> given = waits;
+  Few<MarkId, 3>& waits = programs[rank].instructions[i].waits;
+  const Few<MarkId, 3> given = waits;
   const std::vector<MarkId> marks(given.begin(), given.end());
   for (std::size_t left_out = 0; left_out < marks.size(); ++left_out) {
     for (MarkId other = kNoMark; other < programs[rank].num_marks; ++other) {
@@ -101,6 +101,25 @@ void change_slot(const Programs& programs, SlotId& slot, std::size_t rank, const
   slot = given;
 }
 
+SlotId& slot_of(SlotId& slot) { return slot; }
+SlotId& slot_of(Read& read) { return read.slot; }
+
+// Leaves out each one, and puts another slot in its place. `row`: of one of the `programs`.
+template <typename T, std::size_t kMost>
+void change_row(Few<T, kMost>& row, const Programs& programs, std::size_t rank,
+                const Visit& visit) {
+  const Few<T, kMost> given = row;
+  for (const T& left_out : given) {
+    row = {};
+    for (const T& each : given) {
+      if (&each != &left_out) row.push_back(each);
+    }
+    visit(programs);
+    row = given;
+  }
+  for (T& each : row) change_slot(programs, slot_of(each), rank, visit);
+}
+
 void change_slots(Programs programs, std::size_t rank, std::size_t i, const Visit& visit) {
   auto& op = programs[rank].instructions[i].op;
   if (auto* recv = std::get_if<Recv>(&op)) change_slot(programs, recv->slot, rank, visit);
@@ -108,17 +127,8 @@ void change_slots(Programs programs, std::size_t rank, std::size_t i, const Visi
   if (auto* release = std::get_if<Release>(&op)) change_slot(programs, release->slot, rank, visit);
   auto* run = std::get_if<Run>(&op);
   if (run == nullptr) return;
-  for (FewIds<2>* ids : {&run->reads, &run->writes}) {
-    if (ids->empty()) continue;
-    SlotId slot = ids->front();
-    *ids = {};
-    visit(programs);
-    ids->push_back(slot);
-    change_slot(programs, slot, rank, [&](const Programs&) {
-      *ids = {slot};
-      visit(programs);
-    });
-  }
+  change_row(run->reads, programs, rank, visit);
+  change_row(run->writes, programs, rank, visit);
 }
 
 void change_place(const Programs& given, std::size_t rank, std::size_t i, const Visit& visit) {
