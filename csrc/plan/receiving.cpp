@@ -1,0 +1,52 @@
+#include "plan/receiving.h"
+
+namespace pipert {
+
+Receiving::Receiving(const Dataflow& dataflow, Rank rank, int receive_slots,
+                     ProgramBuilder& builder)
+    : dataflow_(dataflow), builder_(builder) {
+  const int num_runs = static_cast<int>(dataflow.runs(rank).size());
+  for (int position = 0; position < num_runs; ++position) {
+    const Place producer = dataflow.producer_of({rank, position});
+    if (!producer.exists() || producer.rank == rank) continue;
+    ++num_messages_;
+    const auto entry =
+        edges_.try_emplace(producer.rank, InEdge{.incoming = Incoming(receive_slots)}).first;
+    entry->second.incoming.add(dataflow.sequence_of(producer), dataflow.message_of(producer));
+  }
+  for (auto& [source, edge] : edges_) {
+    edge.lane = builder.add_lane(LaneKind::kReceive, {source, rank});
+    edge.slots = builder.slots.add_group(SlotKind::kReceive, {source, rank});
+  }
+}
+
+void Receiving::post() {
+  for (auto& [source, edge] : edges_) post(edge);
+}
+
+void Receiving::post(Rank source) { post(edges_.at(source)); }
+
+void Receiving::post(InEdge& edge) {
+  Incoming& incoming = edge.incoming;
+  while (incoming.can_post()) {
+    const SlotId slot = builder_.slots.take(edge.slots);
+    Instruction instruction{
+        .op = Recv{}, .lane = edge.lane, .waits = {}, .mark = builder_.new_mark()};
+    const int sequence = incoming.post(slot, instruction.mark);
+    instruction.op = Recv{incoming.message(sequence), sequence, slot};
+    const MarkId emptied = builder_.state(slot).emptied_by;
+    if (emptied != kNoMark) instruction.waits.push_back(emptied);
+    builder_.program.instructions.push_back(std::move(instruction));
+  }
+}
+
+Incoming::Held Receiving::take(Place producer) {
+  return edges_.at(producer.rank).incoming.take(dataflow_.sequence_of(producer));
+}
+
+void Receiving::empty(SlotId slot, MarkId mark) {
+  builder_.state(slot).emptied_by = mark;
+  builder_.slots.give_back(slot);
+}
+
+}  // namespace pipert
