@@ -24,13 +24,15 @@ std::vector<Rank> some_tracked(const Dataflow& dataflow, Rank rank, std::vector<
     is_seen[as_index(kLandmark)] = true;
     peers.push_back(kLandmark);
   }
+  const auto see = [&](Rank other) {
+    if (other == rank || is_seen[as_index(other)]) return;
+    is_seen[as_index(other)] = true;
+    peers.push_back(other);
+  };
   const int size = static_cast<int>(dataflow.runs(rank).size());
   for (int i = 0; i < size; ++i) {
-    for (const Place other : {dataflow.producer_of({rank, i}), dataflow.consumer_of({rank, i})}) {
-      if (!other.exists() || other.rank == rank || is_seen[as_index(other.rank)]) continue;
-      is_seen[as_index(other.rank)] = true;
-      peers.push_back(other.rank);
-    }
+    for (const DeliveryId id : dataflow.reads_of({rank, i})) see(dataflow.delivery(id).writer.rank);
+    for (const Delivery& delivery : dataflow.writes_of({rank, i})) see(delivery.reader.rank);
   }
   for (const Rank peer : peers) is_seen[as_index(peer)] = false;
   std::sort(peers.begin(), peers.end());
@@ -80,24 +82,31 @@ void Clocks::track(const Dataflow& dataflow) {
 // From the first Runs to the last.
 void Clocks::fill(const Dataflow& dataflow) {
   const std::vector<int> num_runs = sizes_of(dataflow);
+  std::vector<int> num_done(num_runs.size());
   const auto done = walk(
       num_runs,
       [&](Rank rank, int position) -> std::optional<Wait> {
-        const Place producer = dataflow.producer_of({rank, position});
-        if (!producer.exists() || producer.rank == rank) return std::nullopt;
-        return Wait{producer.rank, producer.position + 1};
+        for (const DeliveryId id : dataflow.reads_of({rank, position})) {
+          const Place writer = dataflow.delivery(id).writer;
+          if (writer.rank != rank && num_done[as_index(writer.rank)] <= writer.position)
+            return Wait{writer.rank, writer.position + 1};
+        }
+        return std::nullopt;
       },
       [&](Rank rank, int position) {
         const Place run{rank, position};
         if (position > 0) inherit(run);
-        const Place producer = dataflow.producer_of(run);
-        if (producer.exists() && producer.rank != rank) learn_from(producer, run);
+        for (const DeliveryId id : dataflow.reads_of(run)) {
+          const Place writer = dataflow.delivery(id).writer;
+          if (writer.rank != rank) learn_from(writer, run);
+        }
+        num_done[as_index(rank)] = position + 1;
       });
   if (done != num_runs) throw InternalError("a schedule that verify() accepted can't be ordered");
 }
 
 // From the last Runs to the first: rank 0 hears of a Run through the one behind it on the same
-// rank, or through the one that reads its result.
+// rank, or through those that read its result.
 void Clocks::find_heard(const Dataflow& dataflow) {
   const std::vector<int> num_runs = sizes_of(dataflow);
   for (const int size : num_runs) heard_.emplace_back(as_index(size), kNever);
@@ -107,19 +116,25 @@ void Clocks::find_heard(const Dataflow& dataflow) {
   const auto heard = [&](Place run) -> int& {
     return heard_[as_index(run.rank)][as_index(run.position)];
   };
+  std::vector<int> num_done(num_runs.size());
   walk(
       num_runs,
       [&](Rank rank, int step) -> std::optional<Wait> {
-        const Place consumer = dataflow.consumer_of(at(rank, step));
-        if (!consumer.exists() || consumer.rank == rank) return std::nullopt;
-        return Wait{consumer.rank, num_runs[as_index(consumer.rank)] - consumer.position};
+        for (const Delivery& delivery : dataflow.writes_of(at(rank, step))) {
+          const Place reader = delivery.reader;
+          const int steps = num_runs[as_index(reader.rank)] - reader.position;
+          if (reader.rank != rank && num_done[as_index(reader.rank)] < steps)
+            return Wait{reader.rank, steps};
+        }
+        return std::nullopt;
       },
       [&](Rank rank, int step) {
         const Place run = at(rank, step);
         if (step > 0) heard(run) = heard({rank, run.position + 1});
-        const Place consumer = dataflow.consumer_of(run);
-        if (consumer.exists()) heard(run) = std::min(heard(run), heard(consumer));
+        for (const Delivery& delivery : dataflow.writes_of(run))
+          heard(run) = std::min(heard(run), heard(delivery.reader));
         if (rank == kLandmark) heard(run) = run.position;
+        num_done[as_index(rank)] = step + 1;
       });
 }
 

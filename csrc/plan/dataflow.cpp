@@ -1,9 +1,12 @@
 #include "plan/dataflow.h"
 
 #include <algorithm>
+#include <cstdlib>
+#include <limits>
+#include <numeric>
 #include <utility>
 
-#include "analysis/dependencies.h"
+#include "analysis/backward_forms.h"
 #include "base/error.h"
 #include "base/index.h"
 
@@ -94,21 +97,63 @@ std::optional<Schedule> runs_alone(const Schedule& schedule) {
   return alone;
 }
 
+// What an action makes that other stages read; nothing for most kinds.
+std::optional<MessageKind> result_kind(const Action& action) {
+  switch (action.kind) {
+    case ActionKind::kForward:
+      return MessageKind::kActivation;
+    case ActionKind::kBackward:
+    case ActionKind::kInputGrad:
+      return MessageKind::kGradient;
+    case ActionKind::kWeightGrad:
+    case ActionKind::kRecompute:
+    case ActionKind::kOffload:
+    case ActionKind::kReload:
+    case ActionKind::kOverlap:
+    case ActionKind::kSendForward:
+    case ActionKind::kRecvForward:
+    case ActionKind::kSendBackward:
+    case ActionKind::kRecvBackward:
+    case ActionKind::kUnshard:
+    case ActionKind::kReshard:
+    case ActionKind::kReduceGrad:
+    case ActionKind::kUpdate:
+      return std::nullopt;
+  }
+  return std::nullopt;
+}
+
+// Where `stage` does what `made` is: its forward, or its own part of the backward that makes the
+// gradient.
+Place find_run(const ActionIndex& index, const BackwardForms& forms, const Action& made,
+               StageIndex stage) {
+  Action action = made;
+  action.stage = stage;
+  if (made.kind != ActionKind::kForward) {
+    const bool is_split = forms.is_split(action);
+    action.kind = is_split ? ActionKind::kInputGrad : ActionKind::kBackward;
+  }
+  return index.find(action);
+}
+
 }  // namespace
 
-Dataflow::Dataflow(const Schedule& schedule, bool joint_pairs)
+Dataflow::Dataflow(const Schedule& schedule, bool joint_pairs, const StageGraph& stage_graph)
     : given_(schedule), alone_(runs_alone(schedule)) {
+  const Placement& placement = schedule.placement;
+  require_stages(stage_graph, placement.stages_per_copy());
   std::size_t num_runs = 0;
   for (Rank rank = 0; rank < num_ranks(); ++rank) {
     begins_.push_back(num_runs);
     num_runs += runs(rank).size();
   }
   if (joint_pairs && alone_) find_pairs();
-  producers_.resize(num_runs);
-  consumers_.resize(num_runs);
-  sequences_.resize(num_runs, -1);
-  connect();
+  write_begins_.reserve(num_runs + 1);
+  const auto later =
+      deliver(StageLinks(stage_graph, placement.num_stages(), placement.num_copies()));
   number_messages();
+  keep(later);
+  find_reads();
 }
 
 void Dataflow::find_pairs() {
@@ -122,49 +167,99 @@ void Dataflow::find_pairs() {
   }
 }
 
-void Dataflow::connect() {
+// Each reader of each result has one.
+std::size_t Dataflow::count_deliveries(const StageLinks& links) const {
+  std::size_t count = 0;
+  for (Rank rank = 0; rank < num_ranks(); ++rank) {
+    for (const Action& action : runs(rank)) {
+      if (const auto kind = result_kind(action)) count += links.readers(*kind, action.stage).size();
+    }
+  }
+  if (count > as_index(std::numeric_limits<DeliveryId>::max()))
+    throw ValueError(concat("expected fewer messages than 2^31, got ", count));
+  return count;
+}
+
+std::vector<Dataflow::LaterReader> Dataflow::deliver(const StageLinks& links) {
   const ActionIndex index(schedule());
   const BackwardForms forms(schedule());
+  deliveries_.reserve(count_deliveries(links));
+  std::vector<LaterReader> later;
   for (Rank rank = 0; rank < num_ranks(); ++rank) {
     const auto actions = runs(rank);
     for (int i = 0; i < static_cast<int>(actions.size()); ++i) {
-      const Place reader{rank, i};
-      for (const Dependency& need : dependencies(actions[as_index(i)], schedule(), forms)) {
-        if (!need.is_message) continue;
-        const Place producer = index.find(need.producer);
-        if (producer_of(reader).exists() || consumer_of(producer).exists()) {
-          throw InternalError(concat(to_string(need.producer), " for ",
-                                     to_string(actions[as_index(i)]), ": a second message"));
+      const std::size_t first = deliveries_.size();
+      write_begins_.push_back(static_cast<std::uint32_t>(first));
+      const Action& action = actions[as_index(i)];
+      const auto kind = result_kind(action);
+      if (!kind) continue;
+      for (const StageIndex stage : links.readers(*kind, action.stage)) {
+        const Place reader = find_run(index, forms, action, stage);
+        std::size_t at = first;  // the delivery to this rank
+        while (at < deliveries_.size() && deliveries_[at].reader.rank != reader.rank) ++at;
+        if (at < deliveries_.size()) {
+          later.push_back({static_cast<DeliveryId>(at), reader});
+        } else {
+          deliveries_.push_back({.writer = {rank, i}, .reader = reader, .stage = action.stage});
         }
-        producers_[flat(reader)] = producer;
-        consumers_[flat(producer)] = reader;
       }
     }
   }
+  write_begins_.push_back(static_cast<std::uint32_t>(deliveries_.size()));
+  return later;
 }
 
 void Dataflow::number_messages() {
   std::vector<int> counts(as_index(num_ranks()), 0);  // by destination
   for (Rank rank = 0; rank < num_ranks(); ++rank) {
-    const int size = static_cast<int>(runs(rank).size());
-    for (int i = 0; i < size; ++i) {
-      const Place consumer = consumer_of({rank, i});
-      if (!consumer.exists() || consumer.rank == rank) continue;
-      sequences_[flat({rank, i})] = counts[as_index(consumer.rank)]++;
+    const std::size_t end = write_begins_[flat({rank, static_cast<int>(runs(rank).size())})];
+    const auto sent = std::span(deliveries_)
+                          .subspan(write_begins_[flat({rank, 0})])
+                          .first(end - write_begins_[flat({rank, 0})]);
+    for (Delivery& delivery : sent) {
+      if (delivery.crosses()) delivery.sequence = counts[as_index(delivery.reader.rank)]++;
     }
-    for (int i = 0; i < size; ++i) {  // not a fill: most ranks send to few
-      const Place consumer = consumer_of({rank, i});
-      if (consumer.exists()) counts[as_index(consumer.rank)] = 0;
-    }
+    // Not a fill: most ranks send to few.
+    for (const Delivery& delivery : sent) counts[as_index(delivery.reader.rank)] = 0;
   }
 }
 
-MessageKey Dataflow::message_of(Place place) const {
-  const Action& action = run(place);
-  const bool is_forward = action.kind == ActionKind::kForward;
+// `later`: of each delivery nearest stage first.
+void Dataflow::keep(std::span<const LaterReader> later) {
+  for (const auto& [first, reader] : later) {
+    DeliveryId last = first;
+    while (delivery(last).kept != kNoDelivery) last = delivery(last).kept;
+    deliveries_[as_index(last)].kept = static_cast<DeliveryId>(deliveries_.size());
+    deliveries_.push_back(
+        {.writer = delivery(last).reader, .reader = reader, .stage = delivery(last).stage});
+  }
+}
+
+void Dataflow::find_reads() {
+  read_begins_.resize(write_begins_.size(), 0);
+  for (const Delivery& delivery : deliveries_) ++read_begins_[flat(delivery.reader) + 1];
+  std::partial_sum(read_begins_.begin(), read_begins_.end(), read_begins_.begin());
+  reads_.resize(deliveries_.size());
+  std::vector<std::uint32_t> next(read_begins_.begin(), read_begins_.end());
+  for (std::size_t id = 0; id < deliveries_.size(); ++id)
+    reads_[next[flat(deliveries_[id].reader)]++] = static_cast<DeliveryId>(id);
+  for (std::size_t at = 0; at + 1 < read_begins_.size(); ++at) {
+    if (read_begins_[at + 1] - read_begins_[at] < 2) continue;
+    const auto nearest = [&](DeliveryId id) {
+      const Delivery& each = delivery(id);
+      return std::abs(each.stage - run(each.reader).stage);
+    };
+    std::sort(reads_.begin() + read_begins_[at], reads_.begin() + read_begins_[at + 1],
+              [&](DeliveryId a, DeliveryId b) { return nearest(a) < nearest(b); });
+  }
+}
+
+MessageKey Dataflow::message_of(const Delivery& delivery) const {
+  const Action& reader = run(delivery.reader);
+  const bool is_forward = reader.kind == ActionKind::kForward;
   return {.kind = is_forward ? MessageKind::kActivation : MessageKind::kGradient,
-          .stage = action.stage,
-          .microbatch = action.microbatch};
+          .stage = delivery.stage,
+          .microbatch = reader.microbatch};
 }
 
 }  // namespace pipert

@@ -18,8 +18,6 @@ LowerOptions checked(const Schedule& schedule, LowerOptions options) {
   if (options.send_slots.has_value() && *options.send_slots < 1) {
     throw ValueError(concat("send_slots must be at least 1, got ", *options.send_slots));
   }
-  if (!options.stage_graph.is_chain())
-    throw ValueError("expected a chain of stages, got skip edges: not lowered yet");
   VerifyOptions verify_options;
   verify_options.forward_only = is_forward_only(schedule);
   verify_options.joint_pairs = options.joint_pairs;
@@ -38,7 +36,7 @@ LowerOptions checked(const Schedule& schedule, LowerOptions options) {
 Lowering::Lowering(const Schedule& schedule, const LowerOptions& options)
     : schedule_(schedule),
       options_(checked(schedule, options)),
-      dataflow_(schedule, options.joint_pairs),
+      dataflow_(schedule, options.joint_pairs, options.stage_graph),
       clocks_(dataflow_) {}
 
 Program Lowering::program(Rank rank) const {

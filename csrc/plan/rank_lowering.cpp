@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstddef>
 #include <map>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -48,7 +49,8 @@ class RankLowering {
         receiving_(dataflow, rank, options.receive_slots, builder_),
         sending_(dataflow, clocks, rank, options.send_slots, builder_),
         made_(as_index(num_runs_), kNoMark),
-        held_(as_index(num_runs_)) {
+        first_(dataflow.first_write({rank, 0})),
+        local_(as_index(dataflow.first_write({rank, num_runs_}) - first_)) {
     open_moves();
     builder_.program.instructions.reserve(as_index(num_runs_) + receiving_.num_messages() +
                                           2 * sending_.num_messages());
@@ -62,13 +64,13 @@ class RankLowering {
       Program& program = builder_.program;
       if (is_pair) program.joint_pairs.push_back(program.instructions.size());
       for (int position = begin; position < end; ++position) emit(position);
+      for (int position = begin; position < end; ++position)
+        sending_.send(position, made_[as_index(position)]);
       for (int position = begin; position < end; ++position) {
-        if (crosses(dataflow_.consumer_of(at(position))))
-          sending_.send(position, made_[as_index(position)]);
-      }
-      for (int position = begin; position < end; ++position) {
-        const Place producer = dataflow_.producer_of(at(position));
-        if (crosses(producer)) receiving_.post(producer.rank);
+        for (const DeliveryId id : dataflow_.reads_of(at(position))) {
+          const Delivery& delivery = dataflow_.delivery(id);
+          if (delivery.crosses()) receiving_.post(delivery.writer.rank);
+        }
         sending_.release(position);
       }
     }
@@ -79,7 +81,13 @@ class RankLowering {
 
  private:
   Place at(int position) const { return {rank_, position}; }
-  bool crosses(Place other) const { return other.exists() && other.rank != rank_; }
+
+  // Of a delivery that stays here.
+  SlotId& local_slot(DeliveryId id) {
+    const DeliveryId own = id - first_;
+    const bool is_result = own >= 0 && as_index(own) < local_.size();
+    return is_result ? local_[as_index(own)] : kept_[id];
+  }
 
   void open_moves() {
     for (const Action& action : dataflow_.runs(rank_)) {
@@ -109,38 +117,67 @@ class RankLowering {
   void emit_run(int position) {
     Run run{.action = dataflow_.run(at(position)), .reads = {}, .writes = {}};
     Instruction instruction{.op = Run{}, .lane = kComputeLane, .waits = {}, .mark = kNoMark};
-    const Place producer = dataflow_.producer_of(at(position));
     Moved* const moved = moved_of(run.action);
     const bool is_forward = run.action.kind == ActionKind::kForward;
     bool is_awaited = moved != nullptr && is_forward;
-    if (crosses(producer)) {
-      const Incoming::Held held = receiving_.take(producer);
-      run.reads.push_back({held.slot});
-      instruction.waits.push_back(held.arrival);
-      is_awaited |= receiving_.has_more(producer.rank);
-    } else if (producer.exists()) {
-      const SlotId slot = held_[as_index(producer.position)];
-      run.reads.push_back({slot});
-      builder_.slots.give_back(slot);
-    }
-    const Place consumer = dataflow_.consumer_of(at(position));
-    if (crosses(consumer)) {
-      run.writes.push_back(sending_.take_slot(position, instruction));
-      is_awaited = true;
-    } else if (consumer.exists()) {
-      const SlotId slot = builder_.slots.take(local_slots_);
-      run.writes.push_back(slot);
-      held_[as_index(position)] = slot;
-    }
+    is_awaited |= read(position, run, instruction);
+    is_awaited |= write(position, run, instruction);
     if (is_awaited) instruction.mark = builder_.new_mark();
     if (moved != nullptr && is_forward) moved->forward_ran = instruction.mark;
     // The first that needs them waits; what comes after it on the compute lane needn't.
     if (moved != nullptr && moved->reloaded != kNoMark)
       instruction.waits.push_back(std::exchange(moved->reloaded, kNoMark));
-    if (crosses(producer)) receiving_.empty(run.reads.front().slot, instruction.mark);
+    for (const Read& read : run.reads) {
+      if (builder_.slots.kind(read.slot) == SlotKind::kReceive)
+        receiving_.empty(read.slot, instruction.mark);
+    }
     made_[as_index(position)] = instruction.mark;
     instruction.op = std::move(run);
     builder_.program.instructions.push_back(std::move(instruction));
+  }
+
+  // Takes out all that the Run reads, then keeps what others read after it. Returns whether a
+  // receive waits for it.
+  bool read(int position, Run& run, Instruction& instruction) {
+    bool is_awaited = false;
+    const auto ids = dataflow_.reads_of(at(position));
+    for (const DeliveryId id : ids) {
+      const Delivery& delivery = dataflow_.delivery(id);
+      if (delivery.crosses()) {
+        const Incoming::Held held = receiving_.take(delivery);
+        run.reads.push_back({held.slot});
+        instruction.waits.push_back(held.arrival);
+        is_awaited |= receiving_.has_more(delivery.writer.rank);
+      } else {
+        const SlotId slot = local_slot(id);
+        run.reads.push_back({slot});
+        builder_.slots.give_back(slot);
+        if (!kept_.empty()) kept_.erase(id);
+      }
+    }
+    Read* each = run.reads.begin();
+    for (const DeliveryId id : ids) {
+      const DeliveryId kept = dataflow_.delivery(id).kept;
+      if (kept != kNoDelivery) each->keeps = local_slot(kept) = builder_.slots.take(local_slots_);
+      ++each;
+    }
+    return is_awaited;
+  }
+
+  // Gives the Run slots for its result. Returns whether a Send waits for it.
+  bool write(int position, Run& run, Instruction& instruction) {
+    bool is_awaited = false;
+    DeliveryId id = dataflow_.first_write(at(position));
+    for (const Delivery& delivery : dataflow_.writes_of(at(position))) {
+      if (delivery.crosses()) {
+        run.writes.push_back(sending_.take_slot(id, instruction));
+        is_awaited = true;
+      } else {
+        run.writes.push_back(local_slot(id) = builder_.slots.take(local_slots_));
+      }
+      ++id;
+    }
+    return is_awaited;
   }
 
   // An OFFLOAD has its F behind it, a RELOAD its OFFLOAD, and somebody waits for both: verify() has
@@ -176,8 +213,10 @@ class RankLowering {
   std::map<Action, Moved> moved_;       // by F
   LaneId offload_lane_ = kComputeLane;  // if anything is moved, as the next
   LaneId reload_lane_ = kComputeLane;
-  std::vector<MarkId> made_;  // by Run: its mark
-  std::vector<SlotId> held_;  // by Run: the local slot that its result is in
+  std::vector<MarkId> made_;   // by Run: its mark
+  DeliveryId first_;           // that the rank makes
+  std::vector<SlotId> local_;  // by delivery, from first_ on: the local slot of what stays here
+  std::unordered_map<DeliveryId, SlotId> kept_;  // likewise, of what is kept and not yet read
 };
 
 }  // namespace

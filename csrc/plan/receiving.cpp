@@ -4,15 +4,18 @@ namespace pipert {
 
 Receiving::Receiving(const Dataflow& dataflow, Rank rank, int receive_slots,
                      ProgramBuilder& builder)
-    : dataflow_(dataflow), builder_(builder) {
+    : builder_(builder) {
   const int num_runs = static_cast<int>(dataflow.runs(rank).size());
   for (int position = 0; position < num_runs; ++position) {
-    const Place producer = dataflow.producer_of({rank, position});
-    if (!producer.exists() || producer.rank == rank) continue;
-    ++num_messages_;
-    const auto entry =
-        edges_.try_emplace(producer.rank, InEdge{.incoming = Incoming(receive_slots)}).first;
-    entry->second.incoming.add(dataflow.sequence_of(producer), dataflow.message_of(producer));
+    for (const DeliveryId id : dataflow.reads_of({rank, position})) {
+      const Delivery& delivery = dataflow.delivery(id);
+      if (!delivery.crosses()) continue;
+      ++num_messages_;
+      const auto entry =
+          edges_.try_emplace(delivery.writer.rank, InEdge{.incoming = Incoming(receive_slots)})
+              .first;
+      entry->second.incoming.add(delivery.sequence, dataflow.message_of(delivery));
+    }
   }
   for (auto& [source, edge] : edges_) {
     edge.lane = builder.add_lane(LaneKind::kReceive, {source, rank});
@@ -40,8 +43,8 @@ void Receiving::post(InEdge& edge) {
   }
 }
 
-Incoming::Held Receiving::take(Place producer) {
-  return edges_.at(producer.rank).incoming.take(dataflow_.sequence_of(producer));
+Incoming::Held Receiving::take(const Delivery& delivery) {
+  return edges_.at(delivery.writer.rank).incoming.take(delivery.sequence);
 }
 
 void Receiving::empty(SlotId slot, MarkId mark) {

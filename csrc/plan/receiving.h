@@ -13,7 +13,7 @@ namespace pipert {
 
 class Receiving {
  public:
-  // Adds the lanes. `receive_slots`: see LowerOptions. All arguments outlive this.
+  // Adds the lanes. `receive_slots`: see LowerOptions. `builder` outlives this.
   Receiving(const Dataflow& dataflow, Rank rank, int receive_slots, ProgramBuilder& builder);
 
   std::size_t num_messages() const { return num_messages_; }
@@ -22,8 +22,8 @@ class Receiving {
   void post();
   void post(Rank source);
 
-  // The slot that the result of `producer` came into, and the mark of its arrival: it is read.
-  Incoming::Held take(Place producer);
+  // The slot that it came into, and the mark of its arrival: it is read.
+  Incoming::Held take(const Delivery& delivery);
   // Whether more comes over the edge: who reads a message is then waited for.
   bool has_more(Rank source) const { return edges_.at(source).incoming.has_more(); }
   // What was read is out of its slot once `mark` is set.
@@ -38,7 +38,6 @@ class Receiving {
 
   void post(InEdge& edge);
 
-  const Dataflow& dataflow_;
   ProgramBuilder& builder_;
   std::map<Rank, InEdge> edges_;  // by source
   std::size_t num_messages_ = 0;

@@ -8,40 +8,38 @@ Sending::Sending(const Dataflow& dataflow, const Clocks& clocks, Rank rank,
                  std::optional<int> send_slots, ProgramBuilder& builder)
     : dataflow_(dataflow),
       rank_(rank),
+      first_(dataflow.first_write({rank, 0})),
+      end_(dataflow.first_write({rank, static_cast<int>(dataflow.runs(rank).size())})),
       send_slots_(send_slots),
       builder_(builder),
-      results_(dataflow.runs(rank).size()),
-      first_release_(dataflow.runs(rank).size() + 1, kNoRun) {
-  const int num_runs = static_cast<int>(results_.size());
-  for (int position = 0; position < num_runs; ++position) {
-    const Place consumer = dataflow.consumer_of({rank, position});
-    if (!consumer.exists() || consumer.rank == rank) continue;
+      sent_(as_index(end_ - first_)),
+      first_release_(dataflow.runs(rank).size() + 1, kNoDelivery) {
+  for (DeliveryId id = first_; id < end_; ++id) {
+    const Delivery& delivery = dataflow.delivery(id);
+    if (!delivery.crosses()) continue;
     ++num_messages_;
-    const auto [entry, is_new] = edges_.try_emplace(consumer.rank);
+    const Rank destination = delivery.reader.rank;
+    const auto [entry, is_new] = edges_.try_emplace(destination);
     if (!is_new) continue;
-    entry->second.lane = builder.add_lane(LaneKind::kSend, {rank, consumer.rank});
-    entry->second.slots = builder.slots.add_group(SlotKind::kSend, {rank, consumer.rank});
+    entry->second.lane = builder.add_lane(LaneKind::kSend, {rank, destination});
+    entry->second.slots = builder.slots.add_group(SlotKind::kSend, {rank, destination});
   }
   plan_releases(clocks);
 }
 
-// Results that are released after the same Run are so in the order in which they were sent.
+// Those that are released after the same Run are so in the order in which they were sent.
 void Sending::plan_releases(const Clocks& clocks) {
-  for (int position = static_cast<int>(results_.size()) - 1; position >= 0; --position) {
-    const Place consumer = dataflow_.consumer_of({rank_, position});
-    if (!consumer.exists() || consumer.rank == rank_) continue;
-    int& first = first_release_[as_index(clocks.known_received({rank_, position}, consumer))];
-    results_[as_index(position)].next_release = std::exchange(first, position);
+  for (DeliveryId id = end_; id-- > first_;) {
+    const Delivery& delivery = dataflow_.delivery(id);
+    if (!delivery.crosses()) continue;
+    const int after = clocks.known_received(delivery.writer, delivery.reader);
+    sent(id).next_release = std::exchange(first_release_[as_index(after)], id);
   }
 }
 
-Sending::OutEdge& Sending::edge_of(int position) {
-  return edges_.at(dataflow_.consumer_of({rank_, position}).rank);
-}
-
-SlotId Sending::take_slot(int position, Instruction& run) {
-  const SlotId slot = builder_.slots.take(edge_of(position).slots);
-  results_[as_index(position)].slot = slot;
+SlotId Sending::take_slot(DeliveryId id, Instruction& run) {
+  const SlotId slot = builder_.slots.take(edge_of(id).slots);
+  sent(id).slot = slot;
   const std::ptrdiff_t early = std::exchange(builder_.state(slot).released_early, -1);
   if (early >= 0) {
     Instruction& release = builder_.program.instructions[static_cast<std::size_t>(early)];
@@ -52,50 +50,56 @@ SlotId Sending::take_slot(int position, Instruction& run) {
 }
 
 void Sending::send(int position, MarkId made) {
-  OutEdge& edge = edge_of(position);
-  if (send_slots_.has_value()) {
-    if (edge.num_on_their_way >= *send_slots_) make_room(edge);
-    edge.by_reader.emplace(dataflow_.consumer_of({rank_, position}).position, position);
+  DeliveryId id = dataflow_.first_write({rank_, position});
+  for (const Delivery& delivery : dataflow_.writes_of({rank_, position})) {
+    if (delivery.crosses()) send_one(id, made);
+    ++id;
   }
-  ++edge.num_on_their_way;
-  Result& result = results_[as_index(position)];
-  result.sent = builder_.new_mark();
-  builder_.program.instructions.push_back(
-      {.op = Send{dataflow_.message_of({rank_, position}), dataflow_.sequence_of({rank_, position}),
-                  result.slot},
-       .lane = edge.lane,
-       .waits = {made},
-       .mark = result.sent});
 }
 
-// Waits for the message that is read next, not for the one that was sent first: verify() has shown
-// that the reader comes to it.
+void Sending::send_one(DeliveryId id, MarkId made) {
+  const Delivery& delivery = dataflow_.delivery(id);
+  OutEdge& edge = edge_of(id);
+  if (send_slots_.has_value()) {
+    if (edge.num_on_their_way >= *send_slots_) make_room(edge);
+    edge.by_reader.emplace(delivery.reader.position, id);
+  }
+  ++edge.num_on_their_way;
+  sent(id).sent = builder_.new_mark();
+  builder_.program.instructions.push_back(
+      {.op = Send{dataflow_.message_of(delivery), delivery.sequence, sent(id).slot},
+       .lane = edge.lane,
+       .waits = {made},
+       .mark = sent(id).sent});
+}
+
+// Waits for the message that is read next, not for the one that was sent first: it was shown that
+// the reader comes to it.
 void Sending::make_room(OutEdge& edge) {
-  while (results_[as_index(edge.by_reader.top().second)].is_released) edge.by_reader.pop();
-  const int position = edge.by_reader.top().second;
-  release_result(position);
-  builder_.state(results_[as_index(position)].slot).released_early =
+  while (sent(edge.by_reader.top().second).is_released) edge.by_reader.pop();
+  const DeliveryId id = edge.by_reader.top().second;
+  release_one(id);
+  builder_.state(sent(id).slot).released_early =
       static_cast<std::ptrdiff_t>(builder_.program.instructions.size()) - 1;
 }
 
 void Sending::release(int after) {
-  for (int position = first_release_[as_index(after)]; position != kNoRun;
-       position = results_[as_index(position)].next_release) {
-    if (!results_[as_index(position)].is_released) release_result(position);
+  for (DeliveryId id = first_release_[as_index(after)]; id != kNoDelivery;
+       id = sent(id).next_release) {
+    if (!sent(id).is_released) release_one(id);
   }
 }
 
-void Sending::release_result(int position) {
-  Result& result = results_[as_index(position)];
-  OutEdge& edge = edge_of(position);
+void Sending::release_one(DeliveryId id) {
+  const Delivery& delivery = dataflow_.delivery(id);
+  OutEdge& edge = edge_of(id);
   builder_.program.instructions.push_back(
-      {.op = Release{dataflow_.message_of({rank_, position}),
-                     dataflow_.sequence_of({rank_, position}), result.slot},
+      {.op = Release{dataflow_.message_of(delivery), delivery.sequence, sent(id).slot},
        .lane = edge.lane,
-       .waits = {result.sent},
+       .waits = {sent(id).sent},
        .mark = kNoMark});
-  builder_.slots.give_back(result.slot);
-  result.is_released = true;
+  builder_.slots.give_back(sent(id).slot);
+  sent(id).is_released = true;
   --edge.num_on_their_way;
 }
 

@@ -18,55 +18,56 @@ namespace pipert {
 
 class Sending {
  public:
-  // Adds the lanes. `send_slots`: see LowerOptions. All arguments outlive this.
+  // Adds the lanes. `send_slots`: see LowerOptions. `dataflow` and `builder` outlive this.
   Sending(const Dataflow& dataflow, const Clocks& clocks, Rank rank, std::optional<int> send_slots,
           ProgramBuilder& builder);
 
   std::size_t num_messages() const { return num_messages_; }
 
-  // For what the `position`-th Run makes, the instruction `run`; it waits for a Release that may be
-  // waiting itself.
-  SlotId take_slot(int position, Instruction& run);
-  // Sends it once `made` is set.
+  // For a delivery that crosses, of what the instruction `run` makes; it waits for a Release that
+  // may be waiting itself.
+  SlotId take_slot(DeliveryId id, Instruction& run);
+  // Sends what the `position`-th Run made, to all ranks that read it, once `made` is set.
   void send(int position, MarkId made);
-  // Those that the other rank is known to have after the `after`-th Run.
+  // What the other ranks are known to have after the `after`-th Run.
   void release(int after);
 
  private:
-  static constexpr int kNoRun = -1;
-
   // One edge that goes out.
   struct OutEdge {
     LaneId lane = 0;
     SlotPool::Group slots = 0;
     int num_on_their_way = 0;  // sent, not released
-    // The Runs whose results were sent, by the Run that reads them; those that were released come
-    // out at the top. Only kept where Sends may have to wait.
-    using Sent = std::pair<int, int>;  // (position of the reader, of the Run here)
-    std::priority_queue<Sent, std::vector<Sent>, std::greater<>> by_reader;
+    // What was sent, by the Run that reads it; those that were released come out at the top. Only
+    // kept where Sends may have to wait.
+    using ByReader = std::pair<int, DeliveryId>;  // the reader's position first
+    std::priority_queue<ByReader, std::vector<ByReader>, std::greater<>> by_reader;
   };
 
-  // What a Run made, until its reader has it.
-  struct Result {
+  // A message until its reader has it.
+  struct Sent {
     SlotId slot = 0;
     MarkId sent = kNoMark;
     bool is_released = false;
-    int next_release =
-        kNoRun;  // the Run whose result is released after the same Run, behind this one
+    DeliveryId next_release = kNoDelivery;  // that is released after the same Run, behind this one
   };
 
-  OutEdge& edge_of(int position);
+  Sent& sent(DeliveryId id) { return sent_[as_index(id - first_)]; }
+  OutEdge& edge_of(DeliveryId id) { return edges_.at(dataflow_.delivery(id).reader.rank); }
   void plan_releases(const Clocks& clocks);
+  void send_one(DeliveryId id, MarkId made);
   void make_room(OutEdge& edge);
-  void release_result(int position);
+  void release_one(DeliveryId id);
 
   const Dataflow& dataflow_;
   Rank rank_;
+  DeliveryId first_;  // what the rank makes: from here
+  DeliveryId end_;
   std::optional<int> send_slots_;
   ProgramBuilder& builder_;
-  std::map<Rank, OutEdge> edges_;   // by destination
-  std::vector<Result> results_;     // by Run
-  std::vector<int> first_release_;  // by Run, and for the end: the first result released after it
+  std::map<Rank, OutEdge> edges_;          // by destination
+  std::vector<Sent> sent_;                 // by delivery, from first_ on
+  std::vector<DeliveryId> first_release_;  // by Run, and for the end: the first released after it
   std::size_t num_messages_ = 0;
 };
 

@@ -37,6 +37,8 @@ class SlotPool {
     return static_cast<SlotId>(slots_.size()) - 1;
   }
 
+  SlotKind kind(SlotId slot) const { return slots_[as_index(slot)].kind; }
+
   void give_back(SlotId slot) { groups_[group_of_[as_index(slot)]].free.push(slot); }
 
   // How many there are, of all groups.

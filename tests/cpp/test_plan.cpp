@@ -145,9 +145,10 @@ std::vector<int> known(const Dataflow& dataflow, const Clocks& clocks) {
   std::vector<int> result;
   for (Rank rank = 0; rank < dataflow.num_ranks(); ++rank) {
     for (int i = 0; i < static_cast<int>(dataflow.runs(rank).size()); ++i) {
-      const Place consumer = dataflow.consumer_of({rank, i});
-      if (!consumer.exists() || consumer.rank == rank) continue;
-      result.push_back(clocks.known_received({rank, i}, consumer));
+      for (const Delivery& delivery : dataflow.writes_of({rank, i})) {
+        if (delivery.crosses())
+          result.push_back(clocks.known_received(delivery.writer, delivery.reader));
+      }
     }
   }
   return result;
