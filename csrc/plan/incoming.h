@@ -8,6 +8,7 @@
 // since a message that is read late holds its slot while later ones come in.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <vector>
 
@@ -25,6 +26,9 @@ class Incoming {
   // The message that the rank reads next, the `sequence`-th that the sender makes. All messages are
   // added, in the order in which they are read, before the first is posted.
   void add(int sequence, const MessageKey& message);
+
+  // At least so many slots, if messages are read at once.
+  void reserve(int slots) { slots_ = std::max(slots_, slots); }
 
   std::size_t size() const { return messages_.size(); }
   const MessageKey& message(int sequence) const { return messages_[as_index(sequence)]; }

@@ -5,6 +5,7 @@
 #include "analysis/verify.h"
 #include "base/error.h"
 #include "plan/rank_lowering.h"
+#include "plan/send_room.h"
 
 namespace pipert {
 namespace {
@@ -37,7 +38,11 @@ Lowering::Lowering(const Schedule& schedule, const LowerOptions& options)
     : schedule_(schedule),
       options_(checked(schedule, options)),
       dataflow_(schedule, options.joint_pairs, options.stage_graph),
-      clocks_(dataflow_) {}
+      clocks_(dataflow_) {
+  const bool bounds_skips = options_.send_slots.has_value() && !options_.stage_graph.is_chain();
+  if (bounds_skips && !has_send_room(dataflow_, *options_.send_slots))
+    options_.send_slots = std::nullopt;
+}
 
 Program Lowering::program(Rank rank) const {
   if (rank < 0 || rank >= num_ranks()) {

@@ -16,6 +16,7 @@ class FormCheck {
   MaybeFinding operator()() {
     if (program_.num_marks < 0)
       return find(Flaw::kMalformed, program_, {}, "expected a number of marks of 0 or more");
+    if (auto finding = check_stages()) return finding;
     if (auto finding = check_lanes()) return finding;
     for (at_ = 0; at_ < program_.instructions.size(); ++at_) {
       const Instruction& instruction = program_.instructions[at_];
@@ -38,6 +39,21 @@ class FormCheck {
     if (in_range(program_.instructions[at_].lane, program_.lanes.size()))
       finding.places.push_back(place_of(program_, at_));
     return finding;
+  }
+
+  MaybeFinding check_stages() const {
+    const int num_copies = program_.num_copies;
+    if (program_.num_stages < 0 || num_copies < 1 || program_.num_stages % num_copies != 0) {
+      return find(Flaw::kMalformed, program_, {},
+                  concat("expected copies of the model that share the stages evenly, got ",
+                         num_copies, " of ", program_.num_stages, " stages"));
+    }
+    try {
+      require_stages(program_.stage_graph, program_.num_stages / num_copies);
+    } catch (const ValueError& error) {
+      return find(Flaw::kMalformed, program_, {}, error.what());
+    }
+    return std::nullopt;
   }
 
   MaybeFinding check_lanes() const {

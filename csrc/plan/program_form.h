@@ -6,10 +6,11 @@
 
 namespace pipert {
 
-// Counts are not negative and ids in range; lane 0 is the compute lane, and no other lane is there
-// twice; each instruction is on a lane of its kind, a transfer with a slot of its edge; a Run reads
-// receive and local slots and writes send and local ones; a joint pair is a forward and a backward
-// of which neither is in another pair. O(instructions).
+// Counts are not negative and ids in range; the stages are those of whole copies, and the graph's
+// are among them; lane 0 is the compute lane, and no other lane is there twice; each instruction is
+// on a lane of its kind, a transfer with a slot of its edge; a Run reads receive and local slots,
+// keeps in local ones, and writes send and local ones; a joint pair is a forward and a backward of
+// which neither is in another pair. O(instructions).
 MaybeFinding check_form(const Program& program);
 
 }  // namespace pipert

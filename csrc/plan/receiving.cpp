@@ -1,5 +1,7 @@
 #include "plan/receiving.h"
 
+#include <algorithm>
+
 namespace pipert {
 
 Receiving::Receiving(const Dataflow& dataflow, Rank rank, int receive_slots,
@@ -7,7 +9,8 @@ Receiving::Receiving(const Dataflow& dataflow, Rank rank, int receive_slots,
     : builder_(builder) {
   const int num_runs = static_cast<int>(dataflow.runs(rank).size());
   for (int position = 0; position < num_runs; ++position) {
-    for (const DeliveryId id : dataflow.reads_of({rank, position})) {
+    const auto reads = dataflow.reads_of({rank, position});
+    for (const DeliveryId id : reads) {
       const Delivery& delivery = dataflow.delivery(id);
       if (!delivery.crosses()) continue;
       ++num_messages_;
@@ -15,6 +18,12 @@ Receiving::Receiving(const Dataflow& dataflow, Rank rank, int receive_slots,
           edges_.try_emplace(delivery.writer.rank, InEdge{.incoming = Incoming(receive_slots)})
               .first;
       entry->second.incoming.add(delivery.sequence, dataflow.message_of(delivery));
+      if (!dataflow.begins_pair({rank, position})) continue;
+      // The second half's message is there, too, before the first is taken out.
+      const auto same = [&](DeliveryId other) {
+        return dataflow.delivery(other).writer.rank == delivery.writer.rank;
+      };
+      entry->second.incoming.reserve(1 + static_cast<int>(std::ranges::count_if(reads, same)));
     }
   }
   for (auto& [source, edge] : edges_) {

@@ -11,20 +11,10 @@ bool makes_gradient(const Action& action) {
   return action.kind == ActionKind::kBackward || action.kind == ActionKind::kInputGrad;
 }
 
-// What F, B or I reads, and what it makes; nothing for other actions.
-std::optional<MessageKey> input_of(const Action& action) {
-  if (action.kind == ActionKind::kForward)
-    return MessageKey{MessageKind::kActivation, action.stage - 1, action.microbatch};
-  if (makes_gradient(action))
-    return MessageKey{MessageKind::kGradient, action.stage + 1, action.microbatch};
-  return std::nullopt;
-}
-
-std::optional<MessageKey> result_of(const Action& action) {
-  if (action.kind == ActionKind::kForward)
-    return MessageKey{MessageKind::kActivation, action.stage, action.microbatch};
-  if (makes_gradient(action))
-    return MessageKey{MessageKind::kGradient, action.stage, action.microbatch};
+// The kind of what F, B or I reads and makes; nothing for other actions.
+std::optional<MessageKind> kind_of(const Action& action) {
+  if (action.kind == ActionKind::kForward) return MessageKind::kActivation;
+  if (makes_gradient(action)) return MessageKind::kGradient;
   return std::nullopt;
 }
 
@@ -39,17 +29,48 @@ MaybeFinding SlotAccesses::take(std::size_t instruction) {
 MaybeFinding SlotAccesses::apply(const Recv& op) { return fill(op.slot, op.message); }
 
 MaybeFinding SlotAccesses::apply(const Run& op) {
-  for (const auto& [slot, keeps] : op.reads) {
-    const auto message = input_of(op.action);
-    if (!message) return wrong(Flaw::kMessage, slot, "reads no message");
-    if (auto finding = use(slot, Phase::kFull, *message)) return finding;
-    state(slot).phase = Phase::kEmpty;
-    state(slot).last = at_;
-  }
+  if (auto finding = take_inputs(op)) return finding;
+  if (auto finding = keep(op)) return finding;
   for (const SlotId slot : op.writes) {
-    const auto message = result_of(op.action);
-    if (!message) return wrong(Flaw::kMessage, slot, "makes no message");
-    if (auto finding = fill(slot, *message)) return finding;
+    const auto kind = kind_of(op.action);
+    if (!kind) return wrong(Flaw::kMessage, slot, "makes no message");
+    const MessageKey result{*kind, op.action.stage, op.action.microbatch};
+    if (auto finding = fill(slot, result)) return finding;
+  }
+  return std::nullopt;
+}
+
+// What it needs, all of it, the nearest stage's first.
+MaybeFinding SlotAccesses::take_inputs(const Run& op) {
+  taken_.clear();
+  const auto kind = kind_of(op.action);
+  const auto sources =
+      kind ? links_.sources(*kind, op.action.stage) : std::span<const StageIndex>();
+  for (const Read& read : op.reads) {
+    if (taken_.size() == sources.size()) {
+      const char* text = taken_.empty() ? "reads no message" : "reads no further message";
+      return wrong(Flaw::kMessage, read.slot, text);
+    }
+    const MessageKey needed{*kind, sources[taken_.size()], op.action.microbatch};
+    if (auto finding = use(read.slot, Phase::kFull, needed)) return finding;
+    state(read.slot).phase = Phase::kEmpty;
+    state(read.slot).last = at_;
+    taken_.push_back(needed);
+  }
+  if (taken_.size() == sources.size()) return std::nullopt;
+  const MessageKey missing{*kind, sources[taken_.size()], op.action.microbatch};
+  return find(
+      Flaw::kMessage, program_, {at_},
+      concat(name_of(program_, at_), ": needs the ", to_string(missing), ", but doesn't read it"));
+}
+
+MaybeFinding SlotAccesses::keep(const Run& op) {
+  auto message = taken_.begin();
+  for (const Read& read : op.reads) {
+    if (read.keeps != kNoSlot) {
+      if (auto finding = fill(read.keeps, *message)) return finding;
+    }
+    ++message;
   }
   return std::nullopt;
 }

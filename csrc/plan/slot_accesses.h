@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "ir/stage_links.h"
 #include "plan/finding.h"
 #include "plan/lane_clocks.h"
 #include "plan/program.h"
@@ -23,11 +24,15 @@ class SlotAccesses {
  public:
   // Both outlive this. `clocks` is at the instruction that is taken.
   SlotAccesses(const Program& program, const LaneClocks& clocks)
-      : program_(program), clocks_(clocks), slots_(program.slots.size()) {}
+      : program_(program),
+        clocks_(clocks),
+        links_(program.stage_graph, program.num_stages, program.num_copies),
+        slots_(program.slots.size()) {}
 
   // A slot that is filled while it is full, or emptied while it is empty; a message that isn't the
-  // one that the instruction needs; an access that may begin before the one before it has ended. A
-  // slot's accesses are checked each against the one before: that orders all of them.
+  // one that the instruction needs, or one that it needs and doesn't read; an access that may begin
+  // before the one before it has ended. A slot's accesses are checked each against the one before:
+  // that orders all of them.
   MaybeFinding take(std::size_t instruction);
   // At the end of the Program: a slot that is still full.
   MaybeFinding finish() const;
@@ -49,6 +54,8 @@ class SlotAccesses {
   MaybeFinding apply(const Send& op);
   MaybeFinding apply(const Release& op);
   MaybeFinding apply(const Move&) { return std::nullopt; }
+  MaybeFinding take_inputs(const Run& op);
+  MaybeFinding keep(const Run& op);
   MaybeFinding fill(SlotId slot, const MessageKey& message);
   // Whether the slot is in `phase` and holds `message`, and the access before is done.
   MaybeFinding use(SlotId slot, Phase phase, const MessageKey& message) const;
@@ -59,7 +66,9 @@ class SlotAccesses {
 
   const Program& program_;
   const LaneClocks& clocks_;
-  std::vector<State> slots_;  // by SlotId
+  StageLinks links_;
+  std::vector<State> slots_;       // by SlotId
+  std::vector<MessageKey> taken_;  // by the Run at hand, as its reads stand
   std::vector<SlotRefill> refills_;
   std::size_t at_ = 0;
 };
