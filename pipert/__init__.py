@@ -1,5 +1,7 @@
 """pipert: a native runtime for pipeline-parallel training in PyTorch."""
 
+from typing import TYPE_CHECKING, Any
+
 import torch  # noqa: F401 - _C needs torch's libraries
 
 from pipert._torch_check import check_torch
@@ -43,10 +45,13 @@ from pipert.periodic import periodic_schedule  # noqa: E402
 from pipert.pipeline import Pipeline  # noqa: E402
 from pipert.report import RankReport, Report, UnsplitNode  # noqa: E402
 from pipert.results import StepResult  # noqa: E402
-from pipert.split import split  # noqa: E402
+from pipert.split import annotate_split_points, pipe_split, split  # noqa: E402
 from pipert.stages import Stages  # noqa: E402
 from pipert.trace import Message, RankPass, Trace, TraceEvent  # noqa: E402
 from pipert.transports import EdgeTransport  # noqa: E402
+
+if TYPE_CHECKING:
+    from torch.distributed.pipelining import SplitPoint
 
 __version__ = "0.1.0"
 
@@ -77,6 +82,7 @@ __all__ = [
     "Schedule",
     "SearchResult",
     "Span",
+    "SplitPoint",
     "Stages",
     "StepResult",
     "Timeline",
@@ -84,12 +90,14 @@ __all__ = [
     "TraceEvent",
     "UnsplitNode",
     "Verdict",
+    "annotate_split_points",
     "current_microbatch",
     "init",
     "lower",
     "lower_bounds",
     "materialize",
     "periodic_schedule",
+    "pipe_split",
     "prove",
     "render_svg",
     "schedule_options",
@@ -97,3 +105,11 @@ __all__ = [
     "search_partition",
     "split",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "SplitPoint":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pipert.split import SplitPoint
+
+    return SplitPoint

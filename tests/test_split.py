@@ -187,7 +187,7 @@ def test_checking_leaves_running_statistics_alone():
 
 def test_a_model_that_does_not_run_in_order_is_refused():
     with pytest.raises(ValueError, match="Branching does not run its children one after the other"):
-        pipert.split(Branching(), 2, example_args=(torch.randn(1, 4),))
+        pipert.split(Branching(), 2, example_args=(torch.randn(1, 4),), by="structure")
 
 
 def test_a_model_whose_children_do_not_fit_each_other_is_refused_with_the_cause():
@@ -201,7 +201,7 @@ def test_a_model_whose_children_do_not_fit_each_other_is_refused_with_the_cause(
             return self.second(self.first(x))
 
     with pytest.raises(ValueError, match=r"second -> first\): stage 0 fails when it does") as error:
-        pipert.split(Reversed(), 2, example_args=(torch.randn(1, 4),))
+        pipert.split(Reversed(), 2, example_args=(torch.randn(1, 4),), by="structure")
     assert isinstance(error.value.__cause__, RuntimeError)
 
 
@@ -268,7 +268,7 @@ def test_a_sequential_with_a_forward_of_its_own_is_not_taken_for_its_layers():
     with pytest.raises(ValueError, match="expected example_args"):
         pipert.split(model, 2)
     with pytest.raises(ValueError, match="the outputs differ"):
-        pipert.split(model, 2, example_args=(torch.randn(3, 2),))
+        pipert.split(model, 2, example_args=(torch.randn(3, 2),), by="structure")
 
 
 def test_a_container_with_hooks_is_not_taken_apart():
@@ -289,7 +289,7 @@ def test_parameters_of_the_model_itself_are_refused_by_name():
             return self.layer(x)
 
     with pytest.raises(ValueError, match="scale belong to Owner itself"):
-        pipert.split(Owner(), 1, example_args=(torch.randn(1, 2),))
+        pipert.split(Owner(), 1, example_args=(torch.randn(1, 2),), by="structure")
 
 
 def test_a_model_without_layers_is_refused():
