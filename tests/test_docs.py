@@ -82,6 +82,11 @@ def test_native_page_prints_what_it_says(tmp_path):
     assert run_python(code, tmp_path) == output
 
 
+def test_split_page_prints_what_it_says(tmp_path):
+    (code,), (output,) = blocks("docs/split.md", "python"), blocks("docs/split.md", "text")
+    assert run_python(code, tmp_path) == output
+
+
 def test_trace_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
