@@ -1,0 +1,1 @@
+"""Other libraries' names for what pipert does: a script changes its imports, and nothing else."""

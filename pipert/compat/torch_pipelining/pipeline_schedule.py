@@ -1,0 +1,284 @@
+"""_PipelineSchedule: what all of torch's schedules have in common: step and eval."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipert import _C
+from pipert.batch import Microbatch
+from pipert.compat.torch_pipelining.microbatch import (
+    TensorChunkSpec,
+    merge_chunks,
+    split_args_kwargs_into_chunks,
+)
+from pipert.compat.torch_pipelining.orders import Order, _Action, order_of, schedule_of
+from pipert.compat.torch_pipelining.pipelines import check_stages, make_pipeline
+from pipert.compat.torch_pipelining.stage import _PipelineStageBase
+from pipert.pipeline import Pipeline
+
+Microbatches = list[Any]
+
+
+@dataclass
+class _PipelineContext:
+    """What a function registered for OVERLAP_F_B is given beside the action.
+
+    Attributes:
+        schedule_ref: the schedule that runs.
+        arg_mbs, kwarg_mbs, target_mbs: of this pass, by microbatch.
+        losses: the list that the caller gave to `step`.
+        forward, backward: run the two halves; each is to be called once, from any thread.
+    """
+
+    schedule_ref: "_PipelineSchedule"
+    arg_mbs: Microbatches | None = None
+    kwarg_mbs: Microbatches | None = None
+    target_mbs: Microbatches | None = None
+    losses: "list[Tensor] | None" = None
+    forward: "_C.OverlapHalf | None" = field(default=None, kw_only=True)
+    backward: "_C.OverlapHalf | None" = field(default=None, kw_only=True)
+
+
+class _PipelineSchedule:
+    """Runs the stages of one rank, with the other ranks of their group.
+
+    The first pass makes the Pipeline, with all ranks of the group.
+
+    Args:
+        n_microbatches: how many pieces a batch is cut into.
+        loss_fn: `loss_fn(output, target)`, on every rank; None: `step` computes outputs alone.
+        args_chunk_spec: how positional arguments are cut; None: tensors along dimension 0.
+        kwargs_chunk_spec: the same of keyword arguments.
+        output_merge_spec: how outputs are put together; None: along dimension 0.
+        scale_grads: whether gradients are of the mean of the losses, not of their sum.
+    """
+
+    _computes_losses = True
+    _backward_requires_autograd = True
+
+    def __init__(
+        self,
+        n_microbatches: int,
+        loss_fn: "Callable[..., Tensor] | None" = None,
+        args_chunk_spec: tuple[TensorChunkSpec, ...] | None = None,
+        kwargs_chunk_spec: dict[str, TensorChunkSpec] | None = None,
+        output_merge_spec: dict[str, Any] | tuple[Any] | None = None,
+        scale_grads: bool = True,
+    ) -> None:
+        self._n_microbatches = n_microbatches
+        self._loss_fn = loss_fn if self._computes_losses else None
+        self.scale_grads = scale_grads
+        self._args_chunk_spec = args_chunk_spec
+        self._kwargs_chunk_spec = kwargs_chunk_spec
+        self._output_merge_spec = output_merge_spec
+        self._has_backward = self._loss_fn is not None
+        self._stages: list[_PipelineStageBase] = []
+        self._schedule: _C.Schedule | None = None
+        self._order: Order | None = None
+        self._pipeline: Pipeline | None = None
+        self._overlap_function: Callable[[_Action, _PipelineContext], None] | None = None
+        self._context = _PipelineContext(self)
+
+    def _set_stages(self, stages: Sequence[_PipelineStageBase]) -> None:
+        check_stages(stages)
+        self._stages = list(stages)
+        self._num_stages = stages[0].num_stages
+
+    def _set_schedule(self, schedule: _C.Schedule) -> None:
+        """Takes another order, until the first pass."""
+        self._check_not_running("another order")
+        self._schedule, self._order = schedule, None
+        placement = schedule.placement
+        ranks = {stage: placement.rank_of(stage) for stage in range(placement.num_stages)}
+        for stage in self._stages:
+            stage.stage_index_to_group_rank = ranks
+
+    def _check_not_running(self, what: str) -> None:
+        if self._pipeline is not None:
+            raise RuntimeError(f"expected {what} before the first step or eval")
+
+    @property
+    def pipeline_order(self) -> Order:
+        """By rank, its actions in torch's type. May be set, or changed, until the first pass."""
+        if self._order is None:
+            self._order = {} if self._schedule is None else order_of(self._schedule)
+        return self._order
+
+    @pipeline_order.setter
+    def pipeline_order(self, order: Order) -> None:
+        self._check_not_running("another order")
+        self._order = order
+
+    @property
+    def pipeline(self) -> Pipeline | None:
+        """The Pipeline that runs it, for its `report`, `trace` and `close`; None until a pass."""
+        return self._pipeline
+
+    def step(
+        self,
+        *args: Any,
+        target: Any = None,
+        losses: "list[Tensor] | None" = None,
+        return_outputs: bool = True,
+        loss_kwargs: dict[str, Any] | None = None,
+        arg_mbs: Microbatches | None = None,
+        kwarg_mbs: Microbatches | None = None,
+        target_mbs: Microbatches | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Runs a whole batch; with a loss function its backward too.
+
+        Args:
+            *args: of the model, for the first stage's rank.
+            target: of the loss function, for the last stage's rank.
+            losses: on the last stage's rank it is emptied, and filled with each microbatch's loss.
+            return_outputs: whether the last stage's rank gets the outputs.
+            loss_kwargs: more arguments of the loss function.
+            arg_mbs: instead of args, a tuple of them for each microbatch.
+            kwarg_mbs: instead of kwargs, a dict of them for each microbatch.
+            target_mbs: instead of target, one for each microbatch.
+            **kwargs: of the stages on any rank whose forward takes them.
+
+        Returns:
+            The outputs, detached, put together as `output_merge_spec` says; None on ranks without
+            the last stage.
+
+        Raises:
+            RuntimeError: gradients are off and there is a loss function, or the pass failed.
+        """
+        if self._has_backward and self._backward_requires_autograd and not torch.is_grad_enabled():
+            raise RuntimeError(
+                "step() requires gradients to be enabled for backward computation; it should not "
+                "be used under torch.no_grad() context. Please call eval() instead."
+            )
+        if args and arg_mbs is not None:
+            raise ValueError("expected positional arguments or arg_mbs, got both")
+        if kwargs and kwarg_mbs is not None:
+            raise ValueError("expected keyword arguments or kwarg_mbs, got both")
+        if target is not None and target_mbs is not None:
+            raise ValueError("expected target or target_mbs, got both")
+        cut_args, cut_kwargs = self._split_inputs(args, kwargs)
+        if target is not None:
+            pieces, _ = split_args_kwargs_into_chunks((target,), None, self._n_microbatches)
+            target_mbs = [piece for (piece,) in pieces]
+        outputs = self._step_microbatches(
+            cut_args if arg_mbs is None else arg_mbs,
+            cut_kwargs if kwarg_mbs is None else kwarg_mbs,
+            target_mbs,
+            losses,
+            return_outputs,
+            loss_kwargs,
+        )
+        return None if outputs is None else self._merge_outputs(outputs)
+
+    def eval(
+        self,
+        *args: Any,
+        target: Any = None,
+        losses: "list[Tensor] | None" = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As `step`, with forwards alone."""
+        has_backward = self._has_backward
+        try:
+            self._has_backward = False
+            return self.step(*args, target=target, losses=losses, **kwargs)
+        finally:
+            self._has_backward = has_backward
+
+    def _step_microbatches(
+        self,
+        arg_mbs: Microbatches | None = None,
+        kwarg_mbs: Microbatches | None = None,
+        target_mbs: Microbatches | None = None,
+        losses: "list[Tensor] | None" = None,
+        return_outputs: bool = True,
+        loss_kwargs: dict[str, Any] | None = None,
+    ) -> Microbatches | None:
+        """Runs a batch that is already cut; returns the last stage's outputs by microbatch."""
+        arg_mbs, kwarg_mbs = self._check_inputs(arg_mbs, kwarg_mbs, target_mbs, losses)
+        self._context = _PipelineContext(self, arg_mbs, kwarg_mbs, target_mbs, losses)
+        for stage in self._stages:
+            stage.has_backward = self._has_backward
+        pipeline = self._made_pipeline()
+        run = pipeline.step if self._has_backward else pipeline.evaluate
+        result = run(
+            microbatches=[Microbatch(a, k) for a, k in zip(arg_mbs, kwarg_mbs, strict=True)],
+            target=target_mbs,
+            loss_kwargs=loss_kwargs,
+            return_outputs=return_outputs,
+        )
+        if losses is not None and any(stage.is_last for stage in self._stages):
+            losses.clear()
+            if result.losses is not None:
+                losses.extend(result.losses.unbind(0))
+        outputs: Microbatches | None = result.outputs
+        return outputs
+
+    def _made_pipeline(self) -> Pipeline:
+        if self._pipeline is None:
+            self._pipeline = make_pipeline(
+                self._stages,
+                self._chosen(),
+                self._loss_fn,
+                None if self._overlap_function is None else self._overlap,
+                self.scale_grads,
+            )
+        return self._pipeline
+
+    def _chosen(self) -> _C.Schedule:
+        """The schedule; what was done to `pipeline_order` counts."""
+        if self._order and self._pipeline is None:
+            name = type(self).__name__
+            self._set_schedule(schedule_of(self._order, self._n_microbatches, name))
+        if self._schedule is None:
+            raise ValueError(
+                f"{type(self).__name__} has no order: expected _load_csv or pipeline_order"
+            )
+        return self._schedule
+
+    def _overlap(self, forward: "_C.OverlapHalf", backward: "_C.OverlapHalf") -> None:
+        assert self._overlap_function is not None
+        action = _Action.from_str(f"({forward.action};{backward.action})OVERLAP_F_B")
+        context = replace(self._context, forward=forward, backward=backward)
+        self._overlap_function(action, context)
+
+    def _check_inputs(
+        self,
+        arg_mbs: Microbatches | None = None,
+        kwarg_mbs: Microbatches | None = None,
+        target_mbs: Microbatches | None = None,
+        losses: "list[Tensor] | None" = None,
+    ) -> tuple[Microbatches, Microbatches]:
+        """Checks them, and gives ranks that were given nothing as many empty microbatches."""
+        for name, pieces in (
+            ("arg_mbs", arg_mbs),
+            ("kwarg_mbs", kwarg_mbs),
+            ("target_mbs", target_mbs),
+        ):
+            if pieces is not None and not isinstance(pieces, list):
+                raise TypeError(f"{name} must be a list but got a {type(pieces)}")
+            if pieces is not None and len(pieces) != self._n_microbatches:
+                raise ValueError(f"Expecting {self._n_microbatches} {name} but got {len(pieces)}")
+        if losses is not None and not isinstance(losses, list):
+            raise TypeError(f"losses must be a list but got a {type(losses)}")
+        if arg_mbs is None:
+            arg_mbs = [()] * self._n_microbatches
+        if kwarg_mbs is None:
+            kwarg_mbs = [{}] * self._n_microbatches
+        return arg_mbs, kwarg_mbs
+
+    def _split_inputs(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    ) -> tuple[Microbatches, Microbatches]:
+        if not args and not kwargs:
+            return [()] * self._n_microbatches, [{}] * self._n_microbatches
+        return split_args_kwargs_into_chunks(
+            args, kwargs, self._n_microbatches, self._args_chunk_spec, self._kwargs_chunk_spec
+        )
+
+    def _merge_outputs(self, output_chunks: Microbatches) -> Any:
+        return merge_chunks(output_chunks, self._output_merge_spec)

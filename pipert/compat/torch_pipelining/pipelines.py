@@ -1,0 +1,157 @@
+"""The Pipeline that runs the stages of a schedule."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from pipert import _C
+from pipert.compat.torch_pipelining.stage import _PipelineStageBase
+from pipert.pipeline import Pipeline
+from pipert.stages import Stages
+
+
+def check_stages(stages: Sequence[_PipelineStageBase]) -> None:
+    """Checks that they are stages of one pipeline, each once, and that they are all that is here.
+
+    Raises:
+        ValueError, TypeError: the message says what was expected.
+    """
+    if not stages or not all(isinstance(stage, _PipelineStageBase) for stage in stages):
+        names = [type(stage).__name__ for stage in stages]
+        raise TypeError(f"stages must be PipelineStages of pipert.compat, got {names}")
+    first = stages[0]
+    for stage in stages:
+        if stage.num_stages != first.num_stages:
+            raise ValueError(
+                f"the stages are of pipelines of {first.num_stages} and {stage.num_stages} stages"
+            )
+        if stage.group is not first.group:
+            raise ValueError("the stages have different groups, expected one")
+    indices = [stage.stage_index for stage in stages]
+    if len(set(indices)) != len(indices):
+        raise ValueError(f"each stage must be given once, got stages {indices}")
+    if first.group is None and len(indices) != first.num_stages:
+        raise ValueError(
+            f"without torch.distributed all of the {first.num_stages} stages are in this process, "
+            f"got stages {sorted(indices)}"
+        )
+
+
+def make_pipeline(
+    stages: Sequence[_PipelineStageBase],
+    schedule: _C.Schedule,
+    loss_fn: Callable[..., Tensor] | None,
+    overlap_fn: Callable[..., Any] | None,
+    scale_grads: bool,
+) -> Pipeline:
+    """A Pipeline of these stages, of which the group's other ranks have the rest.
+
+    Args:
+        stages: of this rank, or in one process all of them.
+        schedule: says which rank has which stage.
+        loss_fn: takes an output and a target.
+        overlap_fn: as of Pipeline.
+        scale_grads: whether gradients are of the mean of the losses, not of their sum.
+
+    Raises:
+        ValueError, TypeError: the stages don't fit the schedule.
+    """
+    group = stages[0].group
+    if group is not None:
+        _check_places(stages, schedule)
+    if loss_fn is not None and not scale_grads:
+        loss_fn = _summed(loss_fn, schedule.num_microbatches, _device_of_last(stages))
+    return Pipeline(
+        _whole_model(stages),
+        schedule=schedule,
+        num_microbatches=schedule.num_microbatches,
+        loss_fn=loss_fn,
+        overlap_fn=overlap_fn,
+        group=group,
+        devices=_devices(stages, schedule),
+    )
+
+
+def _check_places(stages: Sequence[_PipelineStageBase], schedule: _C.Schedule) -> None:
+    placement, rank = schedule.placement, stages[0].group_rank
+    if placement.num_stages != stages[0].num_stages:
+        raise ValueError(
+            f"the schedule is for {placement.num_stages} stages, the pipeline has "
+            f"{stages[0].num_stages}"
+        )
+    expected = [s for s in range(placement.num_stages) if placement.rank_of(s) == rank]
+    got = sorted(stage.stage_index for stage in stages)
+    if got != expected:
+        raise ValueError(f"rank {rank} must have stages {expected} in {schedule.name}, got {got}")
+
+
+def _whole_model(stages: Sequence[_PipelineStageBase]) -> Sequence[Any]:
+    """All stages of the model; those of other ranks can't be built."""
+    first = stages[0]
+    here = {stage.stage_index: stage.submod for stage in stages}
+    whole = [here.get(s, functools.partial(_elsewhere, s)) for s in range(first.num_stages)]
+    wired = first._stages
+    if wired is None or wired.specs is None:
+        return whole
+    return Stages(
+        whole,
+        specs=wired.specs,
+        values=wired.values,
+        tied=wired.tied,
+        arguments=wired.arguments,
+        names=wired.names,
+    )
+
+
+def _elsewhere(stage: int) -> NoReturn:
+    raise RuntimeError(f"stage {stage} belongs to another rank")
+
+
+def _devices(stages: Sequence[_PipelineStageBase], schedule: _C.Schedule) -> list[torch.device]:
+    """One for each rank of this process."""
+    by_rank: dict[int, torch.device] = {}
+    for stage in sorted(stages, key=lambda stage: stage.stage_index):
+        rank = schedule.placement.rank_of(stage.stage_index)
+        device = torch.device(stage.device)
+        if by_rank.setdefault(rank, device) != device:
+            raise ValueError(
+                f"the stages of rank {rank} must be on one device, got {by_rank[rank]} and {device}"
+            )
+    return [by_rank[rank] for rank in sorted(by_rank)]
+
+
+def _device_of_last(stages: Sequence[_PipelineStageBase]) -> torch.device | None:
+    return next((torch.device(stage.device) for stage in stages if stage.is_last), None)
+
+
+def _summed(
+    loss_fn: Callable[..., Tensor], num_microbatches: int, device: torch.device | None
+) -> Callable[..., Tensor]:
+    """The same losses with gradients of their sum, where the engine makes those of the mean."""
+    if isinstance(loss_fn, nn.Module) and device is not None:
+        loss_fn.to(device)
+
+    @functools.wraps(loss_fn.forward if isinstance(loss_fn, nn.Module) else loss_fn)
+    def summed(*args: Any, **kwargs: Any) -> Tensor:
+        loss: Tensor = _TimesGradient.apply(  # type: ignore[no-untyped-call]
+            loss_fn(*args, **kwargs), num_microbatches
+        )
+        return loss
+
+    return summed
+
+
+class _TimesGradient(torch.autograd.Function):
+    """The value as it is; its gradient times a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, factor: int) -> Tensor:
+        ctx.factor = factor
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.factor, None
