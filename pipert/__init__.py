@@ -41,6 +41,7 @@ from pipert.errors import PipelineError, RemoteTraceback  # noqa: E402
 from pipert.group import init  # noqa: E402
 from pipert.keyed_random import KeyedRandom  # noqa: E402
 from pipert.memory import RankMemory  # noqa: E402
+from pipert.one_line import pipeline  # noqa: E402
 from pipert.periodic import periodic_schedule  # noqa: E402
 from pipert.pipeline import Pipeline  # noqa: E402
 from pipert.report import RankReport, Report, UnsplitNode  # noqa: E402
@@ -98,6 +99,7 @@ __all__ = [
     "materialize",
     "periodic_schedule",
     "pipe_split",
+    "pipeline",
     "prove",
     "render_svg",
     "schedule_options",

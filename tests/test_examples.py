@@ -1,0 +1,75 @@
+"""The examples run at a small size, and do what they say."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn import functional
+
+EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+
+pytestmark = pytest.mark.timeout(150)
+
+
+@pytest.fixture
+def imported(monkeypatch: pytest.MonkeyPatch):
+    """Imports an example as a module."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module
+
+
+def run(name: str, *options: str, processes: int | None = None) -> str:
+    """Runs an example to its end, under torchrun if `processes` says so; returns its output."""
+    command = [sys.executable]
+    if processes is not None:
+        command += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+        command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # a free port
+    process = subprocess.Popen(
+        [*command, str(EXAMPLES / name), *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, errors = process.communicate(timeout=120)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    assert process.returncode == 0, errors[-3000:]
+    return output
+
+
+def losses_in(output: str) -> list[float]:
+    return [float(number) for number in re.findall(r"loss (\S+)", output)]
+
+
+@pytest.mark.distributed
+def test_pipeline_cuts_spmd_trains_as_the_whole_model_does(imported):
+    example = imported("pipeline_cuts_spmd")
+    sizes = {"width": 16, "layers": 3, "rows": 8, "steps": 4}
+    options = [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
+    output = run("pipeline_cuts_spmd.py", *options, "--pipeline-cuts", "layers.1", processes=4)
+
+    torch.manual_seed(0)
+    model = example.Model(sizes["width"], sizes["layers"])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    expected = []
+    for step in range(sizes["steps"]):
+        x, y = example.batch(step, sizes["rows"])
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        expected.append(loss.item())
+    assert losses_in(output) == pytest.approx(expected, abs=2e-5)

@@ -1,0 +1,89 @@
+"""One line that makes a Pipeline, and those of other libraries."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import pipert
+from pipert.compat.torchgpipe import GPipe
+
+pytestmark = pytest.mark.timeout(60)
+
+WIDTH = 4
+
+
+def model(count=4):
+    torch.manual_seed(0)
+    return nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(count)))
+
+
+def batch(rows=16):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(rows, WIDTH, generator=generator) for _ in range(2)]
+
+
+def gradients_are_the_plain_loops(pipe, plain, num_microbatches):
+    x, y = batch()
+    loss = pipe.step(x, target=y).loss
+    pieces = zip(x.chunk(num_microbatches), y.chunk(num_microbatches), strict=True)
+    losses = [functional.mse_loss(plain(piece), target) for piece, target in pieces]
+    for each in losses:
+        (each / num_microbatches).backward()
+    assert torch.equal(loss, torch.stack(losses).mean())
+    expected = dict(plain.named_parameters())
+    return all(torch.equal(p.grad, expected[name].grad) for name, p in pipe.named_parameters())
+
+
+def test_a_number_of_stages_is_enough():
+    net = model()
+    plain = copy.deepcopy(net)
+    with pipert.pipeline(net, partition=2, loss_fn=functional.mse_loss) as pipe:
+        schedule = pipe.schedule
+        assert (schedule.num_ranks, schedule.num_stages, schedule.num_microbatches) == (2, 2, 8)
+        assert gradients_are_the_plain_loops(pipe, plain, 8)
+        assert len(list(pipe.parameters())) == 8
+
+
+@pytest.mark.parametrize(
+    ("partition", "sizes"), [([3, 1], [3, 1]), (["1", "3"], [1, 2, 1]), (1, [4])]
+)
+def test_layers_of_each_stage_or_where_they_begin(partition, sizes):
+    with pipert.pipeline(model(), partition, loss_fn=functional.mse_loss) as pipe:
+        assert [len(stage) for stage in pipe.stages.values()] == sizes
+
+
+def test_several_stages_a_rank_are_interleaved():
+    net = model()
+    plain = copy.deepcopy(net)
+    options = {"num_ranks": 2, "num_microbatches": 4, "trace": 3}
+    with pipert.pipeline(net, 4, loss_fn=functional.mse_loss, **options) as pipe:
+        assert pipe.schedule.name == "interleaved_1f1b"
+        assert pipe.schedule.placement.ranks == [0, 1, 0, 1]
+        assert gradients_are_the_plain_loops(pipe, plain, 4)
+
+
+def test_what_it_is_to_be_cut_into_must_be_said():
+    with pytest.raises(ValueError, match="expected a partition, such as 2 stages, or a group"):
+        pipert.pipeline(model())
+    with pytest.raises(TypeError, match="partition must be a number of stages"):
+        pipert.pipeline(model(), "2")
+    with pytest.raises(TypeError, match="partition must be a number of stages"):
+        pipert.pipeline(model(), [1, "2"])
+
+
+def test_torchgpipes_line_makes_a_pipeline_of_threads():
+    net = model()
+    plain = copy.deepcopy(net)
+    with GPipe(net, balance=[2, 2], chunks=4, loss_fn=functional.mse_loss) as pipe:
+        assert pipe.schedule.name == "gpipe"
+        assert gradients_are_the_plain_loops(pipe, plain, 4)
+        assert torch.equal(pipe(batch()[0]), plain(batch()[0]))
+    with GPipe(net, devices=["cpu", "cpu"], checkpoint="never") as pipe:
+        assert len(pipe.stages) == 2
+    with pytest.raises(ValueError, match=r"expected a balance, such as \[2, 2\], or devices"):
+        GPipe(net)
+    with pytest.raises(ValueError, match="checkpoint must be 'always', 'except_last' or 'never'"):
+        GPipe(net, [2, 2], checkpoint="sometimes")
