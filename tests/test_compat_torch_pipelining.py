@@ -103,6 +103,31 @@ def test_an_order_of_the_users_own_runs():
         same_gradients(nn.Sequential(*parts), plain)
 
 
+class TwoAtATime(_PipelineScheduleRuntime):
+    """A schedule of a user's own, as torch's are written."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.pipeline_order = {}
+        for rank in range(self.pp_group_size):
+            texts = ["0F0", "0F1", "1F0", "1F1", "1B0", "1B1", "0B0", "0B1"]
+            self.pipeline_order[rank] = [_Action.from_str(text) for text in texts]
+        self._prepare_schedule_with_comms(self.pipeline_order)
+
+
+@pytest.mark.timeout(60)
+def test_a_class_of_the_users_own_runs():
+    parts = modules(2)
+    plain = copy.deepcopy(nn.Sequential(*parts))
+    schedule = TwoAtATime(stages(parts), 2, functional.mse_loss)
+    x, y = batch()
+    schedule.step(x, target=y)
+    with schedule.pipeline as pipe:
+        assert pipe.schedule.name == "TwoAtATime"
+        plain_loop(plain, x, y, 2)
+        same_gradients(nn.Sequential(*parts), plain)
+
+
 def test_an_order_that_cannot_run_says_why():
     schedule = _PipelineScheduleRuntime(stages(modules(2)), 1)
     actions = [_Action.from_str(text) for text in ("1F0", "0F0", "0B0", "1B0")]

@@ -11,9 +11,11 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-from models import WIDTH, data, layers, plain_loop, same
+from models import WIDTH, data, layers, plain_loop, same, within
 from torch import Tensor, nn
 from torch.nn import functional
+
+import pipert
 
 THEIRS, OURS = "torch.distributed.pipelining", "pipert.compat.torch_pipelining"
 CPU = torch.device("cpu")
@@ -376,3 +378,31 @@ def test_what_does_not_fit_is_said_on_the_rank_that_did_it() -> None:
         schedules.get_schedule_class("none")
     with pytest.raises(ValueError, match="has one stage on each rank, got 4 stages and 2 ranks"):
         api.ScheduleGPipe(api.PipelineStage(module, s, 4, CPU), 4)
+
+
+@pytest.mark.processes(2)
+def test_what_one_rank_does_wrong_the_other_hears_of() -> None:
+    own, num_stages = _own_stages("1F1B")
+    [s] = own
+    model, (x, y) = layers(num_stages), data(8)
+    schedule = _schedule(OURS, "1F1B", {s: model[2 * s : 2 * s + 2]}, num_stages)
+    with within(10):
+        if s == 0:
+            with pytest.raises(ValueError, match="Expecting 4 arg_mbs but got 3"):
+                schedule.step(arg_mbs=[()] * 3)
+        else:
+            with pytest.raises(pipert.PipelineError, match="Expecting 4 arg_mbs but got 3"):
+                schedule.step(target=y)
+    _feed(schedule, num_stages, own, (x,), y)
+
+    api, _ = _import(OURS)
+    size = dist.get_world_size()
+    indices = [s, s + size] if s == 0 else [s]
+    stages = [api.PipelineStage(model[:2], index, 2 * size, CPU) for index in indices]
+    uneven = api.ScheduleLoopedBFS(stages, 4, functional.mse_loss)
+    error = ValueError if s == 1 else pipert.PipelineError
+    with (
+        within(10),
+        pytest.raises(error, match=r"rank 1 must have stages \[1, 3\] in .*, got \[1\]"),
+    ):
+        uneven.step()

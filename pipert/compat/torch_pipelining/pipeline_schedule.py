@@ -1,6 +1,7 @@
 """_PipelineSchedule: what all of torch's schedules have in common: step and eval."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,6 +41,22 @@ class _PipelineContext:
     losses: "list[Tensor] | None" = None
     forward: "_C.OverlapHalf | None" = field(default=None, kw_only=True)
     backward: "_C.OverlapHalf | None" = field(default=None, kw_only=True)
+
+
+class _Failure(Sequence[Any]):
+    """What stands for microbatches that can't be had: looking at them raises the error."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __len__(self) -> int:
+        raise self._error
+
+    def __iter__(self) -> Iterator[Any]:
+        raise self._error
+
+    def __getitem__(self, index: Any) -> Any:
+        raise self._error
 
 
 class _PipelineSchedule:
@@ -154,16 +171,18 @@ class _PipelineSchedule:
                 "step() requires gradients to be enabled for backward computation; it should not "
                 "be used under torch.no_grad() context. Please call eval() instead."
             )
-        if args and arg_mbs is not None:
-            raise ValueError("expected positional arguments or arg_mbs, got both")
-        if kwargs and kwarg_mbs is not None:
-            raise ValueError("expected keyword arguments or kwarg_mbs, got both")
-        if target is not None and target_mbs is not None:
-            raise ValueError("expected target or target_mbs, got both")
-        cut_args, cut_kwargs = self._split_inputs(args, kwargs)
-        if target is not None:
-            pieces, _ = split_args_kwargs_into_chunks((target,), None, self._n_microbatches)
-            target_mbs = [piece for (piece,) in pieces]
+        with self._telling():
+            for is_given, pieces, names in (
+                (bool(args), arg_mbs, "positional arguments or arg_mbs"),
+                (bool(kwargs), kwarg_mbs, "keyword arguments or kwarg_mbs"),
+                (target is not None, target_mbs, "target or target_mbs"),
+            ):
+                if is_given and pieces is not None:
+                    raise ValueError(f"expected {names}, got both")
+            cut_args, cut_kwargs = self._split_inputs(args, kwargs)
+            if target is not None:
+                targets, _ = split_args_kwargs_into_chunks((target,), None, self._n_microbatches)
+                target_mbs = [piece for (piece,) in targets]
         outputs = self._step_microbatches(
             cut_args if arg_mbs is None else arg_mbs,
             cut_kwargs if kwarg_mbs is None else kwarg_mbs,
@@ -173,6 +192,15 @@ class _PipelineSchedule:
             loss_kwargs,
         )
         return None if outputs is None else self._merge_outputs(outputs)
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """If what is inside fails here, the other ranks hear of it, which begin the pass."""
+        try:
+            yield
+        except Exception as error:
+            self._made_pipeline().evaluate(microbatches=_Failure(error))
+            raise
 
     def eval(
         self,
@@ -199,7 +227,8 @@ class _PipelineSchedule:
         loss_kwargs: dict[str, Any] | None = None,
     ) -> Microbatches | None:
         """Runs a batch that is already cut; returns the last stage's outputs by microbatch."""
-        arg_mbs, kwarg_mbs = self._check_inputs(arg_mbs, kwarg_mbs, target_mbs, losses)
+        with self._telling():
+            arg_mbs, kwarg_mbs = self._check_inputs(arg_mbs, kwarg_mbs, target_mbs, losses)
         self._context = _PipelineContext(self, arg_mbs, kwarg_mbs, target_mbs, losses)
         for stage in self._stages:
             stage.has_backward = self._has_backward

@@ -59,40 +59,43 @@ def make_pipeline(
     Raises:
         ValueError, TypeError: the stages don't fit the schedule.
     """
-    group = stages[0].group
-    if group is not None:
-        _check_places(stages, schedule)
     if loss_fn is not None and not scale_grads:
         loss_fn = _summed(loss_fn, schedule.num_microbatches, _device_of_last(stages))
     return Pipeline(
-        _whole_model(stages),
+        _whole_model(stages, _problem(stages, schedule)),
         schedule=schedule,
         num_microbatches=schedule.num_microbatches,
         loss_fn=loss_fn,
         overlap_fn=overlap_fn,
-        group=group,
+        group=stages[0].group,
         devices=_devices(stages, schedule),
     )
 
 
-def _check_places(stages: Sequence[_PipelineStageBase], schedule: _C.Schedule) -> None:
+def _problem(stages: Sequence[_PipelineStageBase], schedule: _C.Schedule) -> str:
+    """What is wrong with this rank's stages; nothing: ""."""
+    if stages[0].group is None:
+        return ""
     placement, rank = schedule.placement, stages[0].group_rank
-    if placement.num_stages != stages[0].num_stages:
-        raise ValueError(
-            f"the schedule is for {placement.num_stages} stages, the pipeline has "
-            f"{stages[0].num_stages}"
-        )
     expected = [s for s in range(placement.num_stages) if placement.rank_of(s) == rank]
     got = sorted(stage.stage_index for stage in stages)
     if got != expected:
-        raise ValueError(f"rank {rank} must have stages {expected} in {schedule.name}, got {got}")
+        return f"rank {rank} must have stages {expected} in {schedule.name}, got {got}"
+    devices = sorted({str(torch.device(stage.device)) for stage in stages})
+    if len(devices) > 1:
+        return f"the stages of rank {rank} must be on one device, got {' and '.join(devices)}"
+    return ""
 
 
-def _whole_model(stages: Sequence[_PipelineStageBase]) -> Sequence[Any]:
-    """All stages of the model; those of other ranks can't be built."""
+def _whole_model(stages: Sequence[_PipelineStageBase], problem: str) -> Sequence[Any]:
+    """All stages of the model, of which those of other ranks can't be built.
+
+    With a problem none can, so that the other ranks hear of it, which make the Pipeline too.
+    """
     first = stages[0]
-    here = {stage.stage_index: stage.submod for stage in stages}
-    whole = [here.get(s, functools.partial(_elsewhere, s)) for s in range(first.num_stages)]
+    here = {} if problem else {stage.stage_index: stage.submod for stage in stages}
+    refuse = functools.partial(_refuse, problem or "the stage belongs to another rank")
+    whole = [here.get(s, refuse) for s in range(first.num_stages)]
     wired = first._stages
     if wired is None or wired.specs is None:
         return whole
@@ -106,16 +109,18 @@ def _whole_model(stages: Sequence[_PipelineStageBase]) -> Sequence[Any]:
     )
 
 
-def _elsewhere(stage: int) -> NoReturn:
-    raise RuntimeError(f"stage {stage} belongs to another rank")
+def _refuse(problem: str) -> NoReturn:
+    raise ValueError(problem)
 
 
 def _devices(stages: Sequence[_PipelineStageBase], schedule: _C.Schedule) -> list[torch.device]:
     """One for each rank of this process."""
+    if stages[0].group is not None:
+        return [torch.device(stages[0].device)]
+    ranks = schedule.placement.ranks
     by_rank: dict[int, torch.device] = {}
-    for stage in sorted(stages, key=lambda stage: stage.stage_index):
-        rank = schedule.placement.rank_of(stage.stage_index)
-        device = torch.device(stage.device)
+    for stage in stages:
+        rank, device = ranks[stage.stage_index], torch.device(stage.device)
         if by_rank.setdefault(rank, device) != device:
             raise ValueError(
                 f"the stages of rank {rank} must be on one device, got {by_rank[rank]} and {device}"
