@@ -261,9 +261,12 @@ class Pipeline:
         has_loss = self._has_loss or not self._stages.has_last
         return self._run(batch, PassKind(False, has_loss, return_outputs))
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The outputs of a batch, without gradients; None on ranks without the last stage."""
-        batch = Batch(args, kwargs)
+    def __call__(self, *args: Any, microbatches: Sequence[Any] | None = None, **kwargs: Any) -> Any:
+        """The outputs of a batch, without gradients; None on ranks without the last stage.
+
+        As those of `evaluate`, without losses, whether there is a loss function or not.
+        """
+        batch = Batch(args, kwargs, microbatches=microbatches)
         return self._run(batch, PassKind(False, False, True)).outputs
 
     def _run(self, batch: Batch, kind: PassKind) -> StepResult:

@@ -19,7 +19,8 @@ from pipert.compat.torch_pipelining.orders import (
     with_transfers,
     write_rows,
 )
-from pipert.compat.torch_pipelining.pipeline_schedule import _PipelineContext, _PipelineSchedule
+from pipert.compat.torch_pipelining.overlap import Overlap, _PipelineContext
+from pipert.compat.torch_pipelining.pipeline_schedule import _PipelineSchedule
 from pipert.compat.torch_pipelining.stage import _PipelineStageBase
 
 Format = Literal["compute_only", "compute_comms"]
@@ -128,10 +129,11 @@ class _PipelineScheduleRuntime(PipelineScheduleMulti):
                 f"{computation_type.value} runs in pipert's engine, without Python of a schedule: "
                 "expected OVERLAP_F_B, or hooks on the modules"
             )
-        self._check_not_running("a function")
-        if self._overlap_function is not None:
+        if self._pipelines:
+            raise RuntimeError("expected a function before the first step or eval")
+        if self._overlap is not None:
             logger.warning("another function for OVERLAP_F_B replaces the one before")
-        self._overlap_function = custom_function
+        self._overlap = Overlap(custom_function)
 
     def _prepare_schedule_with_comms(
         self,

@@ -1,8 +1,7 @@
 """_PipelineSchedule: what all of torch's schedules have in common: step and eval."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,32 +14,16 @@ from pipert.compat.torch_pipelining.microbatch import (
     merge_chunks,
     split_args_kwargs_into_chunks,
 )
-from pipert.compat.torch_pipelining.orders import Order, _Action, order_of, schedule_of
-from pipert.compat.torch_pipelining.pipelines import check_stages, make_pipeline
+from pipert.compat.torch_pipelining.orders import Order, order_of, schedule_of
+from pipert.compat.torch_pipelining.overlap import Overlap, _PipelineContext
+from pipert.compat.torch_pipelining.pipelines import CurrentLoss, check_stages, make_pipeline
 from pipert.compat.torch_pipelining.stage import _PipelineStageBase
 from pipert.pipeline import Pipeline
+from pipert.results import StepResult
 
 Microbatches = list[Any]
 
-
-@dataclass
-class _PipelineContext:
-    """What a function registered for OVERLAP_F_B is given beside the action.
-
-    Attributes:
-        schedule_ref: the schedule that runs.
-        arg_mbs, kwarg_mbs, target_mbs: of this pass, by microbatch.
-        losses: the list that the caller gave to `step`.
-        forward, backward: run the two halves; each is to be called once, from any thread.
-    """
-
-    schedule_ref: "_PipelineSchedule"
-    arg_mbs: Microbatches | None = None
-    kwarg_mbs: Microbatches | None = None
-    target_mbs: Microbatches | None = None
-    losses: "list[Tensor] | None" = None
-    forward: "_C.OverlapHalf | None" = field(default=None, kw_only=True)
-    backward: "_C.OverlapHalf | None" = field(default=None, kw_only=True)
+_MOST_PIPELINES = 4  # that a schedule keeps, of different numbers of microbatches
 
 
 class _Failure(Sequence[Any]):
@@ -85,6 +68,7 @@ class _PipelineSchedule:
         output_merge_spec: dict[str, Any] | tuple[Any] | None = None,
         scale_grads: bool = True,
     ) -> None:
+        # Users change these between passes: each pass looks at them anew.
         self._n_microbatches = n_microbatches
         self._loss_fn = loss_fn if self._computes_losses else None
         self.scale_grads = scale_grads
@@ -92,47 +76,55 @@ class _PipelineSchedule:
         self._kwargs_chunk_spec = kwargs_chunk_spec
         self._output_merge_spec = output_merge_spec
         self._has_backward = self._loss_fn is not None
+
         self._stages: list[_PipelineStageBase] = []
+        self._loss = CurrentLoss()
         self._schedule: _C.Schedule | None = None
-        self._order: Order | None = None
-        self._pipeline: Pipeline | None = None
-        self._overlap_function: Callable[[_Action, _PipelineContext], None] | None = None
-        self._context = _PipelineContext(self)
+        self._order: Order | None = None  # to become the schedule
+        self._pipelines: dict[int, Pipeline] = {}  # by number of microbatches; the last one's last
+        self._overlap: Overlap | None = None
 
     def _set_stages(self, stages: Sequence[_PipelineStageBase]) -> None:
         check_stages(stages)
         self._stages = list(stages)
         self._num_stages = stages[0].num_stages
 
-    def _set_schedule(self, schedule: _C.Schedule) -> None:
-        """Takes another order, until the first pass."""
-        self._check_not_running("another order")
-        self._schedule, self._order = schedule, None
-        placement = schedule.placement
-        ranks = {stage: placement.rank_of(stage) for stage in range(placement.num_stages)}
-        for stage in self._stages:
-            stage.stage_index_to_group_rank = ranks
+    def _make(self) -> _C.Schedule | None:
+        """The schedule that comes with the class, for its number of microbatches."""
+        return None
 
-    def _check_not_running(self, what: str) -> None:
-        if self._pipeline is not None:
-            raise RuntimeError(f"expected {what} before the first step or eval")
+    def _set_schedule(self, schedule: _C.Schedule | None) -> None:
+        self._schedule, self._order = schedule, None
+        if schedule is not None:
+            placement = schedule.placement
+            ranks = {stage: placement.rank_of(stage) for stage in range(placement.num_stages)}
+            for stage in self._stages:
+                stage.stage_index_to_group_rank = ranks
 
     @property
     def pipeline_order(self) -> Order:
-        """By rank, its actions in torch's type. May be set, or changed, until the first pass."""
-        if self._order is None:
-            self._order = {} if self._schedule is None else order_of(self._schedule)
-        return self._order
+        """By rank, its actions in torch's type.
+
+        May be set between passes; until the first one it may be changed in place too.
+        """
+        if self._order is not None:
+            return self._order
+        order = {} if self._schedule is None else order_of(self._schedule)
+        if not self._pipelines:
+            self._order = order
+        return order
 
     @pipeline_order.setter
     def pipeline_order(self, order: Order) -> None:
-        self._check_not_running("another order")
         self._order = order
 
     @property
     def pipeline(self) -> Pipeline | None:
-        """The Pipeline that runs it, for its `report`, `trace` and `close`; None until a pass."""
-        return self._pipeline
+        """What ran the last pass, for its `report`, `trace` and `close`; None until there was one.
+
+        There is a Pipeline for each number of microbatches.
+        """
+        return next(reversed(self._pipelines.values()), None)
 
     def step(
         self,
@@ -171,6 +163,8 @@ class _PipelineSchedule:
                 "step() requires gradients to be enabled for backward computation; it should not "
                 "be used under torch.no_grad() context. Please call eval() instead."
             )
+        for stage in self._stages:
+            stage.clear_runtime_states()
         with self._telling():
             for is_given, pieces, names in (
                 (bool(args), arg_mbs, "positional arguments or arg_mbs"),
@@ -183,7 +177,7 @@ class _PipelineSchedule:
             if target is not None:
                 targets, _ = split_args_kwargs_into_chunks((target,), None, self._n_microbatches)
                 target_mbs = [piece for (piece,) in targets]
-        outputs = self._step_microbatches(
+        self._step_microbatches(
             cut_args if arg_mbs is None else arg_mbs,
             cut_kwargs if kwarg_mbs is None else kwarg_mbs,
             target_mbs,
@@ -191,7 +185,10 @@ class _PipelineSchedule:
             return_outputs,
             loss_kwargs,
         )
-        return None if outputs is None else self._merge_outputs(outputs)
+        last = self._last_stage()
+        if last is None or not return_outputs:
+            return None
+        return self._merge_outputs(last.output_chunks)
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
@@ -199,7 +196,7 @@ class _PipelineSchedule:
         try:
             yield
         except Exception as error:
-            self._made_pipeline().evaluate(microbatches=_Failure(error))
+            self._ready().evaluate(microbatches=_Failure(error))
             raise
 
     def eval(
@@ -225,55 +222,66 @@ class _PipelineSchedule:
         losses: "list[Tensor] | None" = None,
         return_outputs: bool = True,
         loss_kwargs: dict[str, Any] | None = None,
-    ) -> Microbatches | None:
-        """Runs a batch that is already cut; returns the last stage's outputs by microbatch."""
+    ) -> None:
+        """Runs a batch that is already cut; outputs go to the last stage's `output_chunks`."""
+        last = self._last_stage()
         with self._telling():
             arg_mbs, kwarg_mbs = self._check_inputs(arg_mbs, kwarg_mbs, target_mbs, losses)
-        self._context = _PipelineContext(self, arg_mbs, kwarg_mbs, target_mbs, losses)
+            if self._has_backward and last is not None and self._loss_fn is None:
+                raise ValueError("a step with backward needs a loss function, got None")
+        pipeline = self._ready()
         for stage in self._stages:
             stage.has_backward = self._has_backward
-        pipeline = self._made_pipeline()
-        run = pipeline.step if self._has_backward else pipeline.evaluate
-        result = run(
-            microbatches=[Microbatch(a, k) for a, k in zip(arg_mbs, kwarg_mbs, strict=True)],
-            target=target_mbs,
-            loss_kwargs=loss_kwargs,
-            return_outputs=return_outputs,
-        )
-        if losses is not None and any(stage.is_last for stage in self._stages):
-            losses.clear()
-            if result.losses is not None:
-                losses.extend(result.losses.unbind(0))
-        outputs: Microbatches | None = result.outputs
-        return outputs
+        microbatches = [Microbatch(a, k) for a, k in zip(arg_mbs, kwarg_mbs, strict=True)]
+        context = _PipelineContext(self, arg_mbs, kwarg_mbs, target_mbs, losses)
+        with nullcontext() if self._overlap is None else self._overlap.within(context):
+            if not self._has_backward and last is not None and self._loss_fn is None:
+                result = StepResult(None, None, pipeline(microbatches=microbatches))
+            else:
+                run = pipeline.step if self._has_backward else pipeline.evaluate
+                result = run(
+                    microbatches=microbatches,
+                    target=target_mbs,
+                    loss_kwargs=loss_kwargs,
+                    return_outputs=return_outputs,
+                )
+        if last is not None:
+            if losses is not None:
+                losses.clear()
+                losses.extend(() if result.losses is None else result.losses.unbind(0))
+            for output in result.outputs if return_outputs else ():
+                last.output_chunks.append(output)
 
-    def _made_pipeline(self) -> Pipeline:
-        if self._pipeline is None:
-            self._pipeline = make_pipeline(
-                self._stages,
-                self._chosen(),
-                self._loss_fn,
-                None if self._overlap_function is None else self._overlap,
-                self.scale_grads,
-            )
-        return self._pipeline
+    def _last_stage(self) -> _PipelineStageBase | None:
+        return next((stage for stage in self._stages if stage.is_last), None)
+
+    def _ready(self) -> Pipeline:
+        """The Pipeline, made or brought up to date with what was changed since the last pass."""
+        schedule = self._chosen()
+        self._loss.set(self._loss_fn, self.scale_grads, self._n_microbatches, self._last_stage())
+        pipeline = self._pipelines.pop(self._n_microbatches, None)
+        if pipeline is None:
+            pipeline = make_pipeline(self._stages, schedule, self._loss, self._overlap)
+        elif schedule is not pipeline.schedule:
+            pipeline.reschedule(schedule)
+        self._pipelines[self._n_microbatches] = pipeline  # as the last one
+        if len(self._pipelines) > _MOST_PIPELINES:
+            self._pipelines.pop(next(iter(self._pipelines))).close()
+        return pipeline
 
     def _chosen(self) -> _C.Schedule:
-        """The schedule; what was done to `pipeline_order` counts."""
-        if self._order and self._pipeline is None:
-            name = type(self).__name__
+        """The schedule of the next pass."""
+        name = type(self).__name__
+        if self._order:
             self._set_schedule(schedule_of(self._order, self._n_microbatches, name))
+        if self._schedule is None or self._schedule.num_microbatches != self._n_microbatches:
+            self._set_schedule(self._make())
         if self._schedule is None:
             raise ValueError(
-                f"{type(self).__name__} has no order: expected _load_csv or pipeline_order"
+                f"{name} has no order for {self._n_microbatches} microbatches: expected _load_csv "
+                "or pipeline_order"
             )
         return self._schedule
-
-    def _overlap(self, forward: "_C.OverlapHalf", backward: "_C.OverlapHalf") -> None:
-        assert self._overlap_function is not None
-        action = _Action.from_str(f"({forward.action};{backward.action})OVERLAP_F_B")
-        context = replace(self._context, forward=forward, backward=backward)
-        self._overlap_function(action, context)
 
     def _check_inputs(
         self,

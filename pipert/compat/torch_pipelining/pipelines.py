@@ -43,24 +43,20 @@ def check_stages(stages: Sequence[_PipelineStageBase]) -> None:
 def make_pipeline(
     stages: Sequence[_PipelineStageBase],
     schedule: _C.Schedule,
-    loss_fn: Callable[..., Tensor] | None,
+    loss_fn: Callable[..., Tensor],
     overlap_fn: Callable[..., Any] | None,
-    scale_grads: bool,
 ) -> Pipeline:
     """A Pipeline of these stages, of which the group's other ranks have the rest.
 
     Args:
         stages: of this rank, or in one process all of them.
         schedule: says which rank has which stage.
-        loss_fn: takes an output and a target.
+        loss_fn: as of Pipeline.
         overlap_fn: as of Pipeline.
-        scale_grads: whether gradients are of the mean of the losses, not of their sum.
 
     Raises:
         ValueError, TypeError: the stages don't fit the schedule.
     """
-    if loss_fn is not None and not scale_grads:
-        loss_fn = _summed(loss_fn, schedule.num_microbatches, _device_of_last(stages))
     return Pipeline(
         _whole_model(stages, _problem(stages, schedule)),
         schedule=schedule,
@@ -128,25 +124,40 @@ def _devices(stages: Sequence[_PipelineStageBase], schedule: _C.Schedule) -> lis
     return [by_rank[rank] for rank in sorted(by_rank)]
 
 
-def _device_of_last(stages: Sequence[_PipelineStageBase]) -> torch.device | None:
-    return next((torch.device(stage.device) for stage in stages if stage.is_last), None)
+class CurrentLoss:
+    """The loss function that a schedule has at the time of a pass."""
 
+    def __init__(self) -> None:
+        self._loss_fn: Callable[..., Tensor] | None = None
+        self._factor = 1
 
-def _summed(
-    loss_fn: Callable[..., Tensor], num_microbatches: int, device: torch.device | None
-) -> Callable[..., Tensor]:
-    """The same losses with gradients of their sum, where the engine makes those of the mean."""
-    if isinstance(loss_fn, nn.Module) and device is not None:
-        loss_fn.to(device)
+    def set(
+        self,
+        loss_fn: Callable[..., Tensor] | None,
+        scale_grads: bool,
+        num_microbatches: int,
+        last: _PipelineStageBase | None,
+    ) -> None:
+        """Takes another one, if it is another, on the last stage's rank.
 
-    @functools.wraps(loss_fn.forward if isinstance(loss_fn, nn.Module) else loss_fn)
-    def summed(*args: Any, **kwargs: Any) -> Tensor:
-        loss: Tensor = _TimesGradient.apply(  # type: ignore[no-untyped-call]
-            loss_fn(*args, **kwargs), num_microbatches
-        )
-        return loss
+        Args:
+            loss_fn: of an output and a target.
+            scale_grads: whether gradients are of the mean of the losses, not of their sum.
+            num_microbatches: whose losses they are.
+            last: the last stage, if it is here; a module is moved to its device.
+        """
+        if last is not None and isinstance(loss_fn, nn.Module) and loss_fn is not self._loss_fn:
+            loss_fn.to(last.device)
+        self._loss_fn = loss_fn
+        self._factor = 1 if scale_grads else num_microbatches  # of the engine's: those of the mean
 
-    return summed
+    def __call__(self, output: Any, target: Any, **kwargs: Any) -> Tensor:  # noqa: D102
+        assert self._loss_fn is not None
+        loss = self._loss_fn(output, target, **kwargs)
+        if self._factor == 1:
+            return loss
+        scaled: Tensor = _TimesGradient.apply(loss, self._factor)  # type: ignore[no-untyped-call]
+        return scaled
 
 
 class _TimesGradient(torch.autograd.Function):

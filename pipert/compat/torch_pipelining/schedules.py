@@ -12,7 +12,8 @@ from pipert.compat.torch_pipelining.multi_stage import (
     _PipelineScheduleRuntime,
 )
 from pipert.compat.torch_pipelining.orders import _Action, _ComputationType, one_round
-from pipert.compat.torch_pipelining.pipeline_schedule import _PipelineContext, _PipelineSchedule
+from pipert.compat.torch_pipelining.overlap import _PipelineContext
+from pipert.compat.torch_pipelining.pipeline_schedule import _PipelineSchedule
 from pipert.compat.torch_pipelining.single_stage import (
     PipelineScheduleSingle,
     Schedule1F1B,
@@ -63,7 +64,10 @@ class ScheduleLoopedBFS(_PipelineScheduleRuntime):
             backward_requires_autograd=backward_requires_autograd,
             defer_pp_recv=defer_pp_recv,
         )
-        self._set_schedule(self._built("looped_bfs"))
+        self._set_schedule(self._make())
+
+    def _make(self) -> _C.Schedule:
+        return self._built("looped_bfs")
 
 
 class _Named(_PipelineScheduleRuntime):

@@ -48,12 +48,14 @@ class PipelineScheduleSingle(_PipelineSchedule):
                 f"{type(self).__name__} has one stage on each rank, got {first.num_stages} stages "
                 f"and {first.group_size} ranks"
             )
-        if self._name is not None:
-            self._set_schedule(
-                _C.Schedule.build(
-                    self._name, num_ranks=first.num_stages, num_microbatches=n_microbatches
-                )
-            )
+        self._set_schedule(self._make())
+
+    def _make(self) -> _C.Schedule | None:
+        if self._name is None:
+            return None
+        return _C.Schedule.build(
+            self._name, num_ranks=self._num_stages, num_microbatches=self._n_microbatches
+        )
 
 
 class ScheduleGPipe(PipelineScheduleSingle):

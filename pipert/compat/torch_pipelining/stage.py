@@ -35,16 +35,10 @@ _MEANINGLESS = {
         ),
         _ENGINE,
     ),
+    "perform_reduce_grad": "gradients are scaled as they are made",
     **dict.fromkeys(
-        ("perform_reduce_grad", "clear_runtime_states"), "nothing is kept between two steps"
-    ),
-    **dict.fromkeys(
-        ("fwd_cache", "bwd_cache", "output_chunks", "backward_state", "dw_runner"),
+        ("fwd_cache", "bwd_cache", "backward_state", "dw_runner"),
         "what is kept of a microbatch belongs to pipert's engine",
-    ),
-    **dict.fromkeys(
-        ("args_recv_info", "act_send_info", "grad_recv_info", "grad_send_info"),
-        "shapes travel with each message, nothing is prepared for them",
     ),
 }
 
@@ -82,7 +76,9 @@ class _PipelineStageBase:
         submod, stage_index, num_stages, device, group: as given.
         group_rank: this process's rank in the group; 0 without one.
         group_size: of the group; 1 without one.
-        has_backward: whether the last pass was a step with a loss.
+        has_backward: whether the last pass had a backward.
+        output_chunks: of the last stage: its outputs of the last pass, by microbatch.
+        args_recv_info, grad_recv_info: nothing: shapes travel with each message.
         stage_index_to_group_rank: which rank has which stage, as its schedule says.
     """
 
@@ -121,6 +117,9 @@ class _PipelineStageBase:
             )
         self.has_backward = False
         self.dw_builder = None
+        self.output_chunks: list[Any] = []
+        self.args_recv_info: dict[int, Any] = {}
+        self.grad_recv_info: dict[int, Any] = {}
         self.stage_index_to_group_rank = {s: s % self.group_size for s in range(num_stages)}
         self._stages: Stages | None = None
 
@@ -133,6 +132,10 @@ class _PipelineStageBase:
     def is_last(self) -> bool:
         """Whether it is the last stage."""
         return self.stage_index == self.num_stages - 1
+
+    def clear_runtime_states(self) -> None:
+        """Forgets the outputs of the last pass."""
+        self.output_chunks.clear()
 
     def scale_grads(self, grad_scale_factor: int) -> None:
         """Divides the gradients of its parameters, in place. Schedules have done so already."""
