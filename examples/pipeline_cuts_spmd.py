@@ -58,7 +58,7 @@ def train(args):
     torch.manual_seed(0)  # every process builds the same model, and keeps its own part
     model = Model(args.width, args.layers)
     x, _ = batch(0, rows=4)
-    stages = pipert.split(model, at=args.pipeline_cuts, example_args=(x,))
+    stages = pipert.split(model, pipeline_cuts=args.pipeline_cuts, example_args=(x,))
     stage = stages[mesh["pp"].get_local_rank()]
     for module in stage.modules():
         if isinstance(module, Block):

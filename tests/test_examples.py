@@ -73,3 +73,29 @@ def test_pipeline_cuts_spmd_trains_as_the_whole_model_does(imported):
         optimizer.step()
         expected.append(loss.item())
     assert losses_in(output) == pytest.approx(expected, abs=2e-5)
+
+
+@pytest.mark.distributed
+def test_pippy_script_trains_alike_under_its_schedules(imported):
+    example = imported("pippy_script")
+    options = ["--rows", "16", "--steps", "3", "--chunks", "4"]
+    outputs = {
+        schedule: run("pippy_script.py", "--schedule", schedule, *options, processes=2)
+        for schedule in ("1F1B", "ZBVZeroBubble")
+    }
+    torch.manual_seed(0)
+    model = example.Sorter()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    expected = []
+    for step in range(3):
+        x, y = example.batch(step, 16)
+        optimizer.zero_grad()
+        loss = example.loss_fn(model(x), y)
+        loss.backward()
+        optimizer.step()
+        expected.append(loss.item())
+    for schedule, num_stages in (("1F1B", 2), ("ZBVZeroBubble", 4)):
+        output = outputs[schedule]
+        assert losses_in(output) == pytest.approx(expected, abs=2e-5)
+        assert f"submod_pp_{num_stages - 1} = self.submod_pp_{num_stages - 1}(" in output
+        assert "right on a new batch" in output

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,24 @@ def annotate_split_points(model: nn.Module, spec: Mapping[str, SplitPoint]) -> N
         marks = module.__dict__.setdefault(_MARKS, [])
         if kind not in marks:
             marks.append(kind)
+
+
+@contextlib.contextmanager
+def marked(model: nn.Module, spec: Mapping[str, SplitPoint]) -> Iterator[None]:
+    """Marks modules while it lasts; other marks stay."""
+    before = [(module, module.__dict__.get(_MARKS)) for module in model.modules()]
+    for module, marks in before:
+        if marks is not None:
+            module.__dict__[_MARKS] = list(marks)
+    try:
+        annotate_split_points(model, spec)
+        yield
+    finally:
+        for module, marks in before:
+            if marks is None:
+                module.__dict__.pop(_MARKS, None)
+            else:
+                module.__dict__[_MARKS] = marks
 
 
 def pipe_split() -> None:

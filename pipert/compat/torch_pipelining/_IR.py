@@ -11,13 +11,13 @@ from torch.distributed.pipelining._IR import (
     PipeSequential,
     SplitPoint,
     TrivialLossWrapper,
-    annotate_split_points,
-    pipe_split,
 )
 
 from pipert.compat.torch_pipelining.policy import cuts_of_policy
 from pipert.compat.torch_pipelining.stage import PipeInfo, _PipelineStage
-from pipert.split import split
+from pipert.split import pipe_split, split
+from pipert.split.points import annotate_split_points as mark_split_points
+from pipert.split.points import marked
 from pipert.stages import Stages
 
 __all__ = [
@@ -39,6 +39,11 @@ class PipeSplitWrapper:
     """An old place of SplitPoint."""
 
     SplitPoint = SplitPoint
+
+
+def annotate_split_points(mod: nn.Module, spec: dict[str, SplitPoint]) -> None:
+    """Marks modules where a stage is to begin or to end; see pipert.annotate_split_points."""
+    mark_split_points(mod, spec)
 
 
 class Pipe(nn.Module):
@@ -100,13 +105,19 @@ class Pipe(nn.Module):
         Raises:
             ValueError: it can't be traced, or cut there; the message has the line.
         """
+        cuts = {}
+        num_stages = None  # what the model says
         if split_policy is not None:
-            annotate_split_points(
-                mod, cuts_of_policy(mod, example_args, example_kwargs, split_policy)
+            cuts = cuts_of_policy(mod, example_args, example_kwargs, split_policy)
+            num_stages = len(cuts) + 1
+        with marked(mod, cuts):
+            stages = split(
+                mod,
+                num_stages,
+                example_args=example_args,
+                example_kwargs=example_kwargs,
+                by="trace",
             )
-        stages = split(  # type: ignore[call-arg]
-            mod, example_args=example_args, example_kwargs=example_kwargs, by="trace"
-        )
         return Pipe._of(stages)
 
     @staticmethod

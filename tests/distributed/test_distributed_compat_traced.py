@@ -1,0 +1,97 @@
+"""Scripts in the public style that trace a model, run with torch's import and ours."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from models import WIDTH, data, same
+from test_distributed_compat import (
+    CPU,
+    ONE_STAGE,
+    OURS,
+    THEIRS,
+    _feed,
+    _import,
+    _own_stages,
+    _same_everything,
+)
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class _Traced(nn.Module):
+    """Layers with something between them that no module does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.head = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        for layer in self.layers:
+            x = torch.tanh(layer(x)) + 1
+        if scale is not None:
+            x = x * scale
+        return self.head(x)
+
+
+def _run_traced(package: str, name: str, cuts: list[str]) -> dict[str, object]:
+    api, schedules = _import(package)
+    own, num_stages = _own_stages(name)
+    x, y = data(8)
+    spec = dict.fromkeys(cuts, api.SplitPoint.BEGINNING)
+    pipe = api.pipeline(_Traced(), mb_args=(x[:2],), split_spec=spec)
+    assert pipe.num_stages == num_stages
+    in_turn = pipe(x[:2])
+    if isinstance(in_turn, tuple):  # torch's
+        [in_turn] = in_turn
+    stages = [pipe.build_stage(s, CPU) for s in own]
+    schedule = schedules.get_schedule_class(name)(
+        stages[0] if name in ONE_STAGE else stages, 4, functional.mse_loss
+    )
+    result = _feed(schedule, num_stages, own, (x,), y)
+    if result.outputs is not None:
+        same(result.outputs[:2].detach(), in_turn.detach(), "the Pipe run in turn")
+    gradients = {n: p.grad for stage in stages for n, p in stage.submod.named_parameters()}
+    return {
+        "losses": [loss.detach() for loss in result.losses],
+        "outputs": result.outputs,
+        **dict(sorted(gradients.items())),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "cuts"),
+    [("GPipe", ["layers.2"]), ("1F1B", ["head"]), ("LoopedBFS", ["layers.1", "layers.2", "head"])],
+)
+@pytest.mark.processes(2)
+def test_a_traced_script_gets_torchs_bits_with_the_other_import(name: str, cuts: list) -> None:
+    _same_everything(_run_traced(OURS, name, cuts), _run_traced(THEIRS, name, cuts))
+
+
+@pytest.mark.processes(2)
+def test_a_stage_of_a_pipe_takes_its_arguments_by_name() -> None:
+    """PyTorch has them in the first stage alone."""
+    api, _ = _import(OURS)
+    [s], num_stages = _own_stages("1F1B")
+    x, y = data(8)
+    scale = torch.linspace(0.5, 2, 8)[:, None]
+    model = _Traced()
+    reference = copy.deepcopy(model)
+    spec = {"layers.2": api.SplitPoint.END}
+    pipe = api.pipeline(model, (x[:2],), {"scale": scale[:2]}, split_spec=spec)
+    stage = pipe.build_stage(s, CPU)
+    schedule = api.Schedule1F1B(stage, 4, functional.mse_loss)
+    result = _feed(schedule, num_stages, [s], (x,), y, scale=scale)
+    losses = []
+    for piece, target, factor in zip(x.chunk(4), y.chunk(4), scale.chunk(4), strict=True):
+        losses.append(functional.mse_loss(reference(piece, factor), target))
+        (losses[-1] / 4).backward()
+    if result.losses:
+        same(torch.stack(result.losses), torch.stack(losses).detach())
+    expected = dict(reference.named_parameters())
+    for name, parameter in stage.submod.named_parameters():
+        same(parameter.grad, expected[name].grad, name)
