@@ -187,10 +187,6 @@ def test_tensors_in_types_that_pytree_does_not_know_are_refused():
 
 
 def test_a_model_that_keeps_results_in_attributes_is_found_out():
-    def keeps(self, x):
-        self.embed.kept = x * 2
-        return x
-
     class Reads(nn.Linear):
         def forward(self, x):
             return super().forward(x) + Remembers.last
@@ -205,7 +201,6 @@ def test_a_model_that_keeps_results_in_attributes_is_found_out():
     model = Net()
     model.layers[0], model.layers[5] = Remembers(4, 4), Reads(4, 4)
     assert "the stages of Net don't compute what it does: output" in message_of(ValueError, model)
-    del keeps
 
 
 def test_hooks_of_what_is_cut_inside_are_refused():
@@ -214,14 +209,6 @@ def test_hooks_of_what_is_cut_inside_are_refused():
     model["net"].register_forward_hook(lambda *_: None)
     with pytest.raises(ValueError, match="net has hooks, and is cut inside: they would be lost"):
         split(model, at=["net.layers.1"])
-
-
-def reads_behind(self, x):
-    view = x[:, 0:2]
-    y = self.layers[0](x)
-    x.add_(1)
-    self.view = None
-    return y + torch.cat([view, view], 1)
 
 
 def test_a_write_that_another_stage_would_not_see_is_refused():
