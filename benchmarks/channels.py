@@ -53,7 +53,7 @@ def connect(group: dist.ProcessGroup) -> dict[str, _C.ExternalChannels]:
     program = pipert.lower(schedule)[dist.get_rank()]
     peers = Peers(group)
     cpu = torch.device("cpu")
-    return {name: Connection(peers, program, cpu, [], name).channels for name in CHANNELS}
+    return {name: Connection(peers, program, cpu, {}, name).channels for name in CHANNELS}
 
 
 def own_core(rank: int) -> int | None:

@@ -72,7 +72,7 @@ def measure_processes(
     """Ranks as processes of a group. A collective call."""
     programs, placement = programs_of(*size)
     program = programs[group.rank()]
-    channels = Connection(Peers(group), program, torch.device("cpu"), [], "shm").channels
+    channels = Connection(Peers(group), program, torch.device("cpu"), {}, "shm").channels
     mine = seconds_of(rehearse_rank(program, placement, channels, num_passes=passes), passes)
     times = torch.tensor(mine, dtype=torch.float64)
     dist.all_reduce(times, dist.ReduceOp.MAX, group)

@@ -256,7 +256,7 @@ def measure_messages(
     assert group is not None
     schedule = pipert.Schedule.build("1f1b", num_ranks=2, num_microbatches=2)
     program = pipert.lower(schedule)[pair.rank]
-    channels = Connection(Peers(group), program, torch.device(device), [], transport).channels
+    channels = Connection(Peers(group), program, torch.device(device), {}, transport).channels
     epochs = itertools.count()
 
     def run(function: Callable[..., Any], size: int, count: int, **options: Any) -> Any:

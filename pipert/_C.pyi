@@ -684,6 +684,7 @@ def connect_processes(
     device: str,
     edges: Sequence[tuple[int, int, _Carrier]],
     copies: Sequence[tuple[int, _Carrier, _Carrier]],
+    ties: Sequence[tuple[int, _Carrier, _Carrier]],
     everybody: ShmSegment | Backend,
     board_store: Store,
     max_values: int,
@@ -784,6 +785,7 @@ class OverlapHalf:
 
 # Stage in its copy, rank of the other copy, is the first copy, this process's stage if its losses
 # are to be told, parameters, buffers.
+_TiedWeight = tuple[str, int, bool, Sequence[int], Tensor, Tensor | None]
 _SharedStage = tuple[int, int, bool, int | None, Sequence[Tensor], Sequence[Tensor]]
 
 class NativeGraph:
@@ -923,9 +925,12 @@ class Runtime:
         step: int,
         begun_ns: int,
         main_gradients: Sequence[tuple[Tensor, Tensor, bool]] = ...,
-        shared: Sequence[_SharedStage],
+        shared: Sequence[_SharedStage] = ...,
+        tied: Sequence[_TiedWeight] = ...,
     ) -> None: ...
-    def share_weights(self, *, shared: Sequence[_SharedStage]) -> None: ...
+    def share_weights(
+        self, *, shared: Sequence[_SharedStage], tied: Sequence[_TiedWeight]
+    ) -> None: ...
     def losses(self) -> Tensor | None: ...
     def loss_weights(self) -> list[float]: ...
     def outputs(self) -> dict[int, Any] | None: ...

@@ -1,6 +1,6 @@
 """Connection: what the ranks of one pipeline send their messages through, made together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
@@ -29,6 +29,7 @@ _ALL = "all"  # the key of what joins all ranks, beside those of edges
 _ON_ONE_HOST = {"shm": "CPU ranks of one host", "cuda_ipc": "GPU ranks of one host"}
 
 _Shared: TypeAlias = _C.ShmSegment | _C.CudaIpcEdge
+_Carrier: TypeAlias = "_Shared | tuple[Backend, Backend | None]"
 
 
 class Connection:
@@ -38,7 +39,8 @@ class Connection:
         peers: the ranks.
         program: this rank's training program.
         device: this rank's.
-        copies: the ranks that have other copies of this rank's stages.
+        partners: the ranks that this one exchanges state with at the end of a step: under "copies"
+            those that have other copies of its stages, under "ties" those that share its weights.
         transport: Pipeline's, the same on all ranks.
 
     Attributes:
@@ -56,7 +58,7 @@ class Connection:
         peers: Peers,
         program: _C.Program,
         device: torch.device,
-        copies: Sequence[int],
+        partners: Mapping[str, Sequence[int]],
         transport: str,
     ) -> None:
         self._peers = peers
@@ -70,11 +72,10 @@ class Connection:
                 if slot["kind"] != "local"
             }
         )
-        both_ways = sorted(
-            edge for other in copies for edge in ((peers.rank, other), (other, peers.rank))
-        )
         self._edges = {f"edge/{a}-{b}": (a, b) for a, b in edges}
-        self._edges |= {f"copies/{a}-{b}": (a, b) for a, b in both_ways}
+        for what, others in sorted(partners.items()):
+            both_ways = sorted(e for o in others for e in ((peers.rank, o), (o, peers.rank)))
+            self._edges |= {f"{what}/{a}-{b}": (a, b) for a, b in both_ways}
         self._segments: dict[str, _Shared] = {}
 
         told = peers.exchange("connect", asdict(Home.of(device)))
@@ -82,7 +83,7 @@ class Connection:
         try:
             refused = self._share_memory()
             self._store, self._board_store = peers.begin_connection()
-            self.channels = self._make_channels(copies)
+            self.channels = self._make_channels(partners)
             # Or a rank would wait in a step for one that failed here. From now on both ends of all
             # that is shared are open, so each sees when the other dies.
             peers.exchange("end connecting")
@@ -110,13 +111,18 @@ class Connection:
         self._segments.clear()
         vars(self).pop("channels", None)
 
-    def _make_channels(self, copies: Sequence[int]) -> _C.ExternalChannels:
+    def _make_channels(self, partners: Mapping[str, Sequence[int]]) -> _C.ExternalChannels:
         peers = self._peers
         # In the same order on all ranks: the least edge that anybody waits for can always be made.
         carriers = {
             key: self._segments[key] if key in self._segments else self._backends(key)
             for key in self._edges
         }
+
+        def both_ways(what: str, other: int) -> "tuple[int, _Carrier, _Carrier]":
+            to, back = f"{what}/{peers.rank}-{other}", f"{what}/{other}-{peers.rank}"
+            return other, carriers[to], carriers[back]
+
         met = self._segments.get(_ALL)
         everybody: _C.ShmSegment | Backend
         if isinstance(met, _C.ShmSegment):
@@ -132,14 +138,8 @@ class Connection:
                 for key, (a, b) in self._edges.items()
                 if key.startswith("edge/")
             ],
-            copies=[
-                (
-                    other,
-                    carriers[f"copies/{peers.rank}-{other}"],
-                    carriers[f"copies/{other}-{peers.rank}"],
-                )
-                for other in copies
-            ],
+            copies=[both_ways("copies", other) for other in partners.get("copies", ())],
+            ties=[both_ways("ties", other) for other in partners.get("ties", ())],
             everybody=everybody,
             board_store=self._board_store,
             max_values=self._max_values,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pipert._C import Placement
+from pipert.twins import Twins
 
 # What nn.Module keeps hooks in.
 _HOOKS = [name for name, value in vars(nn.Module()).items() if "_hooks" in name]
@@ -28,7 +29,7 @@ class LocalCopies:
 
     def __init__(self) -> None:
         self._modules: list[tuple[nn.Module, nn.Module, torch.device]] = []  # with all children
-        self._twins: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # by id of the first
+        self._twins = Twins()
         self._seen: dict[tuple[int, str], tuple[Any, ...]] = {}  # of buffers: as last made equal
 
     def add(self, first: nn.Module, index: int, device: torch.device) -> nn.Module:
@@ -49,7 +50,7 @@ class LocalCopies:
                     f"stages[{index}] has a parameter that its first call makes, {name}, and the "
                     "schedule runs two copies of the model: expected parameters that are there"
                 )
-            memo[id(parameter)] = self._twin(parameter, device)
+            memo[id(parameter)] = self._twins.twin(parameter, device)
         try:
             second = copy.deepcopy(first, memo).to(device)
         except Exception as error:
@@ -72,11 +73,9 @@ class LocalCopies:
             self._make_equal()
         try:
             yield
-            with torch.no_grad():
-                self._add_gradients()
+            self._twins.add_gradients()
         finally:
-            for _, second in self._twins.values():
-                second.grad = None
+            self._twins.drop_gradients()
 
     def _make_equal(self) -> None:
         there = set()
@@ -87,29 +86,12 @@ class LocalCopies:
                     second._parameters[name] = None
                     continue
                 there.add(id(parameter))
-                twin = self._twin(parameter, device)
+                twin = self._twins.twin(parameter, device)
                 if second._parameters.get(name) is not twin:
                     setattr(second, name, twin)  # some modules keep more of it (nn.LSTM)
             for name, buffer in first._buffers.items():
                 self._copy_buffer(second, name, buffer, device)
-        self._twins = {key: twins for key, twins in self._twins.items() if key in there}
-
-    def _twin(self, first: nn.Parameter, device: torch.device) -> nn.Parameter:
-        """The parameter of the second copy, as the first one is now."""
-        known, second = self._twins.get(id(first), (None, None))
-        if known is not first or second is None or not _is_twin(first, second, device):
-            second = nn.Parameter(first.detach().to(device), requires_grad=first.requires_grad)
-            vars(second).update(vars(first))
-            self._twins[id(first)] = (first, second)
-        elif first.device != device:
-            second.copy_(first)
-        if second.requires_grad != first.requires_grad:
-            second.requires_grad_(first.requires_grad)
-        if second._backward_hooks is not first._backward_hooks:
-            second._backward_hooks = first._backward_hooks
-        if second._post_accumulate_grad_hooks is not first._post_accumulate_grad_hooks:
-            second._post_accumulate_grad_hooks = first._post_accumulate_grad_hooks
-        return second
+        self._twins.keep(there)
 
     def _copy_buffer(
         self, second: nn.Module, name: str, buffer: Tensor | None, device: torch.device
@@ -126,30 +108,6 @@ class LocalCopies:
         else:
             mine = second._buffers[name] = buffer.detach().clone().to(device)
         self._seen[key] = (id(buffer), _version(buffer), id(mine), _version(mine))
-
-    def _add_gradients(self) -> None:
-        """first.grad += second.grad; in place, as backward does."""
-        mine: list[Tensor] = []
-        theirs: list[Tensor] = []
-        for first, second in self._twins.values():
-            if second.grad is None:
-                continue
-            gradient = second.grad.to(first.device)
-            if first.grad is None:
-                first.grad = gradient
-            elif first.grad.layout != torch.strided or gradient.layout != torch.strided:
-                first.grad = first.grad + gradient
-            else:
-                mine.append(first.grad)
-                theirs.append(gradient)
-        if mine:
-            torch._foreach_add_(mine, theirs)
-
-
-def _is_twin(first: nn.Parameter, second: nn.Parameter, device: torch.device) -> bool:
-    if second.dtype != first.dtype or second.device != device or second.shape != first.shape:
-        return False
-    return first.device != device or second.is_set_to(first)
 
 
 def _version(buffer: Tensor | None) -> object:

@@ -21,10 +21,11 @@ def gradient_norms(
 ) -> list[float]:
     """The 2-norm of each gradient of the whole model, in order. A collective call in a group.
 
-    Parameters without a gradient are left out.
+    Parameters without a gradient are left out; those that several processes have count once.
     """
+    foreign = stages.ties.foreign()
     norms = {
-        index: _norms(gradient_of(p) for _, p in named)
+        index: _norms(gradient_of(p) for _, p in named if p not in foreign)
         for index, named in stages.named_parameters()
     }
     if peers is not None:

@@ -103,28 +103,3 @@ def make_second(
         is_last=placement.is_last(index),
         call=call,
     )
-
-
-def check_tied(stages: Sequence[Any], placement: Placement) -> None:
-    """Refuses a weight that stages in different processes share: each would train its own copy.
-
-    Builders are not looked into.
-
-    Raises:
-        ValueError: names the stages.
-    """
-    owners: dict[nn.Parameter, int] = {}
-    for index, stage in enumerate(stages):
-        if not isinstance(stage, nn.Module):
-            continue
-        for name, parameter in stage.named_parameters():
-            owner = owners.setdefault(parameter, index)
-            size = placement.stages_per_copy
-            if any(
-                placement.rank_of(begin + owner) != placement.rank_of(begin + index)
-                for begin in range(0, placement.num_stages, size)
-            ):
-                raise ValueError(
-                    f"stages {owner} and {index} share the weight {name}, and are in different "
-                    "processes: expected stages with weights of their own, or one process"
-                )

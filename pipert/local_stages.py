@@ -1,6 +1,7 @@
 """LocalStages: the stages of one process."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,9 +11,11 @@ from pipert._C import Schedule
 from pipert.argument_names import ArgumentNames
 from pipert.copies import LocalCopies, RemoteCopy
 from pipert.devices import check_placed
+from pipert.distributed import Peers
 from pipert.local_stage import LocalStage, make_second, make_stage
-from pipert.parameters import load_stages
+from pipert.parameters import check_state, copy_state
 from pipert.stages import Stages
+from pipert.ties import Ties
 
 
 class LocalStages:
@@ -22,6 +25,7 @@ class LocalStages:
         stages: of the whole model, as the user gives them; only this process's are made.
         schedule: says which rank has which.
         devices: by rank, for the ranks of this process; modules are moved to their rank's.
+        peers: the ranks of the group, for which it is a collective call; None: one process.
 
     Attributes:
         modules: {stage index: module or function}, of both copies of the model if there are two.
@@ -29,33 +33,38 @@ class LocalStages:
         has_last: whether its last one is.
         local_copies: second copies of modules whose first ones are here too.
         remote_copies: the stages whose other copy is in another process.
+        ties: the parameters that several stages use.
         argument_names: by which stages with specs are given the batch's arguments; None: without.
     """
 
     def __init__(
-        self, stages: Sequence[Any], schedule: Schedule, devices: Mapping[int, torch.device]
+        self,
+        stages: Sequence[Any],
+        schedule: Schedule,
+        devices: Mapping[int, torch.device],
+        peers: Peers | None,
     ) -> None:
         placement = schedule.placement
         self.local_copies = LocalCopies()
         self.remote_copies: list[RemoteCopy] = []
         made: dict[int, LocalStage] = {}  # by stage of the model
-        self._stages: list[LocalStage] = []
-        for index in range(placement.num_stages):
-            device = devices.get(placement.rank_of(index))
-            if device is None:
-                continue
-            first = made.get(index % placement.stages_per_copy)
-            if first is not None:
-                self._stages.append(make_second(first, index, placement, self.local_copies, device))
-                continue
-            stage = make_stage(stages, index, placement)
-            made[stage.piece] = stage
-            self._stages.append(stage)
-            if isinstance(stage.call, nn.Module):
-                stage.call.to(device)
-        check_placed(
-            (stage.index, stage, devices[placement.rank_of(stage.index)]) for stage in self
+        indices = range(placement.num_stages)
+        where = {i: devices[r] for i in indices if (r := placement.rank_of(i)) in devices}
+        for index in where:
+            if index % placement.stages_per_copy not in made:
+                made[index % placement.stages_per_copy] = make_stage(stages, index, placement)
+        here = {stage.index: stage for stage in made.values()}
+        self.ties = Ties(
+            stages, made, {s.piece: where[s.index] for s in here.values()}, placement, peers
         )
+        for stage in here.values():
+            if isinstance(stage.call, nn.Module):
+                stage.call.to(where[stage.index])
+        for index in where.keys() - here.keys():
+            first = made[index % placement.stages_per_copy]
+            here[index] = make_second(first, index, placement, self.local_copies, where[index])
+        self._stages = [here[index] for index in where]
+        check_placed((stage.index, stage, where[stage.index]) for stage in self)
         self._model = [made[piece] for piece in sorted(made)]  # each piece of the model once
         self._num_pieces = placement.stages_per_copy
         self._ranks = {stage.index: placement.rank_of(stage.index) for stage in self._stages}
@@ -90,12 +99,22 @@ class LocalStages:
         return [remote.for_runtime(known) for remote in self.remote_copies]
 
     def named_parameters(self) -> Iterator[tuple[int, list[tuple[str, nn.Parameter]]]]:
-        """By stage of the model; a parameter that stages share is the first one's."""
-        seen: set[nn.Parameter] = set()
+        """By stage of the model; a parameter that stages share is the first one's.
+
+        So is its name, in processes too that have a later one alone.
+        """
+        names = self.ties.names()
+        seen = {twin for _, twin in self.ties.twins()}
         for stage in self._model:
-            own = [(name, p) for name, p in stage.named_parameters() if p not in seen]
+            own = [(names.get(p, name), p) for name, p in stage.named_parameters() if p not in seen]
             seen.update(p for _, p in own)
             yield stage.piece, own
+
+    @contextmanager
+    def one_pass(self) -> Iterator[None]:
+        """Makes equal what stands for something else here, and adds up its gradients after it."""
+        with self.ties.one_pass(), self.local_copies.one_pass():
+            yield
 
     def parameters_of_several_ranks(self) -> set[nn.Parameter]:
         """Those to which several threads of this process add gradients at once."""
@@ -106,9 +125,17 @@ class LocalStages:
         return {parameter for parameter, of in ranks.items() if len(of) > 1}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Names as in the unpartitioned model."""
-        return {name: v for stage in self._model for name, v in stage.state_dict().items()}
+        """Names as in the unpartitioned model, all of a tied parameter's where its owner is."""
+        state = {name: v for stage in self._model for name, v in stage.state_dict().items()}
+        return self.ties.of_owners(state)
 
-    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Loads what is these stages', all or nothing."""
-        load_stages(self._model, state_dict, self._global_names, self._num_pieces)
+    def load_state_dict(
+        self, state_dict: Mapping[str, Tensor], agree: Callable[[], object] | None
+    ) -> None:
+        """Loads what is these stages', all or nothing; calls `agree` once it is known to fit."""
+        if isinstance(state_dict, Mapping):
+            state_dict = self.ties.with_all_names(state_dict)
+        check_state(self._model, state_dict, self._global_names, self._num_pieces)
+        if agree is not None:
+            agree()
+        copy_state(self._model, state_dict)

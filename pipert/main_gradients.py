@@ -25,6 +25,8 @@ class MainGradients:
     def entries(self) -> list[Entry]:
         """Each trained parameter, once, its sum, and whether several ranks' threads add to it.
 
+        Parameters that stand for others on another device come last.
+
         Raises:
             ValueError, TypeError: a `main_grad` is no tensor that could be the sum; names it.
         """
@@ -34,6 +36,10 @@ class MainGradients:
             for _, named in self._stages.named_parameters()
             for name, parameter in named
             if parameter.requires_grad
+        ] + [
+            (twin, _main_gradient(name, twin), twin in shared)
+            for name, twin in self._stages.ties.twins()
+            if twin.requires_grad
         ]
 
     def zero(self) -> None:

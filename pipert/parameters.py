@@ -8,13 +8,13 @@ from torch import Tensor
 from pipert.local_stage import LocalStage
 
 
-def load_stages(
+def check_state(
     stages: Sequence[LocalStage],
     state_dict: Mapping[str, Tensor],
     global_names: set[str] | None,
     num_stages: int,
 ) -> None:
-    """Copies `state_dict` into the stages.
+    """Checks that `state_dict` fits the stages.
 
     Args:
         stages: of this process.
@@ -24,7 +24,7 @@ def load_stages(
         num_stages: of the whole model.
 
     Raises:
-        ValueError: a name is missing or unknown, or a shape differs. Nothing is loaded then.
+        ValueError: a name is missing or unknown, or a shape differs.
     """
     if not isinstance(state_dict, Mapping) or not all(isinstance(k, str) for k in state_dict):
         raise TypeError(
@@ -55,6 +55,10 @@ def load_stages(
                 f"state_dict[{name!r}] must have shape {tuple(value.shape)}, got "
                 f"{tuple(state_dict[name].shape)}"
             )
+
+
+def copy_state(stages: Sequence[LocalStage], state_dict: Mapping[str, Tensor]) -> None:
+    """Copies into the stages what is theirs of a `state_dict` that fits them."""
     for stage in stages:
         if isinstance(stage.call, torch.nn.Module):
             size = len(stage.prefix)

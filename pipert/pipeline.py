@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,6 @@ from pipert.distributed import Peers, telling
 from pipert.gathering import gather_traces, make_trace
 from pipert.gradients import clip_gradients, gradient_norms, own_gradient
 from pipert.group import as_group
-from pipert.local_stage import check_tied
 from pipert.local_stages import LocalStages
 from pipert.main_gradients import MainGradients, main_gradient
 from pipert.measured_costs import measured_costs
@@ -177,18 +177,16 @@ class Pipeline:
                 ranks = [self._peers.rank]
                 self._peers.timeout_s = options.timeout_s
                 require_same(self._peers, self.schedule, "make the pipeline", **options.common())
-                check_tied(stages, self.schedule.placement)
             on = resolve_devices(devices, ranks, self.schedule.num_ranks)
             check_compressible(compression, on)
-            self._stages = LocalStages(stages, self.schedule, on)
+            self._stages = LocalStages(stages, self.schedule, on, self._peers)
             place_loss(loss_fn, self.schedule, on)
             self._main_gradients = MainGradients(self._stages) if main_grads else None
             self._checks = BatchChecks(self.schedule, self._stages, loss_fn, self._peers)
             self._ranks = Ranks(on, self.schedule, self._stages, self._peers, options)
             self._devices = on
             self._captured = self._make_captured(options)
-            if self.schedule.placement.num_copies > 1:
-                self._ranks.share_weights(self._stages)
+            self._ranks.share_weights(self._stages)
         self._options = options
         self._has_loss = loss_fn is not None
         self._step_index = 0
@@ -282,7 +280,7 @@ class Pipeline:
         begun_ns = time.monotonic_ns()
         with self._ranks.one_pass() as runtime:
             args, kwargs = self._checks.check(batch, kind.training, kind.compute_loss)
-            with self._stages.local_copies.one_pass(), torch.set_grad_enabled(kind.training):
+            with self._stages.one_pass(), torch.set_grad_enabled(kind.training):
                 runtime.step(
                     args=args,
                     kwargs=kwargs,
@@ -298,6 +296,7 @@ class Pipeline:
                         else []
                     ),
                     shared=self._stages.shared(),
+                    tied=self._stages.ties.shared(self._main_gradients is not None),
                     step=self._step_index,
                     begun_ns=begun_ns,
                 )
@@ -334,7 +333,10 @@ class Pipeline:
     # --- parameters --------------------------------------------------------------------------
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """This process's parameters, under their names in the unpartitioned model, each once."""
+        """This process's parameters, under their names in the unpartitioned model, each once.
+
+        One that several stages use has its first stage's name, in each process that uses it.
+        """
         for _, named in self._stages.named_parameters():
             yield from named
 
@@ -344,19 +346,42 @@ class Pipeline:
             yield parameter
 
     def state_dict(self) -> dict[str, Tensor]:
-        """This process's parameters and buffers, under their names in the unpartitioned model."""
+        """This process's parameters and buffers, under their names in the unpartitioned model.
+
+        A parameter that several stages use is there where its first stage is, under all its names.
+        """
         return self._stages.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Loads this process's parameters and buffers; entries of other stages are skipped.
 
+        Where stages in several processes share parameters it is a collective call: those become
+        what their owner loads, on all ranks.
+
         Args:
-            state_dict: by the names of the unpartitioned model; the whole model's will do.
+            state_dict: by the names of the unpartitioned model; the whole model's will do. Of a
+                parameter that several stages use one name is enough.
 
         Raises:
             ValueError: a name is missing or unknown, or a shape differs. Nothing is loaded then.
         """
-        self._stages.load_state_dict(state_dict)
+        peers = self._peers if self._stages.ties.cross else None
+        with telling(peers):
+            agree = None if peers is None else partial(peers.exchange, "load a state dict")
+            self._stages.load_state_dict(state_dict, agree)
+            if peers is not None:
+                self._ranks.share_weights(self._stages)
+
+    def check_tied(self) -> None:
+        """Checks that a weight that stages in several processes share is the same in all of them.
+
+        It stays so as long as their optimizers do the same. A collective call in a group.
+
+        Raises:
+            ValueError: it isn't, bit for bit; the message says which, and on which ranks.
+        """
+        with telling(self._peers):
+            self._stages.ties.check(self._peers)
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Scales all gradients of the whole model so that their 2-norm is at most `max_norm`.

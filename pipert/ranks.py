@@ -111,6 +111,8 @@ class Ranks:
             recorder=self.recorder,
         )
         self._copies = sorted({remote.peer for remote in stages.remote_copies})
+        self._ties = sorted(stages.ties.peers)
+        self._has_copies = schedule.placement.num_copies > 1
         self._runtime: _C.Runtime | None = None
         self._connect()
         is_keyed = options.rng_seed is not None
@@ -133,7 +135,11 @@ class Ranks:
             return make_runtime(external=None), _between_threads(plan.programs)
         device = next(iter(self._devices.values()))
         connection = Connection(
-            self._peers, plan.programs[0], device, self._copies, self._options.transport
+            self._peers,
+            plan.programs[0],
+            device,
+            {"copies": self._copies, "ties": self._ties},
+            self._options.transport,
         )
         runtime = make_runtime(external=connection.channels)
         return runtime, connection.transports
@@ -171,13 +177,16 @@ class Ranks:
             old.close()
 
     def share_weights(self, stages: LocalStages) -> None:
-        """Second copies of the model start as the first. A collective call; nothing without one."""
-        if self._peers is None:
+        """Second copies of the model, and who shares a weight, start with the same values.
+
+        A collective call in a group where there is such a thing, else nothing.
+        """
+        if self._peers is None or not (self._has_copies or stages.ties.cross):
             return
         own = {str(remote.piece): remote.describe() for remote in stages.remote_copies}
         check_remote_copies(self._peers.exchange("compare the copies of the model", own))
         with self.one_pass() as runtime:
-            runtime.share_weights(shared=stages.shared())
+            runtime.share_weights(shared=stages.shared(), tied=stages.ties.shared(False))
 
     @contextmanager
     def one_pass(self) -> Iterator[_C.Runtime]:

@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from pipert.tied import Tied as Tied
+from pipert.tied import check_ties, find_ties, merge_ties
+
 
 @dataclass(frozen=True)
 class Value:
@@ -45,18 +48,6 @@ class StageSpec:
     layers: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Tied:
-    """One parameter that several stages use.
-
-    Attributes:
-        uses: (stage, the parameter's name in the unpartitioned model), ascending. The first one's
-            stage owns it.
-    """
-
-    uses: tuple[tuple[int, str], ...]
-
-
 class SkipEdge(NamedTuple):
     """Values that go from one stage to another that isn't the next.
 
@@ -88,10 +79,11 @@ class Stages(Sequence[Any]):
 
     Attributes:
         specs, values, arguments, names: as given; names of modules are their own.
-        tied: all of them.
+        tied: all of them, those of modules that share objects found here.
 
     Raises:
-        ValueError: specs and values don't fit together; the message says where.
+        ValueError: specs and values don't fit together, or a tied parameter isn't there; the
+            message says where.
     """
 
     def __init__(
@@ -108,12 +100,12 @@ class Stages(Sequence[Any]):
         self.specs = None if specs is None else tuple(specs)
         self.values = tuple(values)
         self.arguments = tuple(arguments)
-        self.tied = tuple(tied)
         if names is None:
             names = [list(module.state_dict(keep_vars=True)) for module in self._modules]
         self.names = [list(of) for of in names]
         _check_counts(self)
         _check_values(self)
+        self.tied = merge_ties([*check_ties(tied, self.names), *find_ties(self._modules)])
 
     def __len__(self) -> int:
         return len(self._modules)

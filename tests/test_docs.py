@@ -110,6 +110,21 @@ def test_models_page_runs():
     assert names["result"].loss.isfinite()
 
 
+def test_tied_page_prints_what_it_says(capsys):
+    (code,), (output,) = blocks("docs/tied.md", "python"), blocks("docs/tied.md", "text")
+    names = {
+        "pipert": pipert,
+        "torch": torch,
+        "loss_fn": lambda logits, words: nn.functional.cross_entropy(
+            logits.flatten(0, -2), words.flatten()
+        ),
+        "words": torch.arange(40).reshape(8, 5),
+        "next_words": torch.arange(1, 41).reshape(8, 5),
+    }
+    exec(code, names)
+    assert capsys.readouterr().out == output
+
+
 @pytest.mark.distributed
 @pytest.mark.timeout(240)
 def test_readme_example_prints_the_same_loss_under_torchrun(tmp_path):

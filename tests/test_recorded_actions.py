@@ -448,6 +448,7 @@ CPU = {0: torch.device("cpu")}
         ({"devices": {0: torch.device("meta")}}, "only a CUDA device"),
         ({"in_use": {"rng_seed": True}}, "rng_seed"),
         ({"in_use": {"copies": True}}, "copies"),
+        ({"in_use": {"ties": True}}, "in several processes share are added up by the host (ties)"),
         ({"in_use": {"device_times": True}}, None),
     ],
 )

@@ -1,4 +1,4 @@
-"""A weight that stages on two ranks of one process share gets the gradients of both."""
+"""A module that stages on two ranks of one process share gets the gradients of both."""
 
 import pytest
 import torch

@@ -27,6 +27,7 @@ def _connect(group: object, store: object, edges: list[object]) -> _C.ExternalCh
         device="cpu",
         edges=edges,
         copies=[],
+        ties=[],
         everybody=group,
         board_store=store,
         max_values=5,

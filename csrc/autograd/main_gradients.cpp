@@ -12,16 +12,6 @@ namespace {
 
 using torch::autograd::PostAccumulateGradHook;
 
-void add_to_main(const at::Tensor& parameter, const at::Tensor& main) {
-  at::Tensor& gradient = parameter.mutable_grad();
-  if (!gradient.defined()) return;
-  // A float32 weight's optimizer may have been given the main gradient itself.
-  if (gradient.has_storage() && gradient.const_data_ptr() == main.const_data_ptr()) return;
-  const c10::AutoGradMode no_grad(false);
-  main.add_(gradient);
-  gradient.reset();
-}
-
 // A parameter has one place for such a hook, and Python's hooks are all behind one that stands
 // there: so this one takes the place of what it finds, and calls that first.
 class AddToMain final : public PostAccumulateGradHook {
@@ -42,6 +32,16 @@ class AddToMain final : public PostAccumulateGradHook {
 };
 
 }  // namespace
+
+void add_to_main(const at::Tensor& parameter, const at::Tensor& main) {
+  at::Tensor& gradient = parameter.mutable_grad();
+  if (!gradient.defined()) return;
+  // A float32 weight's optimizer may have been given the main gradient itself.
+  if (gradient.has_storage() && gradient.const_data_ptr() == main.const_data_ptr()) return;
+  const c10::AutoGradMode no_grad(false);
+  main.add_(gradient);
+  gradient.reset();
+}
 
 MainGradients::MainGradients(std::vector<Entry> entries) : entries_(std::move(entries)) {
   sweep();

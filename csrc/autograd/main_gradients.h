@@ -39,4 +39,7 @@ class MainGradients {
   std::vector<Entry> entries_;
 };
 
+// Adds what is in the parameter's .grad to `main`, and drops it.
+void add_to_main(const at::Tensor& parameter, const at::Tensor& main);
+
 }  // namespace pipert

@@ -12,7 +12,7 @@
 #include "autograd/main_gradients.h"
 #include "bindings/batch.h"
 #include "bindings/batch_body.h"
-#include "runtime/copy_exchange.h"
+#include "runtime/pipeline_runtime.h"
 
 namespace pipert {
 
@@ -27,7 +27,7 @@ struct StepArguments {
   bool keep_outputs = false;
   std::int64_t step = 0;                             // training passes before this one
   std::vector<MainGradients::Entry> main_gradients;  // empty: gradients stay in .grad
-  std::vector<SharedStage> shared;  // stages whose other copy is in another process
+  SharedState shared;                                // with other processes
 };
 
 class BatchShares {

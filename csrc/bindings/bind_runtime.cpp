@@ -20,6 +20,10 @@ using StageTuple =
 // are to be told, parameters, buffers)
 using SharedTuple = std::tuple<StageIndex, Rank, bool, std::optional<StageIndex>,
                                std::vector<at::Tensor>, std::vector<at::Tensor>>;
+// (name in the unpartitioned model, stage that owns it, whether that is here, the ranks to exchange
+// with, parameter, main gradient or None)
+using TiedTuple = std::tuple<std::string, StageIndex, bool, std::vector<Rank>, at::Tensor,
+                             std::optional<at::Tensor>>;
 using RankTuple = std::tuple<Program, Program, std::string>;
 
 std::unique_ptr<PythonRuntime> make_runtime(
@@ -62,14 +66,17 @@ std::unique_ptr<PythonRuntime> make_runtime(
       external != nullptr ? std::move(*external) : ExternalChannels(), std::move(options));
 }
 
-std::vector<SharedStage> shared_stages(PythonRuntime& self,
-                                       const std::vector<SharedTuple>& tuples) {
-  std::vector<SharedStage> stages;
-  for (const auto& [stage, peer, is_first_copy, loss_stage, parameters, buffers] : tuples) {
+SharedState shared_state(PythonRuntime& self, const std::vector<SharedTuple>& stages,
+                         const std::vector<TiedTuple>& weights) {
+  SharedState state;
+  for (const auto& [stage, peer, is_first_copy, loss_stage, parameters, buffers] : stages) {
     const Stage* losses_of = loss_stage.has_value() ? &self.run_stage(*loss_stage) : nullptr;
-    stages.push_back({stage, peer, is_first_copy, parameters, buffers, losses_of});
+    state.stages.push_back({stage, peer, is_first_copy, parameters, buffers, losses_of});
   }
-  return stages;
+  for (const auto& [name, stage, is_owner, peers, parameter, main] : weights) {
+    state.weights.push_back({name, stage, is_owner, peers, parameter, main.value_or(at::Tensor())});
+  }
+  return state;
 }
 
 // A rank's pass: (rank, trained, begun, done, ended, events), each event (issued, started, ended,
@@ -204,26 +211,28 @@ void bind_runtime(py::module_& module) {
              py::object loss_kwargs, bool is_cut, bool training, bool compute_loss,
              bool keep_outputs, std::int64_t step, std::int64_t begun_ns,
              const std::vector<std::tuple<at::Tensor, at::Tensor, bool>>& main_gradients,
-             const std::vector<SharedTuple>& shared) {
+             const std::vector<SharedTuple>& shared, const std::vector<TiedTuple>& tied) {
             std::vector<MainGradients::Entry> entries;
             for (const auto& [parameter, main, is_shared] : main_gradients)
               entries.push_back({parameter, main, is_shared});
             self.step({std::move(args), std::move(kwargs), std::move(target),
                        std::move(loss_kwargs), is_cut, training, compute_loss, keep_outputs, step,
-                       std::move(entries), shared_stages(self, shared)},
+                       std::move(entries), shared_state(self, shared, tied)},
                       begun_ns);
           },
           py::kw_only(), py::arg("args"), py::arg("kwargs"), py::arg("target"),
           py::arg("loss_kwargs"), py::arg("is_cut"), py::arg("training"), py::arg("compute_loss"),
           py::arg("keep_outputs"), py::arg("step"), py::arg("begun_ns"),
           py::arg("main_gradients") = std::vector<std::tuple<at::Tensor, at::Tensor, bool>>(),
-          py::arg("shared") = std::vector<SharedTuple>())
+          py::arg("shared") = std::vector<SharedTuple>(),
+          py::arg("tied") = std::vector<TiedTuple>())
       .def(
           "share_weights",
-          [](PythonRuntime& self, const std::vector<SharedTuple>& shared) {
-            self.share_weights(shared_stages(self, shared));
+          [](PythonRuntime& self, const std::vector<SharedTuple>& shared,
+             const std::vector<TiedTuple>& tied) {
+            self.share_weights(shared_state(self, shared, tied));
           },
-          py::kw_only(), py::arg("shared"))
+          py::kw_only(), py::arg("shared"), py::arg("tied"))
       .def("losses", &PythonRuntime::losses)
       .def("loss_weights", &PythonRuntime::loss_weights)
       .def("outputs", &PythonRuntime::outputs)

@@ -32,9 +32,8 @@ using BackendPair = std::tuple<BackendPtr, std::optional<BackendPtr>>;
 using Carrier = std::variant<SegmentPtr, CudaIpcPtr, BackendPair>;
 // One directed edge of this rank: (source, destination, its carrier).
 using EdgeTuple = std::tuple<Rank, Rank, Carrier>;
-// The channels to and from a rank that has other copies of this rank's stages: (rank, to it, from
-// it).
-using CopyTuple = std::tuple<Rank, Carrier, Carrier>;
+// The channels to and from a rank that has state of this rank's too: (rank, to it, from it).
+using PeerTuple = std::tuple<Rank, Carrier, Carrier>;
 
 // Python's None would be a segment that isn't there.
 template <typename Pointer>
@@ -67,21 +66,22 @@ struct Ends {
   }
 };
 
-std::unique_ptr<CopyExchange> make_copy_exchange(const std::vector<CopyTuple>& copies,
-                                                 const Ends& ends) {
-  if (copies.empty()) return nullptr;
-  std::map<Rank, CopyExchange::Peer> peers;
-  for (const auto& [rank, to, from] : copies) {
-    peers[rank].sender = ends.sender(to);
-    peers[rank].receiver = ends.receiver(from);
+template <typename Kind>
+std::unique_ptr<Kind> make_exchange(const std::vector<PeerTuple>& peers, const Ends& ends) {
+  if (peers.empty()) return nullptr;
+  std::map<Rank, PeerChannels::Ends> channels;
+  for (const auto& [rank, to, from] : peers) {
+    channels[rank].sender = ends.sender(to);
+    channels[rank].receiver = ends.receiver(from);
   }
-  return std::make_unique<CopyExchange>(std::move(peers));
+  return std::make_unique<Kind>(PeerChannels(std::move(channels)));
 }
 
 std::unique_ptr<ExternalChannels> connect_processes(
     Rank rank, int num_ranks, const std::string& device, const std::vector<EdgeTuple>& edges,
-    const std::vector<CopyTuple>& copies, const std::variant<SegmentPtr, BackendPtr>& everybody,
-    const StorePtr& board_store, int max_values, int spin_us) {
+    const std::vector<PeerTuple>& copies, const std::vector<PeerTuple>& ties,
+    const std::variant<SegmentPtr, BackendPtr>& everybody, const StorePtr& board_store,
+    int max_values, int spin_us) {
   const std::chrono::microseconds spin(spin_us);
   const Ends ends{c10::Device(device), spin};
   auto external = std::make_unique<ExternalChannels>();
@@ -92,7 +92,8 @@ std::unique_ptr<ExternalChannels> connect_processes(
       external->receivers[{source, destination}] = ends.receiver(carrier);
     }
   }
-  external->copies = make_copy_exchange(copies, ends);
+  external->copies = make_exchange<CopyExchange>(copies, ends);
+  external->ties = make_exchange<TiedExchange>(ties, ends);
   if (const auto* segment = std::get_if<SegmentPtr>(&everybody)) {
     auto meeting = std::make_unique<Meeting>(*segment, rank, num_ranks, max_values, spin);
     external->cores = meeting->cores();
@@ -187,8 +188,8 @@ void bind_transport(py::module_& module) {
 
   module.def("connect_processes", &connect_processes, py::kw_only(), py::arg("rank"),
              py::arg("num_ranks"), py::arg("device"), py::arg("edges"), py::arg("copies"),
-             py::arg("everybody").none(false), py::arg("board_store"), py::arg("max_values"),
-             py::arg("spin_us"), py::call_guard<py::gil_scoped_release>(),
+             py::arg("ties"), py::arg("everybody").none(false), py::arg("board_store"),
+             py::arg("max_values"), py::arg("spin_us"), py::call_guard<py::gil_scoped_release>(),
              "Makes the channels of one rank out of shared memory and torch.distributed's "
              "backends. `everybody` joins all ranks, for the end of a step.");
 }

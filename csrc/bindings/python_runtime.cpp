@@ -228,8 +228,8 @@ void PythonRuntime::step(StepArguments arguments, std::int64_t begun_ns) {
   set_batches(arguments);
   const Pass pass{.epoch = epoch_++, .training = arguments.training, .step = arguments.step};
   MainGradients main_gradients(std::move(arguments.main_gradients));
-  std::vector<SharedStage> shared = std::move(arguments.shared);
-  for (SharedStage& stage : shared) {
+  SharedState shared = std::move(arguments.shared);
+  for (SharedStage& stage : shared.stages) {
     if (stage.losses_of != nullptr && !arguments.compute_loss) stage.losses_of = nullptr;
   }
   arguments = {};  // the bodies hold the pieces; nobody shall hold the whole
@@ -237,7 +237,7 @@ void PythonRuntime::step(StepArguments arguments, std::int64_t begun_ns) {
   main_gradients.sweep();
 }
 
-void PythonRuntime::share_weights(std::vector<SharedStage> shared) {
+void PythonRuntime::share_weights(SharedState shared) {
   runtime();
   const Running running(running_);
   run([&] { runtime_->start_sharing(epoch_++, std::move(shared)); });

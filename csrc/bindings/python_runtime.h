@@ -55,8 +55,9 @@ class PythonRuntime {
   void step(StepArguments arguments, std::int64_t begun_ns);
   // The caller is about to have the result of the last pass, which ended well: the trace's end.
   void end_trace();
-  // Second copies of `shared` take over the weights and buffers of the first. Raises as step().
-  void share_weights(std::vector<SharedStage> shared);
+  // Second copies take over the weights and buffers of the first, and all who use a parameter its
+  // owner's values. Raises as step().
+  void share_weights(SharedState shared);
   void close();
   // Tells the other processes that this one won't run the pass, because of `text` (see
   // pipert.errors).

@@ -12,6 +12,7 @@
 #include "runtime/copy_exchange.h"
 #include "runtime/decode.h"
 #include "runtime/emulated_network.h"
+#include "runtime/tied_exchange.h"
 #include "transport/agreement.h"
 #include "transport/failure_board.h"
 
@@ -29,6 +30,7 @@ struct ExternalChannels {
   std::map<Edge, std::unique_ptr<Sender>> senders;
   std::map<Edge, std::unique_ptr<Receiver>> receivers;
   std::unique_ptr<CopyExchange> copies;  // null where no stage has its other copy elsewhere
+  std::unique_ptr<TiedExchange> ties;    // null where no parameter is used elsewhere too
   std::unique_ptr<Agreement> agreement;
   std::unique_ptr<FailureBoard> board;
   // CoreSpread's, by rank, where all ranks share memory; else empty.

@@ -9,7 +9,6 @@
 
 #include "base/error.h"
 #include "base/index.h"
-#include "runtime/trace.h"
 
 namespace pipert {
 namespace {
@@ -20,7 +19,6 @@ constexpr std::size_t kPartBytes = std::size_t{32} << 20;
 // Buffers up to this size are sent in any case: batch norm's kernels write to its statistics
 // without a change of their version.
 constexpr std::size_t kSmallBytes = std::size_t{1} << 20;
-constexpr int kSlots = 2;  // messages to one peer that are on their way
 
 std::size_t num_bytes(const at::Tensor& tensor) {
   return tensor.layout() == at::kStrided ? tensor.nbytes() : kPartBytes;
@@ -42,29 +40,22 @@ void copy_into(const at::Tensor& ours, const at::Tensor& theirs, const SharedSta
 
 }  // namespace
 
-CopyExchange::CopyExchange(std::map<Rank, Peer> peers) : peers_(std::move(peers)) {}
-
 void CopyExchange::begin(ExchangeKind kind, std::int64_t epoch, std::vector<SharedStage> stages) {
   stages_ = std::move(stages);
   std::sort(stages_.begin(), stages_.end(),
             [](const SharedStage& a, const SharedStage& b) { return a.stage < b.stage; });
-  epoch_ = epoch;
-  training_ = kind == ExchangeKind::kTraining;
   received_ = {};
   steps_.clear();
   put_aside_.assign(stages_.size(), {});
   for (std::size_t i = 0; i < stages_.size(); ++i) plan(kind, i);
   at_.store(0, std::memory_order_relaxed);
-  for (auto& [rank, peer] : peers_) {
-    const auto count = [&](bool Step::* does) {
-      return static_cast<int>(std::count_if(steps_.begin(), steps_.end(), [&](const Step& step) {
-        return step.*does && stages_[step.stage].peer == rank;
-      }));
-    };
-    peer.num_sent = peer.num_taken = 0;
-    peer.sender->begin({epoch, training_, count(&Step::sends)});
-    peer.receiver->begin({epoch, training_, count(&Step::takes)});
+  std::map<Rank, PeerChannels::Counts> counts;
+  for (const Step& step : steps_) {
+    PeerChannels::Counts& count = counts[stages_[step.stage].peer];
+    count.sent += step.sends ? 1 : 0;
+    count.taken += step.takes ? 1 : 0;
   }
+  channels().begin(epoch, kind == ExchangeKind::kTraining, counts);
 }
 
 void CopyExchange::plan(ExchangeKind kind, std::size_t index) {
@@ -104,55 +95,21 @@ bool CopyExchange::run(Lane& lane) {
   const at::NoGradGuard no_grad;
   for (std::size_t i = 0; i < steps_.size(); ++i) {
     at_.store(i, std::memory_order_relaxed);
-    const Waiting waiting(progress_, now_ns());
-    if (steps_[i].sends && !send(steps_[i], lane)) return false;
-    if (steps_[i].takes && !take(steps_[i], lane)) return false;
+    const Step& step = steps_[i];
+    const SharedStage& stage = stages_[step.stage];
+    if (step.sends && !channels().send(stage.peer, stage.stage, content(step), lane)) return false;
+    if (step.takes && !take(step, lane)) return false;
   }
-  if (!release_all()) return false;
+  if (!channels().release_all()) return false;
   for (const SharedStage& stage : stages_) see_buffers(stage);
-  return true;
-}
-
-bool CopyExchange::send(const Step& step, Lane& lane) {
-  const SharedStage& stage = stages_[step.stage];
-  Peer& peer = peers_.at(stage.peer);
-  const int sequence = peer.num_sent;
-  const int slot = sequence % kSlots;
-  if (sequence >= kSlots && !peer.sender->release(sequence - kSlots, slot)) return false;
-  Message message;
-  message.key = {MessageKind::kGradient, stage.stage, sequence};
-  message.epoch = epoch_;
-  message.training = training_;
-  message.tensors = content(step);
-  message.requires_grad.assign(message.tensors.size(), false);
-  peer.sender->send(sequence, slot, std::move(message), lane);
-  ++peer.num_sent;
   return true;
 }
 
 bool CopyExchange::take(const Step& step, Lane& lane) {
   const SharedStage& stage = stages_[step.stage];
-  Peer& peer = peers_.at(stage.peer);
-  const int sequence = peer.num_taken++;
-  const int slot = sequence % kSlots;
-  peer.receiver->post(sequence, slot);
-  const auto message = peer.receiver->take(sequence, slot, lane);
-  if (!message.has_value()) return false;
-  check_arrival(*message, {MessageKind::kGradient, stage.stage, sequence}, epoch_, training_);
-  for (const at::Tensor& tensor : message->tensors) {
-    if (lane.is_asynchronous() && tensor.defined()) lane.adopt(tensor);
-  }
-  apply(step, message->tensors);
-  return true;
-}
-
-bool CopyExchange::release_all() {
-  const Waiting waiting(progress_, now_ns());
-  for (auto& [rank, peer] : peers_) {
-    for (int sequence = std::max(0, peer.num_sent - kSlots); sequence < peer.num_sent; ++sequence) {
-      if (!peer.sender->release(sequence, sequence % kSlots)) return false;
-    }
-  }
+  const auto tensors = channels().take(stage.peer, stage.stage, lane);
+  if (!tensors.has_value()) return false;
+  apply(step, *tensors);
   return true;
 }
 
@@ -324,22 +281,6 @@ std::string_view CopyExchange::name_of(Content content) {
       return "weights";
   }
   throw InternalError("unknown content of an exchange");
-}
-
-void CopyExchange::abort() noexcept {
-  for (auto& [rank, peer] : peers_) {
-    peer.sender->abort();
-    peer.receiver->abort();
-  }
-}
-
-bool CopyExchange::reset() noexcept {
-  bool usable = true;
-  for (auto& [rank, peer] : peers_) {
-    usable = peer.sender->reset() && usable;
-    usable = peer.receiver->reset() && usable;
-  }
-  return usable;
 }
 
 }  // namespace pipert

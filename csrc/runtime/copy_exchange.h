@@ -15,22 +15,18 @@
 // All ranks go through the stages in ascending order, counted in one copy, and what is sent doesn't
 // wait: so the lowest stage that any rank is at has both its ranks, and none waits for ever.
 //
-// Owned by the runtime. begin(), finish() and received() are the caller's, while no rank runs;
-// run() is the rank's thread's; abort() and the rest any thread's.
+// begin() and received() are the caller's, while no rank runs.
 #pragma once
 
-#include <array>
 #include <atomic>
 #include <map>
-#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "runtime/exchange.h"
 #include "runtime/losses.h"
-#include "runtime/progress.h"
 #include "stage/stage.h"
-#include "transport/channel.h"
 
 namespace pipert {
 
@@ -44,43 +40,20 @@ struct SharedStage {
   const Stage* losses_of = nullptr;    // the stage itself if its losses are wanted, else null
 };
 
-enum class ExchangeKind : std::uint8_t {
-  kWeights,     // the second copies take over parameters and buffers
-  kTraining,    // after a pass that trains
-  kEvaluation,  // after one that doesn't
-};
-
-class CopyExchange {
+class CopyExchange final : public Exchange {
  public:
-  // The channels to one other process.
-  struct Peer {
-    std::unique_ptr<Sender> sender;
-    std::unique_ptr<Receiver> receiver;
-    int num_sent = 0;
-    int num_taken = 0;
-  };
-
-  explicit CopyExchange(std::map<Rank, Peer> peers);
+  using Exchange::Exchange;
 
   // Before the pass: puts the gradients of second copies aside. `stages` stay as they are until
   // finish().
   void begin(ExchangeKind kind, std::int64_t epoch, std::vector<SharedStage> stages);
-  // After the rank's Program, on its compute lane. False if it was aborted. Throws ValueError where
-  // the two copies don't fit each other.
-  bool run(Lane& lane);
-  // After the pass. Gradients that were put aside and not used come back.
-  void finish();
+  bool run(Lane& lane) override;
+  void finish() override;
+  std::string awaited() const override;
+  std::string doing() const override;
 
   // The losses that other processes have told, of the last pass.
   const Losses& received() const { return received_; }
-  const Progress& progress() const { return progress_; }
-  // "rank 3, which has the other copy of stage 1": what it waits for when it waits.
-  std::string awaited() const;
-  // "exchanged the gradients of stage 1 with rank 3": the step at hand.
-  std::string doing() const;
-
-  void abort() noexcept;
-  bool reset() noexcept;
 
  private:
   enum class Content : std::uint8_t { kLosses, kDrift, kBuffers, kGradients, kWeights };
@@ -102,25 +75,19 @@ class CopyExchange {
   static std::string_view name_of(Content content);
   void plan(ExchangeKind kind, std::size_t stage);
   void plan_parts(Step step, const std::vector<at::Tensor>& tensors);
-  bool send(const Step& step, Lane& lane);
   bool take(const Step& step, Lane& lane);
-  bool release_all();
   std::vector<at::Tensor> content(const Step& step) const;
   void apply(const Step& step, const std::vector<at::Tensor>& tensors);
   void add_gradients(const Step& step, const std::vector<at::Tensor>& theirs);
   void see_buffers(const SharedStage& stage);
   bool has_changed(const SharedStage& stage, std::size_t buffer) const;
 
-  std::map<Rank, Peer> peers_;
   std::vector<SharedStage> stages_;
   std::vector<Step> steps_;
   std::vector<std::vector<at::Tensor>> put_aside_;  // by stage: gradients before the pass
   std::map<StageIndex, std::vector<Seen>> seen_;    // by stage: its buffers
   std::vector<bool> drifted_;  // of the stage at hand: buffers that changed in the second copy
   Losses received_;
-  std::int64_t epoch_ = 0;
-  bool training_ = true;
-  Progress progress_;
   std::atomic<std::size_t> at_{0};  // the step at hand
 };
 

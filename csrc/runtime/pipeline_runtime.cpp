@@ -2,6 +2,7 @@
 
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <new>
 #include <thread>
 #include <utility>
@@ -57,6 +58,7 @@ PipelineRuntime::PipelineRuntime(std::vector<RankSpec> ranks, ExternalChannels e
                   ? CoreSpread(static_cast<int>(ranks.size()))
                   : CoreSpread(std::move(external.cores), ranks.front().training.rank)),
       copies_(std::move(external.copies)),
+      ties_(std::move(external.ties)),
       agreement_(std::move(external.agreement)),
       board_(std::move(external.board)),
       options_(std::move(options)) {
@@ -67,6 +69,8 @@ PipelineRuntime::PipelineRuntime(std::vector<RankSpec> ranks, ExternalChannels e
         rank.device, failure_, spread_, seat, options_.trace));
     if (options_.measure_memory) executors_.back()->measure_memory();
   }
+  if (copies_ != nullptr) exchanges_.push_back(copies_.get());
+  if (ties_ != nullptr) exchanges_.push_back(ties_.get());
   intercept_draws();
   WorkerHooks hooks = options_.hooks;
   hooks.on_start = [this, start = std::move(hooks.on_start)](int worker) {
@@ -78,22 +82,22 @@ PipelineRuntime::PipelineRuntime(std::vector<RankSpec> ranks, ExternalChannels e
 
 PipelineRuntime::~PipelineRuntime() { abort_all(); }
 
-void PipelineRuntime::start(Pass pass, std::int64_t begun_ns, std::vector<SharedStage> shared) {
+void PipelineRuntime::start(Pass pass, std::int64_t begun_ns, SharedState shared) {
   pass.is_keyed = options_.random.seed.has_value();
-  begin_exchange(pass.training ? ExchangeKind::kTraining : ExchangeKind::kEvaluation, pass.epoch,
-                 std::move(shared));
+  begin_exchanges(pass.training ? ExchangeKind::kTraining : ExchangeKind::kEvaluation, pass.epoch,
+                  std::move(shared));
   for (auto& executor : executors_) executor->prepare(pass, begun_ns);
   start_workers(pass);
 }
 
-void PipelineRuntime::start_sharing(std::int64_t epoch, std::vector<SharedStage> shared) {
-  begin_exchange(ExchangeKind::kWeights, epoch, std::move(shared));
+void PipelineRuntime::start_sharing(std::int64_t epoch, SharedState shared) {
+  begin_exchanges(ExchangeKind::kWeights, epoch, std::move(shared));
   start_workers(std::nullopt);
 }
 
-void PipelineRuntime::begin_exchange(ExchangeKind kind, std::int64_t epoch,
-                                     std::vector<SharedStage> shared) {
-  if (copies_ != nullptr) copies_->begin(kind, epoch, std::move(shared));
+void PipelineRuntime::begin_exchanges(ExchangeKind kind, std::int64_t epoch, SharedState shared) {
+  if (copies_ != nullptr) copies_->begin(kind, epoch, std::move(shared.stages));
+  if (ties_ != nullptr) ties_->begin(kind, epoch, std::move(shared.weights));
 }
 
 void PipelineRuntime::start_workers(const std::optional<Pass>& pass) {
@@ -116,9 +120,7 @@ void PipelineRuntime::start_workers(const std::optional<Pass>& pass) {
 }
 
 void PipelineRuntime::run_rank(Executor& executor, const std::optional<Pass>& pass) {
-  const auto exchange = [&](Lane& lane) {
-    return copies_ == nullptr || run_exchange(lane, executor.rank());
-  };
+  const auto exchange = [&](Lane& lane) { return run_exchanges(lane, executor.rank()); };
   const bool completed = (pass.has_value() ? executor.run(*pass, exchange)
                                            : exchange(*current_lane(executor.device()))) &&
                          (agreement_ == nullptr || agree(executor));
@@ -126,17 +128,20 @@ void PipelineRuntime::run_rank(Executor& executor, const std::optional<Pass>& pa
   if (!completed) abort_all();
 }
 
-bool PipelineRuntime::run_exchange(Lane& lane, Rank rank) {
-  try {
-    return copies_->run(lane);
-  } catch (...) {
-    failure_.set({.kind = FailureKind::kTransfer,
-                  .rank = rank,
-                  .action = {},
-                  .message = concat("while it ", copies_->doing()),
-                  .cause = std::current_exception()});
-    return false;
+bool PipelineRuntime::run_exchanges(Lane& lane, Rank rank) {
+  for (Exchange* exchange : exchanges_) {
+    try {
+      if (!exchange->run(lane)) return false;
+    } catch (...) {
+      failure_.set({.kind = FailureKind::kTransfer,
+                    .rank = rank,
+                    .action = {},
+                    .message = concat("while it ", exchange->doing()),
+                    .cause = std::current_exception()});
+      return false;
+    }
   }
+  return true;
 }
 
 bool PipelineRuntime::agree(Executor& executor) {
@@ -176,7 +181,7 @@ std::vector<double> PipelineRuntime::own_losses() const {
 
 void PipelineRuntime::abort_all() noexcept {
   for (auto& executor : executors_) executor->abort();
-  if (copies_ != nullptr) copies_->abort();
+  for (Exchange* exchange : exchanges_) exchange->abort();
   if (agreement_ != nullptr) agreement_->abort();
 }
 
@@ -200,8 +205,8 @@ void PipelineRuntime::check_time_limit() {
     const std::int64_t since = progress.waiting_since_ns.load(std::memory_order_relaxed);
     return since != 0 && now - since > limit_ns;
   };
-  const bool is_end_late =
-      is_late(agreement_progress_) || (copies_ != nullptr && is_late(copies_->progress()));
+  bool is_end_late = is_late(agreement_progress_);
+  for (const Exchange* exchange : exchanges_) is_end_late |= is_late(exchange->progress());
   for (const auto& executor : executors_) {
     if (!is_late(executor->progress()) && !is_end_late) continue;
     failure_.set({.kind = FailureKind::kTimeout,
@@ -220,13 +225,16 @@ std::string PipelineRuntime::describe_waits() const {
   for (const auto& executor : executors_) {
     const Progress& progress = executor->progress();
     const std::int32_t at = progress.instruction.load(std::memory_order_relaxed);
+    const auto waiting = std::find_if(exchanges_.begin(), exchanges_.end(), [](Exchange* exchange) {
+      return exchange->progress().waiting_since_ns.load() != 0;
+    });
     if (!text.empty()) text += "; ";
     text += concat("rank ", executor->rank());
     if (agreement_progress_.waiting_since_ns.load() != 0) {
       text +=
           concat(" is done and waits for rank ", agreement_->awaited_rank(), " to end the step");
-    } else if (copies_ != nullptr && copies_->progress().waiting_since_ns.load() != 0) {
-      text += concat(" is done and waits for ", copies_->awaited());
+    } else if (waiting != exchanges_.end()) {
+      text += concat(" is done and waits for ", (*waiting)->awaited());
     } else if (at < 0) {
       text += " has not begun";
     } else {
@@ -250,7 +258,7 @@ void PipelineRuntime::check_other_processes() {
   };
   for (const auto& executor : executors_) look(executor->progress());
   look(agreement_progress_);
-  if (copies_ != nullptr) look(copies_->progress());
+  for (const Exchange* exchange : exchanges_) look(exchange->progress());
   if (!is_quiet) return;
   last_poll_ns_ = now;
   if (auto text = board_->poll(kGlance)) {
@@ -278,7 +286,7 @@ std::optional<std::string> PipelineRuntime::wait_for_reason() {
 std::optional<Failure> PipelineRuntime::finish() {
   AutocastCache::clear();
   std::optional<Failure> failure = failure_.take();
-  if (copies_ != nullptr) copies_->finish();
+  for (Exchange* exchange : exchanges_) exchange->finish();
   if (!failure.has_value()) {
     for (auto& executor : executors_) executor->join();
     const std::int64_t now = now_ns();
@@ -297,7 +305,7 @@ std::optional<Failure> PipelineRuntime::finish() {
     }
   }
   for (auto& executor : executors_) usable_ = executor->reset() && usable_;
-  if (copies_ != nullptr) usable_ = copies_->reset() && usable_;
+  for (Exchange* exchange : exchanges_) usable_ = exchange->reset() && usable_;
   if (agreement_ != nullptr) usable_ = agreement_->reset() && usable_;
   return failure;
 }

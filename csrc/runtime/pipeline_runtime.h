@@ -32,6 +32,12 @@ struct RuntimeOptions {
   RandomOptions random;
 };
 
+// What this process has that others have too.
+struct SharedState {
+  std::vector<SharedStage> stages;  // whose other copy is elsewhere
+  std::vector<TiedWeight> weights;  // that stages elsewhere use as well
+};
+
 class PipelineRuntime {
  public:
   // How long a failure may take to reach the other processes, or theirs to reach this one, before
@@ -42,11 +48,11 @@ class PipelineRuntime {
   PipelineRuntime(std::vector<RankSpec> ranks, ExternalChannels external, RuntimeOptions options);
   ~PipelineRuntime();
 
-  // `shared`: the stages of this process whose other copy is in another one.
   // `begun_ns`: when the caller began the pass.
-  void start(Pass pass, std::int64_t begun_ns, std::vector<SharedStage> shared = {});
-  // Instead of a pass: second copies take over the weights and buffers of the first.
-  void start_sharing(std::int64_t epoch, std::vector<SharedStage> shared);
+  void start(Pass pass, std::int64_t begun_ns, SharedState shared = {});
+  // Instead of a pass: second copies take over the weights and buffers of the first, and all who
+  // use a parameter its owner's values.
+  void start_sharing(std::int64_t epoch, SharedState shared);
   // Waits for at most `limit`; true when no rank runs any more.
   bool watch(std::chrono::milliseconds limit);
   // Ends the pass at the next instruction of each rank. Any thread.
@@ -76,11 +82,11 @@ class PipelineRuntime {
   void set_share_losses(bool share) { share_losses_ = share; }
 
  private:
-  void begin_exchange(ExchangeKind kind, std::int64_t epoch, std::vector<SharedStage> shared);
-  // `pass`: none where the copies' weights are shared alone.
+  void begin_exchanges(ExchangeKind kind, std::int64_t epoch, SharedState shared);
+  // `pass`: none where weights are shared alone.
   void start_workers(const std::optional<Pass>& pass);
   void run_rank(Executor& executor, const std::optional<Pass>& pass);
-  bool run_exchange(Lane& lane, Rank rank);
+  bool run_exchanges(Lane& lane, Rank rank);
   bool agree(Executor& executor);
   // Whether ranks draw from generators of their own: one rank alone shares the process's.
   bool has_rank_generators() const {
@@ -97,6 +103,8 @@ class PipelineRuntime {
   CoreSpread spread_;
   std::vector<std::unique_ptr<Executor>> executors_;
   std::unique_ptr<CopyExchange> copies_;
+  std::unique_ptr<TiedExchange> ties_;
+  std::vector<Exchange*> exchanges_;  // those of the two that there are, as they are run
   std::unique_ptr<Agreement> agreement_;
   std::unique_ptr<FailureBoard> board_;
   RuntimeOptions options_;

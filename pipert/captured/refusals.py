@@ -23,6 +23,7 @@ def options_in_use(options: Options, schedule: Schedule, stages: LocalStages) ->
         "offload": any(a.kind == "OFFLOAD" for rank in schedule.actions for a in rank),
         "overlap_fn": options.overlap_fn is not None,
         "copies": has_copies,
+        "ties": stages.ties.cross,
         "copies with buffers": has_copies and any(list(module.buffers()) for module in modules),
     }
 
@@ -79,6 +80,8 @@ def refusal_of_actions(
         **_EVERYWHERE,
         overlap_fn="halves of a pair may run on several threads",
         copies="the gradients of two copies of a model are added up by the host",
+        ties="the gradients of weights that stages in several processes share are added up by "
+        "the host",
     )
 
 

@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 def _channels(program: pipert.Program, transport: str) -> object:
-    return Connection(Peers(pipert.init()), program, CPU, [], transport).channels
+    return Connection(Peers(pipert.init()), program, CPU, {}, transport).channels
 
 
 @pytest.mark.processes(2)

@@ -294,12 +294,3 @@ def test_frames_that_outgrow_their_slots_may_be_read_in_another_order_than_sent(
             ) as pipe:
                 losses[where is None] = pipe.step(x, target=y).losses
         same(losses[False], losses[True], "losses")
-
-
-@pytest.mark.processes(2)
-def test_a_weight_that_two_processes_would_share_is_refused() -> None:
-    layer = nn.Linear(4, 4)
-    with pytest.raises((ValueError, pipert.PipelineError), match="share the weight weight"):
-        pipert.Pipeline(
-            [layer, layer], num_microbatches=2, loss_fn=_mean, group=pipert.init(), timeout_s=20
-        )
