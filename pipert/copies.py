@@ -77,6 +77,10 @@ class LocalCopies:
         finally:
             self._twins.drop_gradients()
 
+    def pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        """(first, second), of all modules that have copies here."""
+        return [(first, second) for first, second, _ in self._modules]
+
     def _make_equal(self) -> None:
         there = set()
         for first, second, device in self._modules:
@@ -125,6 +129,7 @@ class RemoteCopy:
     Attributes:
         piece: the stage, counted in its copy.
         peer: the rank that has the other copy.
+        module: None: a function.
     """
 
     def __init__(self, placement: Placement, index: int, module: nn.Module | None) -> None:
@@ -133,24 +138,30 @@ class RemoteCopy:
         self.peer = placement.rank_of((index + size) % placement.num_stages)
         self._is_first = index < size
         self._last_index = index if placement.is_last(index) else None
-        self._module = module
+        self.module = module
 
     def state(self) -> tuple[list[nn.Parameter], list[Tensor]]:
         """Its parameters and buffers now, in the order that both copies have."""
-        if self._module is None:
+        if self.module is None:
             return [], []
-        return list(self._module.parameters()), list(self._module.buffers())
+        return list(self.module.parameters()), list(self.module.buffers())
 
     def describe(self) -> list[str]:
         """What must be the same in both copies."""
-        if self._module is None:
+        if self.module is None:
             return []
-        named = [*self._module.named_parameters(), *self._module.named_buffers()]
+        named = [*self.module.named_parameters(), *self.module.named_buffers()]
         return [f"{name}: {str(v.dtype)[6:]}{list(v.shape)}" for name, v in named]
 
-    def for_runtime(self, known: set[nn.Parameter]) -> Any:
-        """As _C.Runtime takes it; without parameters in `known`, to which its own are added."""
+    def for_runtime(self, known: set[nn.Parameter], more: Sequence[nn.Parameter]) -> Any:
+        """As _C.Runtime takes it.
+
+        Args:
+            known: parameters to leave out, to which its own are added.
+            more: what counts as its parameters too: gradients of two copies are added up.
+        """
         parameters, buffers = self.state()
+        parameters += more
         own = [p for p in parameters if p not in known]
         known.update(own)
         return (self.piece, self.peer, self._is_first, self._last_index, own, buffers)

@@ -1,7 +1,7 @@
 """LocalStages: the stages of one process."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pipert._C import Schedule
 from pipert.argument_names import ArgumentNames
+from pipert.batch_norm import DeferredBatchNorm
 from pipert.copies import LocalCopies, RemoteCopy
 from pipert.devices import check_placed
 from pipert.distributed import Peers
@@ -46,6 +47,7 @@ class LocalStages:
     ) -> None:
         placement = schedule.placement
         self.local_copies = LocalCopies()
+        self._batch_norm: DeferredBatchNorm | None = None
         self.remote_copies: list[RemoteCopy] = []
         made: dict[int, LocalStage] = {}  # by stage of the model
         indices = range(placement.num_stages)
@@ -96,7 +98,11 @@ class LocalStages:
     def shared(self) -> list[Any]:
         """What processes with other copies of these stages are told of, as _C.Runtime takes it."""
         known: set[nn.Parameter] = set()
-        return [remote.for_runtime(known) for remote in self.remote_copies]
+        norms = self._batch_norm
+        return [
+            remote.for_runtime(known, [] if norms is None else norms.carriers(remote.module))
+            for remote in self.remote_copies
+        ]
 
     def named_parameters(self) -> Iterator[tuple[int, list[tuple[str, nn.Parameter]]]]:
         """By stage of the model; a parameter that stages share is the first one's.
@@ -110,11 +116,31 @@ class LocalStages:
             seen.update(p for _, p in own)
             yield stage.piece, own
 
+    def defer_batch_norm(self, kinds: Sequence[str]) -> None:
+        """From now on running statistics are those of whole batches. `kinds`: see Options.
+
+        Raises:
+            ValueError: that can't be.
+        """
+        self._batch_norm = DeferredBatchNorm(
+            self.modules, self._ranks, kinds, self.local_copies.pairs()
+        )
+
     @contextmanager
     def one_pass(self) -> Iterator[None]:
-        """Makes equal what stands for something else here, and adds up its gradients after it."""
-        with self.ties.one_pass(), self.local_copies.one_pass():
+        """Does before a pass, and after one that ends well, what these stages need there.
+
+        What stands for something else here is made equal, and its gradients are added to the
+        other's; running statistics that were deferred are updated.
+        """
+        norms = nullcontext() if self._batch_norm is None else self._batch_norm.one_pass()
+        with self.ties.one_pass(), self.local_copies.one_pass(), norms:
             yield
+
+    def release(self) -> None:
+        """Takes off what this pipeline has put on the modules."""
+        if self._batch_norm is not None:
+            self._batch_norm.remove()
 
     def parameters_of_several_ranks(self) -> set[nn.Parameter]:
         """Those to which several threads of this process add gradients at once."""

@@ -44,6 +44,7 @@ class Options:
     traced_passes: int
     device_times: bool
     compression: str
+    deferred_batch_norm: bool
 
     def __post_init__(self) -> None:
         _check_loss(self.loss_fn)
@@ -59,6 +60,7 @@ class Options:
             main_grads=self.main_grads,
             measure_memory=self.measure_memory,
             device_times=self.device_times,
+            deferred_batch_norm=self.deferred_batch_norm,
         )
         if self.network is not None and not isinstance(self.network, _C.Costs):
             raise TypeError(f"network must be pipert.Costs, got {type(self.network).__name__}")
@@ -96,6 +98,7 @@ class Options:
             "rng_seed": self.rng_seed,
             "transport": self.transport,
             "compression": self.compression,
+            "deferred_batch_norm": self.deferred_batch_norm,
         }
 
     def lowerings(self, schedule: _C.Schedule) -> tuple[_C.Lowering, _C.Lowering]:

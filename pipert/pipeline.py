@@ -97,6 +97,9 @@ class Pipeline:
             activations and gradients alike: "bfloat16", "float16" (beyond 65504: infinite) or
             "fp8_block" (a byte an element, with a scale for each 32). This changes losses and
             gradients; other dtypes travel as they are. "none": every bit arrives.
+        deferred_batch_norm: whether batch norms update their running statistics once a pass, to
+            what they would be after the whole batch, not with each microbatch. Microbatches are
+            normalised by their own statistics either way.
 
     Attributes:
         schedule: the Schedule.
@@ -138,6 +141,7 @@ class Pipeline:
         trace: "str | int" = "last",
         device_times: bool = False,
         compression: str = "none",
+        deferred_batch_norm: bool = False,
     ) -> None:
         self._peers = None if group is None else Peers(as_group(group))
         with telling(self._peers):
@@ -160,6 +164,7 @@ class Pipeline:
                 traced_passes=traced_passes(trace),
                 device_times=device_times,
                 compression=compression,
+                deferred_batch_norm=deferred_batch_norm,
             )
             self.schedule = choose_schedule(
                 schedule,
@@ -180,6 +185,8 @@ class Pipeline:
             on = resolve_devices(devices, ranks, self.schedule.num_ranks)
             check_compressible(compression, on)
             self._stages = LocalStages(stages, self.schedule, on, self._peers)
+            if deferred_batch_norm:
+                self._stages.defer_batch_norm(options.stage_kinds)
             place_loss(loss_fn, self.schedule, on)
             self._main_gradients = MainGradients(self._stages) if main_grads else None
             self._checks = BatchChecks(self.schedule, self._stages, loss_fn, self._peers)
@@ -591,6 +598,7 @@ class Pipeline:
     def close(self) -> None:
         """Ends the threads and connections. The modules stay as they are."""
         self._ranks.close()
+        self._stages.release()
         self.forget_captured()
 
     def __enter__(self) -> "Pipeline":
