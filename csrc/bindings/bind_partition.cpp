@@ -1,8 +1,9 @@
-// search_partition with its PartitionResult.
+// search_partition with its PartitionResult, and balanced_cuts with what it takes and returns.
 
 #include "base/error.h"
 #include "bindings/bind.h"
 #include "bindings/search_arguments.h"
+#include "search/balance.h"
 #include "search/partition.h"
 
 namespace py = pybind11;
@@ -53,10 +54,68 @@ PartitionResult search_layers(const Costs& layers, int num_ranks, int num_microb
   return search_partition(request, look_for_signals);
 }
 
+using MeasureOrNumbers = std::variant<std::vector<double>, Measure>;
+
+Measure to_measure(const MeasureOrNumbers& given) {
+  if (const auto* measure = std::get_if<Measure>(&given)) return *measure;
+  return Measure(std::get<std::vector<double>>(given));
+}
+
+Balance cuts_of(const MeasureOrNumbers& work, const Placement& placement,
+                const std::optional<MeasureOrNumbers>& held,
+                const std::optional<OneOrMany>& limit) {
+  return balance({.work = to_measure(work),
+                  .held = to_measure(held.value_or(work)),
+                  .limit = to_vector(limit),
+                  .placement = placement});
+}
+
+void bind_balance(py::module_& module) {
+  py::class_<Measure>(module, "Measure",
+                      "What neighbouring layers take together as a stage: time, or memory.")
+      .def(py::init<std::vector<double>, const std::vector<double>&, std::vector<double>>(),
+           py::arg("once"), py::arg("each") = std::vector<double>(),
+           py::arg("times") = std::vector<double>(), R"(
+Args:
+    once: By layer, what it takes whatever stage it is in.
+    each: By layer, what it takes as often as its stage says.
+    times: By stage, how often.)");
+  py::class_<Balance>(module, "Balance", "What balanced_cuts found.")
+      .def_readonly("cuts", &Balance::cuts, "By stage: its number of layers.")
+      .def_readonly("longest", &Balance::longest, "The work of the rank that has most.")
+      .def_readonly("bound", &Balance::bound, "No cuts have a shorter longest rank.")
+      .def_property_readonly(
+          "gap",
+          [](const Balance& self) {
+            return self.bound > 0.0 ? self.longest / self.bound - 1.0 : 0.0;
+          },
+          "How much longer than the bound it is, as a share; 0: the best.")
+      .def_readonly("work", &Balance::work, "By rank.")
+      .def_readonly("held", &Balance::held, "By rank.");
+  module.def("balanced_cuts", &cuts_of, py::arg("work"), py::arg("placement"), py::kw_only(),
+             py::arg("held") = py::none(), py::arg("limit") = py::none(),
+             py::call_guard<py::gil_scoped_release>(),
+             R"(Cuts layers into stages so that the rank with the most work has as little as can be.
+
+Exact for one stage a rank, a V, and two copies of the model that run opposite ways. For others the
+best of several starts after moving single layers; `gap` tells how far it may be from the best.
+
+Args:
+    work: A Measure, or a number for each layer.
+    placement: Which rank owns which stage. The stages of its first copy are cut.
+    held: What `limit` is about, likewise; None: the work.
+    limit: What a rank's stages may hold together; one number, or one for each rank; None: no limit.
+
+Raises:
+    ValueError: Fewer layers than stages, numbers that don't fit each other, or a limit that no cuts
+        keep, with the least that would do.)");
+}
+
 }  // namespace
 
 // REQUIRES bind_search.
 void bind_partition(py::module_& module) {
+  bind_balance(module);
   py::class_<PartitionResult>(module, "PartitionResult", "What search_partition found.")
       .def_readonly("balance", &PartitionResult::cuts,
                     "By stage: its number of layers, as pipert.split(balance=) takes it.")

@@ -21,10 +21,6 @@ std::vector<double> stage_sums(const std::vector<double>& layers, const Cuts& cu
 // Stages of equally many layers; where they don't divide, the first ones have one more.
 Cuts even_cuts(int num_layers, int num_stages);
 
-// Stages whose longest is as short as can be. `work`: of each layer. O(num_stages x num_layers^2).
-// REQUIRES at least as many layers as stages.
-Cuts balanced_cuts(const std::vector<double>& work, int num_stages);
-
 // One layer moved from stage `from` to stage `to`: those between pass one on. Empty if `from` has
 // no layer to spare.
 Cuts with_layer_moved(Cuts cuts, int from, int to);

@@ -2,29 +2,63 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <limits>
 #include <utility>
 
 #include "base/index.h"
+#include "base/one_or_each.h"
 
 namespace pipert {
 namespace {
+
+constexpr double kRounding = 1.0 + 1e-9;
 
 // Sums that differ by rounding alone are the same, or layers would move for ever.
 double rounded(double value) { return static_cast<double>(static_cast<float>(value)); }
 
 }  // namespace
 
-Loads::Loads(std::vector<double> work, std::vector<double> size, std::vector<double> limit,
-             const Placement& placement)
+Loads::Loads(Measure work, Measure held, std::vector<double> limit, const Placement& placement)
     : work_(std::move(work)),
-      size_(std::move(size)),
-      limit_(std::move(limit)),
-      placement_(placement) {
-  if (limit_.size() == 1) limit_.resize(as_index(placement.num_ranks()), limit_.front());
+      held_(std::move(held)),
+      limit_(limit.empty() ? limit : spread(limit, placement.num_ranks())),
+      placement_(placement) {}
+
+Cuts Loads::balanced_stages(Limits limits) const {
+  const int num_stages = placement_.stages_per_copy();
+  const int num_layers = work_.num_layers();
+  // longest[end]: of the first `end` layers cut into the stages so far; begins[stage][end]: where
+  // the last of these stages begins.
+  const std::vector<double> none(as_index(num_layers) + 1, std::numeric_limits<double>::infinity());
+  std::vector<double> longest = none;
+  longest[0] = 0.0;
+  std::vector<std::vector<int>> begins;
+  for (StageIndex stage = 0; stage < num_stages; ++stage) {
+    std::vector<double> next = none;
+    auto& begin_of = begins.emplace_back(as_index(num_layers) + 1, 0);
+    for (int end = stage + 1; end <= num_layers; ++end) {
+      for (int begin = stage; begin < end; ++begin) {
+        const double value = std::max(longest[as_index(begin)], work_.of(stage, begin, end));
+        if (value >= next[as_index(end)]) continue;
+        if (limits == Limits::kOfStages && !fits(stage, begin, end)) continue;
+        next[as_index(end)] = value;
+        begin_of[as_index(end)] = begin;
+      }
+    }
+    longest = std::move(next);
+  }
+  if (longest.back() == none.front()) return {};
+  Cuts cuts(as_index(num_stages));
+  for (int stage = num_stages, end = num_layers; stage-- > 0;) {
+    const int begin = begins[as_index(stage)][as_index(end)];
+    cuts[as_index(stage)] = end - begin;
+    end = begin;
+  }
+  return cuts;
 }
 
 Cuts Loads::balanced_ranks(Cuts cuts) const {
-  const int num_stages = placement_.num_stages();
+  const auto num_stages = static_cast<int>(cuts.size());
   Load least = load_of(cuts);
   for (bool improved = true; improved;) {
     improved = false;
@@ -45,23 +79,45 @@ Cuts Loads::balanced_ranks(Cuts cuts) const {
 }
 
 Load Loads::load_of(const Cuts& cuts) const {
-  const std::vector<double> work = rank_sums(stage_sums(work_, cuts));
+  const std::vector<double> work = work_by_rank(cuts);
   Load load{.longest = rounded(*std::max_element(work.begin(), work.end()))};
+  int begin = 0;
+  for (std::size_t stage = 0; stage < cuts.size(); ++stage) {
+    const int end = begin + cuts[stage];
+    const double of_stage = work_.of(static_cast<StageIndex>(stage), begin, end);
+    load.roughness += of_stage * of_stage;
+    begin = end;
+  }
+  load.roughness = rounded(load.roughness);
   if (limit_.empty()) return load;
-  const std::vector<double> held = rank_sums(stage_sums(size_, cuts));
+  const std::vector<double> held = held_by_rank(cuts);
   for (std::size_t rank = 0; rank < held.size(); ++rank) {
-    load.excess += std::max(0.0, held[rank] - limit_[rank] * (1.0 + 1e-9));
+    load.excess += std::max(0.0, held[rank] - limit_[rank] * kRounding);
   }
   load.excess = rounded(load.excess);
   return load;
 }
 
-std::vector<double> Loads::rank_sums(const std::vector<double>& stages) const {
-  std::vector<double> by_rank(as_index(placement_.num_ranks()), 0.0);
-  for (StageIndex stage = 0; stage < placement_.num_stages(); ++stage) {
-    by_rank[as_index(placement_.rank_of(stage))] += stages[as_index(stage)];
+bool Loads::keeps_limit(Rank rank, double held) const {
+  return limit_.empty() || held <= limit_[as_index(rank)] * kRounding;
+}
+
+bool Loads::fits(StageIndex stage, int begin, int end) const {
+  return keeps_limit(placement_.rank_of(stage), held_.of(stage, begin, end));
+}
+
+std::vector<double> Loads::by_rank(const Measure& measure, const Cuts& cuts) const {
+  std::vector<double> sums(as_index(placement_.num_ranks()), 0.0);
+  StageIndex stage = 0;
+  for (int copy = 0; copy < placement_.num_copies(); ++copy) {
+    int begin = 0;
+    for (const int num_layers : cuts) {
+      sums[as_index(placement_.rank_of(stage))] += measure.of(stage, begin, begin + num_layers);
+      begin += num_layers;
+      ++stage;
+    }
   }
-  return by_rank;
+  return sums;
 }
 
 }  // namespace pipert

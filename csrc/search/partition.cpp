@@ -50,8 +50,8 @@ class PartitionSearch {
         placement_(placement),
         stop_(stop),
         end_(end),
-        loads_(work_of_layers(request.search.costs, request.num_layers),
-               spread(request.search.cap.activation_size, request.num_layers),
+        loads_(Measure(work_of_layers(request.search.costs, request.num_layers)),
+               Measure(spread(request.search.cap.activation_size, request.num_layers)),
                request.search.cap.limit, placement) {}
 
   // Starts from cuts that are balanced in layers, in stages and in ranks, which also keep the
