@@ -480,6 +480,33 @@ def search_partition(
     seed: int = 0,
 ) -> PartitionResult: ...
 
+class Measure:
+    def __init__(
+        self, once: Sequence[float], each: Sequence[float] = ..., times: Sequence[float] = ...
+    ) -> None: ...
+
+class Balance:
+    @property
+    def cuts(self) -> list[int]: ...
+    @property
+    def longest(self) -> float: ...
+    @property
+    def bound(self) -> float: ...
+    @property
+    def gap(self) -> float: ...
+    @property
+    def work(self) -> list[float]: ...
+    @property
+    def held(self) -> list[float]: ...
+
+def balanced_cuts(
+    work: Measure | Sequence[float],
+    placement: Placement,
+    *,
+    held: Measure | Sequence[float] | None = None,
+    limit: float | Sequence[float] | None = None,
+) -> Balance: ...
+
 # --- plan -------------------------------------------------------------------------------------
 
 class _Slot(TypedDict):

@@ -1,11 +1,11 @@
 """Stages: a model in pieces, and what they hand to each other."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from torch import nn
-
+from pipert import _C
+from pipert.stage_table import stage_table
 from pipert.tied import Tied as Tied
 from pipert.tied import check_ties, find_ties, merge_ties
 
@@ -48,6 +48,19 @@ class StageSpec:
     layers: tuple[str, ...] = ()
 
 
+class StageCosts(_C.Costs):
+    """What the stages of a split model take, in seconds and bytes, for one microbatch.
+
+    Args:
+        is_estimated: whether the times are computed from operations and bytes, not measured.
+        **costs: as Costs has them.
+    """
+
+    def __init__(self, *, is_estimated: bool = False, **costs: Any) -> None:
+        super().__init__(**costs)
+        self.is_estimated = is_estimated
+
+
 class SkipEdge(NamedTuple):
     """Values that go from one stage to another that isn't the next.
 
@@ -76,9 +89,10 @@ class Stages(Sequence[Any]):
         arguments: with specs: the positional arguments of the model's forward, by name, in order.
         names: by stage, the names of its parameters and buffers in the unpartitioned model; needed
             where there are builders.
+        costs: what the stages take, if it is known.
 
     Attributes:
-        specs, values, arguments, names: as given; names of modules are their own.
+        specs, values, arguments, names, costs: as given; names of modules are their own.
         tied: all of them, those of modules that share objects found here.
 
     Raises:
@@ -95,11 +109,13 @@ class Stages(Sequence[Any]):
         tied: Iterable[Tied] = (),
         arguments: Iterable[str] = (),
         names: Sequence[Sequence[str]] | None = None,
+        costs: _C.Costs | None = None,
     ) -> None:
         self._modules = tuple(modules)
         self.specs = None if specs is None else tuple(specs)
         self.values = tuple(values)
         self.arguments = tuple(arguments)
+        self.costs = costs
         if names is None:
             names = [list(module.state_dict(keep_vars=True)) for module in self._modules]
         self.names = [list(of) for of in names]
@@ -124,22 +140,7 @@ class Stages(Sequence[Any]):
         return [SkipEdge(*pair, tuple(names)) for pair, names in sorted(pairs.items())]
 
     def __str__(self) -> str:
-        rows = [
-            f"stage {i}: {sum(p.numel() for p in module.parameters())} parameters in "
-            + ", ".join(name for name, _ in leaf_children(module))
-            for i, module in enumerate(self._modules)
-        ]
-        return "\n".join(rows)
-
-
-def leaf_children(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The children of nested Sequentials, by path."""
-    for name, child in module.named_children():
-        path = f"{prefix}{name}"
-        if type(child) is nn.Sequential and len(child) > 0:
-            yield from leaf_children(child, f"{path}.")
-        else:
-            yield path, child
+        return stage_table(self)
 
 
 def _check_counts(stages: Stages) -> None:

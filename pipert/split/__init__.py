@@ -3,12 +3,20 @@
 from typing import TYPE_CHECKING, Any
 
 from pipert.split.front import split
+from pipert.split.layer_spec import LayerSpec, TiedLayerSpec
 from pipert.split.points import annotate_split_points, pipe_split
 
 if TYPE_CHECKING:
     from torch.distributed.pipelining import SplitPoint
 
-__all__ = ["SplitPoint", "annotate_split_points", "pipe_split", "split"]
+__all__ = [
+    "LayerSpec",
+    "SplitPoint",
+    "TiedLayerSpec",
+    "annotate_split_points",
+    "pipe_split",
+    "split",
+]
 
 
 def __getattr__(name: str) -> Any:
