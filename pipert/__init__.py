@@ -46,13 +46,7 @@ from pipert.periodic import periodic_schedule  # noqa: E402
 from pipert.pipeline import Pipeline  # noqa: E402
 from pipert.report import RankReport, Report, UnsplitNode  # noqa: E402
 from pipert.results import StepResult  # noqa: E402
-from pipert.split import (  # noqa: E402
-    LayerSpec,
-    TiedLayerSpec,
-    annotate_split_points,
-    pipe_split,
-    split,
-)
+from pipert.split import LayerList, LayerSpec, TiedLayerSpec, split  # noqa: E402
 from pipert.stages import Stages  # noqa: E402
 from pipert.trace import Message, RankPass, Trace, TraceEvent  # noqa: E402
 from pipert.transports import EdgeTransport  # noqa: E402
@@ -70,6 +64,7 @@ __all__ = [
     "EdgeTransport",
     "Gap",
     "KeyedRandom",
+    "LayerList",
     "LayerSpec",
     "Lowering",
     "Message",

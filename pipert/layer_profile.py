@@ -13,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from pipert.roofline import Roofline
+from pipert.signatures import takes_keywords
 
 _WARM_UP = 2
 _LEAST_RUNS, _MOST_RUNS = 5, 50
@@ -88,15 +89,16 @@ def profile_in_turn(
     Args:
         layers: by path.
         args: of the first one.
-        kwargs: of the first one.
+        kwargs: each layer gets those that it takes.
     """
     layers = list(layers)
     profiler = _Profiler(_is_on_meta((args, kwargs, [layer for _, layer in layers])))
     profiles = []
-    for path, layer in layers:
-        profile, output = profiler.profile(LayerCall(path, layer, args, kwargs or {}))
+    for index, (path, layer) in enumerate(layers):
+        taken = takes_keywords(layer, kwargs or {}, is_first=index == 0)
+        profile, output = profiler.profile(LayerCall(path, layer, args, taken))
         profiles.append(profile)
-        args, kwargs = (output,), None
+        args = (output,)
     return profiles
 
 
@@ -151,7 +153,7 @@ class _Profiler:
 
     def profile(self, call: LayerCall) -> tuple[LayerProfile, Any]:
         """What a call takes, and what it returns, cut off from its graph but as differentiable."""
-        args, kwargs = (_to_meta if self._on_meta else _cut_off)((call.args, call.kwargs))
+        args, kwargs = (to_meta if self._on_meta else _cut_off)((call.args, call.kwargs))
         try:
             with _left_as_it_was(call.layer, args), torch.enable_grad():
                 return self._profile(call.path, call.layer, args, kwargs)
@@ -299,7 +301,8 @@ def _cut_off(given: Any) -> Any:
     return tree_unflatten(cut, structure)
 
 
-def _to_meta(given: Any) -> Any:
+def to_meta(given: Any) -> Any:
+    """The same structure, its tensors on the meta device."""
     leaves, structure = tree_flatten(given)
     moved = [
         leaf

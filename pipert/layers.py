@@ -25,8 +25,11 @@ def layers_of(stage: Any) -> list[Any]:
     """The layers of one stage, in order; one that is used twice stands there twice.
 
     Those of an nn.Sequential are its children, nested ones too, also of a subclass that leaves
-    its forward as it is; any other stage is one layer.
+    its forward as it is; those of another stage are what its method `pipert_layers()` tells, if it
+    has one, else it is one layer.
     """
+    if isinstance(stage, nn.Module) and callable(tell := getattr(stage, "pipert_layers", None)):
+        return list(tell())
     if not _runs_its_children(stage) or len(stage) == 0:
         return [stage]
     return [layer for child in stage for layer in layers_of(child)]

@@ -1,7 +1,7 @@
 """What the signatures of the user's functions say: what must be given, and what may be."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -47,6 +47,14 @@ def required_keywords(call: Callable[..., Any], names: Iterable[str]) -> list[st
     return [
         n for n in names if n in parameters and parameters[n].default is inspect.Parameter.empty
     ]
+
+
+def takes_keywords(
+    call: Callable[..., Any], kwargs: Mapping[str, Any], is_first: bool
+) -> dict[str, Any]:
+    """Of keyword arguments, those that a stage takes."""
+    names = keywords_of(call, is_first)
+    return {name: kwargs[name] for name in kwargs if names is None or name in names}
 
 
 def parameter_names(call: Callable[..., Any]) -> list[str]:

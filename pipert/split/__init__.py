@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from pipert.split.front import split
+from pipert.split.layer_list import LayerList
 from pipert.split.layer_spec import LayerSpec, TiedLayerSpec
 from pipert.split.points import annotate_split_points, pipe_split
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from torch.distributed.pipelining import SplitPoint
 
 __all__ = [
+    "LayerList",
     "LayerSpec",
     "SplitPoint",
     "TiedLayerSpec",

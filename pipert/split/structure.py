@@ -1,20 +1,22 @@
 """Cuts a model between layers that run one after the other, as its structure has them."""
 
-from collections import OrderedDict
+import itertools
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
-from pipert.balance import Balance, Cuts, check_balance, choose_cuts, costs_of, needs_profiles
-from pipert.layer_profile import LayerProfile, profile_in_turn
-from pipert.split.layer_paths import given_layers
+from pipert.balance import Balance, Cuts, check_balance, costs_of
+from pipert.layer_profile import LayerProfile, profile_in_turn, to_meta
+from pipert.split.cuts import cuts_of
+from pipert.split.layer_list import LayerList, ListedModel
+from pipert.split.layer_paths import in_order, layers_of_model, list_of_layers
 from pipert.split.layer_spec import BuiltStage, ties_of
+from pipert.split.same_output import check_same, evaluating, is_on_meta
 from pipert.stage_placement import PlacementLike
-from pipert.stage_table import leaf_children
-from pipert.stages import StageCosts, Stages
+from pipert.stages import Stages
+
+_Layer = TypeVar("_Layer")
 
 
 def split(
@@ -25,7 +27,7 @@ def split(
     example_kwargs: Mapping[str, Any] | None = None,
     balance: Balance = "parameters",
     *,
-    layers: str | Sequence[str] | None = None,
+    layers: str | Sequence[str] | LayerList | None = None,
     memory_limit: float | Sequence[float] | None = None,
     placement: PlacementLike = None,
 ) -> Stages:
@@ -34,7 +36,7 @@ def split(
     An nn.Sequential (nested ones too) is cut between its layers. Any other model is taken to run
     its children one after the other, in the order in which they were registered (a ModuleList's
     entries likewise), or in that of `layers`; that this is so is checked with `example_args`, bit
-    for bit.
+    for bit. A LayerList says what a model does around a list of layers.
 
     Args:
         model: the unpartitioned model, whose submodules the stages share; or a list of its layers:
@@ -44,15 +46,16 @@ def split(
         at: the layers that begin a new stage, by path ("layers.4"), in order.
         example_args: positional arguments of one forward, of one microbatch. Needed unless the
             model is an nn.Sequential, and for "time" and "memory".
-        example_kwargs: must be empty: layers that run one after the other take one value.
+        example_kwargs: keyword arguments of one forward, for a LayerList: layers that run one
+            after the other take one value.
         balance: of what the stages of each rank have as little as can be, the one that has most:
             "parameters"; "time" of forward and backward, measured layer by layer on
             `example_args` (on the meta device: estimated); "memory" of parameters, gradients, two
             moments of an optimizer and activations; or `balance(path, layer)`, a number for each
             layer. "uniform": as many layers in each. Or the number of layers of each stage.
         layers: the children that run, by path in the order in which they do: of a ModuleList or a
-            Sequential its entries. Or the path of one ModuleList: what was registered before it
-            and around it runs before it, and so on.
+            Sequential its entries. Or the path of one ModuleList: what was registered before it,
+            and before a module that it is in, runs before it, and so on. Or a LayerList.
         memory_limit: the bytes that the stages of a rank may take (see "memory"); one number, or
             one for each rank.
         placement: which rank owns which stage: a Placement, the rank of each stage, "v" (two
@@ -67,129 +70,193 @@ def split(
         TypeError: `model` is not a module.
         ValueError: the model can't be cut as asked for; the message says why.
     """
+    _check_types(model, num_stages, at, example_args, layers)
+    check_balance(balance)
+    example = (example_args, example_kwargs or {})
+    pieces: _Listed | _Built | _Ordered
+    if isinstance(layers, LayerList):
+        pieces = _Listed(model, layers, *example)
+    elif isinstance(model, nn.Module):
+        pieces = _Ordered(model, layers, *example)
+    else:
+        pieces = _Built(model, layers, *example)
+    cuts = cuts_of(
+        pieces.named,
+        num_stages,
+        at,
+        balance,
+        memory_limit=memory_limit,
+        placement=placement,
+        profile=pieces.profile,
+    )
+    return pieces.stages(cuts)
+
+
+def _check_types(model: Any, num_stages: Any, at: Any, example_args: Any, layers: Any) -> None:
     if not isinstance(model, nn.Module) and not isinstance(model, list | tuple):
         raise TypeError(
             f"model must be an nn.Module or a list of layers, got {type(model).__name__}"
         )
-    _check_types(num_stages, at, example_args, layers)
-    check_balance(balance)
-    if example_kwargs:
-        raise ValueError(
-            "layers that run one after the other take one value: expected no example_kwargs, got "
-            + ", ".join(example_kwargs)
-        )
-    given = given_layers(model, layers)
-    skeleton = BuiltStage(given).skeleton if isinstance(model, list | tuple) else None
-    looked_at = given if skeleton is None else list(skeleton.named_children())
-    if skeleton is not None:  # a layer that is used twice has its name once there
-        looked_at = [(name, skeleton.get_submodule(name)) for name, _ in given]
-    cuts = _cuts(looked_at, num_stages, at, example_args, balance, memory_limit, placement)
-    parts, start = [], 0
-    for size in cuts.sizes:
-        parts.append(given[start : start + size])
-        start += size
-    costs = costs_of(cuts)
-    if any(not isinstance(layer, nn.Module) for _, layer in given):
-        return _to_be_built(parts, costs)
-    result = Stages([_nest(part) for part in parts], costs=costs)
-    if isinstance(model, nn.Module):
-        _check_names(model, result)
-        _check_runs_so(model, result, example_args, layers is not None)
-    return result
-
-
-def _to_be_built(parts: list[list[tuple[str, Any]]], costs: StageCosts | None) -> Stages:
-    """Stages of which a rank builds its own alone."""
-    built = [BuiltStage(part) for part in parts]
-    stages = [stage.skeleton if stage.is_built else stage for stage in built]
-    names = [list(stage.skeleton.state_dict(keep_vars=True)) for stage in built]
-    return Stages(stages, names=names, tied=ties_of(built), costs=costs)
-
-
-def _check_types(num_stages: Any, at: Any, example_args: Any, layers: Any) -> None:
     if num_stages is not None and (isinstance(num_stages, bool) or not isinstance(num_stages, int)):
         raise TypeError(f"num_stages must be an integer, got {num_stages!r}")
     if at is not None and (isinstance(at, str) or not isinstance(at, Sequence)):
         raise TypeError(f'at must be a list of paths such as ["layers.4"], got {at!r}')
     if example_args is not None and not isinstance(example_args, tuple):
         raise TypeError(f"example_args must be a tuple, got {type(example_args).__name__}")
-    if layers is not None and not (
+    if not (layers is None or isinstance(layers, LayerList)) and not (
         isinstance(layers, Sequence) and all(isinstance(path, str) for path in layers)
     ):
         raise TypeError(
-            f'layers must be paths such as ["embed", "layers", "head"], or one; got {layers!r}'
+            'layers must be paths such as ["embed", "layers", "head"], one of them, or a '
+            f"LayerList; got {layers!r}"
         )
 
 
-def _cuts(
-    layers: list[tuple[str, nn.Module]],
-    num_stages: int | None,
-    at: Sequence[str] | None,
-    example_args: tuple[Any, ...] | None,
-    balance: Balance,
-    memory_limit: float | Sequence[float] | None,
-    placement: PlacementLike,
-) -> Cuts:
-    if at is None:
-        return choose_cuts(
-            layers,
-            num_stages,
-            balance,
-            placement=placement,
-            memory_limit=memory_limit,
-            profile=partial(_profiles, layers, example_args),
+class _Ordered:
+    """Layers of a model that run one after the other.
+
+    Attributes:
+        named: pieces that can be a stage, each with the paths that name it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: str | Sequence[str] | None,
+        args: tuple[Any, ...] | None,
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        _refuse_kwargs(kwargs)
+        self._model = model
+        self._is_listed = layers is not None
+        self._args = args
+        self._layers = layers_of_model(model, layers)
+        self.named = [((path,), layer) for path, layer in self._layers]
+
+    def profile(self) -> list[LayerProfile]:
+        return profile_in_turn(self._layers, _required(self._args))
+
+    def stages(self, cuts: Cuts) -> Stages:
+        result = Stages([in_order(part) for part in _cut(self._layers, cuts)], costs=costs_of(cuts))
+        _check_names(self._model, result)
+        self._check_order(result)
+        return result
+
+    def _check_order(self, stages: Stages) -> None:
+        """Checks that the model is its layers, one after the other, unless it says so itself."""
+        model, on_meta = self._model, is_on_meta(self._model)
+        if self._args is None or on_meta:
+            if not (type(model).forward is nn.Sequential.forward or (on_meta and self._is_listed)):
+                reason = (
+                    "None" if self._args is None else "a model on meta: name them, layers=[...]"
+                )
+                raise ValueError(
+                    f"{type(model).__name__} is not an nn.Sequential: expected example_args, to "
+                    f"check that its children run one after the other; got {reason}"
+                )
+            return
+        if len(self._args) != 1:
+            raise ValueError(
+                "layers that run one after the other take one value: expected one example "
+                f"argument, got {len(self._args)}"
+            )
+        paths = " -> ".join(path for path, _ in self._layers)
+        how = f"does not run its children one after the other ({paths})"
+        check_same(model, stages, how, self._args, {})
+
+
+class _Listed:
+    """A model around a list of layers; as `_Ordered`."""
+
+    def __init__(
+        self,
+        model: Any,
+        around: LayerList,
+        args: tuple[Any, ...] | None,
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"a LayerList is of a model, got {type(model).__name__}")
+        self._model = model
+        self._args = _required(args, "to see what runs before and after the list of layers")
+        self._kwargs = kwargs
+        container = list_of_layers(model, around.path)
+        example = to_meta((self._args, kwargs)) if is_on_meta(model) else (self._args, kwargs)
+        with evaluating(model):
+            self._listed = ListedModel(model, around, container, *example)
+        pieces = self._listed.pieces
+        self.named = [(paths, self._listed.part(i, i + 1)) for i, paths in enumerate(pieces)]
+
+    def profile(self) -> list[LayerProfile]:
+        layers = [(", ".join(paths), part) for paths, part in self.named]
+        return profile_in_turn(layers, self._args, self._kwargs)
+
+    def stages(self, cuts: Cuts) -> Stages:
+        ends = list(itertools.accumulate(cuts.sizes))
+        parts = [self._listed.part(*edges) for edges in itertools.pairwise([0, *ends])]
+        result = Stages(parts, costs=costs_of(cuts))
+        _check_names(self._model, result)
+        if not is_on_meta(self._model):
+            how = "is not what its LayerList runs"
+            check_same(self._model, result, how, self._args, self._kwargs)
+        return result
+
+
+class _Built:
+    """A list of layers, some of them still to be built; as `_Ordered`."""
+
+    def __init__(
+        self,
+        model: Sequence[Any],
+        layers: Any,
+        args: tuple[Any, ...] | None,
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        _refuse_kwargs(kwargs)
+        if layers is not None:
+            raise ValueError(f"model is a list of layers: expected no layers=, got {layers!r}")
+        self._args = args
+        self._layers = [(str(index), layer) for index, layer in enumerate(model)]
+        if not self._layers:
+            raise ValueError("model has no layers to cut between: got an empty list")
+        skeleton = BuiltStage(self._layers).skeleton
+        self.named = [((name,), skeleton.get_submodule(name)) for name, _ in self._layers]
+
+    def profile(self) -> list[LayerProfile]:
+        layers = [(paths[0], layer) for paths, layer in self.named]
+        return profile_in_turn(layers, _required(self._args))
+
+    def stages(self, cuts: Cuts) -> Stages:
+        built = [BuiltStage(part) for part in _cut(self._layers, cuts)]
+        return Stages(
+            [stage.skeleton if stage.is_built else stage for stage in built],
+            names=[list(stage.skeleton.state_dict(keep_vars=True)) for stage in built],
+            tied=ties_of(built),
+            costs=costs_of(cuts),
         )
-    if num_stages is not None and num_stages != len(at) + 1:
-        raise ValueError(f"at={list(at)} makes {len(at) + 1} stages, got num_stages={num_stages}")
-    if memory_limit is not None:
-        raise ValueError("memory_limit is for cuts that split chooses: expected num_stages, got at")
-    measured = needs_profiles(balance, memory_limit)
-    return Cuts(
-        _sizes_at([path for path, _ in layers], at),
-        _profiles(layers, example_args) if measured else None,
-    )
 
 
-def _profiles(
-    layers: list[tuple[str, nn.Module]], example_args: tuple[Any, ...] | None
-) -> list[LayerProfile]:
-    if example_args is None:
+def _cut(layers: Sequence[_Layer], cuts: Cuts) -> list[Sequence[_Layer]]:
+    ends = list(itertools.accumulate(cuts.sizes))
+    return [layers[begin:end] for begin, end in itertools.pairwise([0, *ends])]
+
+
+def _required(
+    args: tuple[Any, ...] | None, why: str = "to see what layers take"
+) -> tuple[Any, ...]:
+    if args is None:
         raise ValueError(
-            "to measure what layers take: expected example_args, the arguments of one "
-            "microbatch's forward; got None"
+            f"{why}: expected example_args, the arguments of one microbatch's forward; got None"
         )
-    return profile_in_turn(layers, example_args)
+    return args
 
 
-def _sizes_at(paths: list[str], at: Sequence[str]) -> list[int]:
-    starts = [0]
-    for point in at:
-        inside = [
-            i for i, path in enumerate(paths) if path == point or path.startswith(f"{point}.")
-        ]
-        if not inside:
-            raise ValueError(
-                f"at names no layer: expected one of {', '.join(paths)}; got {point!r}"
-            )
-        if inside[0] <= starts[-1]:
-            raise ValueError(
-                f"at must name layers after the first, in order; got {point!r} in {list(at)}"
-            )
-        starts.append(inside[0])
-    return [end - start for start, end in zip(starts, [*starts[1:], len(paths)], strict=True)]
-
-
-def _nest(layers: list[tuple[str, nn.Module]]) -> nn.Sequential:
-    """Sequentials in Sequentials, so that each layer keeps its path."""
-    groups: OrderedDict[str, list[tuple[str, nn.Module]]] = OrderedDict()
-    for path, layer in layers:
-        head, _, rest = path.partition(".")
-        groups.setdefault(head, []).append((rest, layer))
-    children: OrderedDict[str, nn.Module] = OrderedDict()
-    for head, inside in groups.items():
-        is_layer = len(inside) == 1 and not inside[0][0]
-        children[head] = inside[0][1] if is_layer else _nest(inside)
-    return nn.Sequential(children)
+def _refuse_kwargs(kwargs: Mapping[str, Any]) -> None:
+    if kwargs:
+        raise ValueError(
+            "layers that run one after the other take one value: expected no example_kwargs, got "
+            + ", ".join(kwargs)
+        )
 
 
 def _check_names(model: nn.Module, stages: Stages) -> None:
@@ -199,61 +266,5 @@ def _check_names(model: nn.Module, stages: Stages) -> None:
     if lost:
         raise ValueError(
             f"every parameter and buffer must belong to a layer; {', '.join(lost)} "
-            f"belong to {type(model).__name__} itself"
+            f"belong to {type(model).__name__} itself, or to what doesn't run"
         )
-
-
-def _check_runs_so(
-    model: nn.Module, stages: Stages, example_args: tuple[Any, ...] | None, is_named: bool
-) -> None:
-    """Checks that the model is its layers, one after the other, unless it says so itself."""
-    on_meta = any(t.is_meta for t in (*model.parameters(), *model.buffers()))
-    if example_args is not None and not on_meta:
-        _check_same(model, stages, example_args)
-    elif type(model).forward is not nn.Sequential.forward and not (on_meta and is_named):
-        raise ValueError(
-            f"{type(model).__name__} is not an nn.Sequential: expected example_args, to check that "
-            "its children run one after the other; got "
-            + ("a model on meta, which can't run: name them, layers=[...]" if on_meta else "None")
-        )
-
-
-def _check_same(model: nn.Module, stages: Stages, example_args: tuple[Any, ...]) -> None:
-    if len(example_args) != 1:
-        raise ValueError(
-            "layers that run one after the other take one value: expected one example argument, "
-            f"got {len(example_args)}"
-        )
-    names = " -> ".join(path for stage in stages for path, _ in leaf_children(stage))
-    was_training = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.no_grad():
-            expected = model(*example_args)
-            value = example_args[0]
-            for i, stage in enumerate(stages):
-                try:
-                    value = stage(value)
-                except Exception as error:
-                    raise ValueError(
-                        f"{type(model).__name__} does not run its children one after the other "
-                        f"({names}): stage {i} fails when it does"
-                    ) from error
-    finally:
-        for module, training in was_training:
-            module.training = training
-    if not _equal(value, expected):
-        raise ValueError(
-            f"{type(model).__name__} does not run its children one after the other ({names}): the "
-            "outputs differ"
-        )
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(_equal, a, b))
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
-    return bool(a == b)
