@@ -99,3 +99,23 @@ def test_pippy_script_trains_alike_under_its_schedules(imported):
         assert losses_in(output) == pytest.approx(expected, abs=2e-5)
         assert f"submod_pp_{num_stages - 1} = self.submod_pp_{num_stages - 1}(" in output
         assert "right on a new batch" in output
+def test_gpipe_style_trains_as_the_sequential_does(imported):
+    example = imported("gpipe_style")
+    sizes = {"steps": 10, "batch": 16, "chunks": 4, "width": 4, "pixels": 16}
+    options = [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
+    output = run("gpipe_style.py", *options)
+    assert "stage  layers" in output
+    assert "step  10/10" in output
+
+    torch.manual_seed(0)
+    model = example.network(sizes["width"])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for step in range(sizes["steps"]):
+        x, y = example.training_batch(step, sizes["batch"], sizes["pixels"])
+        optimizer.zero_grad()
+        pieces = zip(x.chunk(sizes["chunks"]), y.chunk(sizes["chunks"]), strict=True)
+        losses = [functional.cross_entropy(model(a), b) / sizes["chunks"] for a, b in pieces]
+        for loss in losses:
+            loss.backward()
+        optimizer.step()
+    assert losses_in(output) == pytest.approx([sum(losses).item()], abs=2e-4)
