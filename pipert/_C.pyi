@@ -505,6 +505,8 @@ def balanced_cuts(
     *,
     held: Measure | Sequence[float] | None = None,
     limit: float | Sequence[float] | None = None,
+    schedule: Schedule | None = None,
+    costs: Costs | None = None,
 ) -> Balance: ...
 
 # --- plan -------------------------------------------------------------------------------------

@@ -95,7 +95,11 @@ def choose_cuts(
     held = None if profiles is None else _memory(layers, profiles, placed)
     work = held if balance == "memory" and held else _work(layers, balance, profiles)
     found = _C.balanced_cuts(
-        work, placed.placement, held=held, limit=_limits(memory_limit, placed.placement)
+        work,
+        placed.placement,
+        held=held,
+        limit=_limits(memory_limit, placed.placement),
+        **_step(work, profiles if balance == "time" else None, placed),
     )
     return Cuts(found.cuts, profiles)
 
@@ -164,6 +168,26 @@ def _work(layers: Layers, balance: Balance, profiles: list[LayerProfile] | None)
         float(sum(p.numel() for p in layer.parameters())) if isinstance(layer, nn.Module) else 0.0
         for _, layer in layers
     ]
+
+
+def _step(
+    work: _C.Measure | list[float], profiles: list[LayerProfile] | None, placed: StagePlacement
+) -> dict[str, Any]:
+    """What to simulate where ranks have several stages: there equal work is not all that counts."""
+    has_several = placed.placement.num_stages > placed.placement.num_ranks
+    if isinstance(work, _C.Measure) or not has_several:
+        return {}
+    if profiles is None:
+        third = [number / 3 for number in work]
+        costs = _C.Costs(forward=third, input=third, weight=third)
+    else:
+        costs = _C.Costs(
+            forward=[profile.forward for profile in profiles],
+            input=[profile.input for profile in profiles],
+            weight=[profile.weight for profile in profiles],
+        )
+    schedule = placed.usual_schedule()
+    return {} if schedule is None else {"schedule": schedule, "costs": costs}
 
 
 def _number(value: Any, path: str) -> float:

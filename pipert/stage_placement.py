@@ -34,12 +34,16 @@ class StagePlacement:
                 f"placement is of {self.num_stages} stages, got num_stages={num_stages}"
             )
 
+    def usual_schedule(self) -> _C.Schedule | None:
+        """The schedule that was given, or else one in use for such a placement."""
+        return self._schedule or _usual_schedule(self.placement)
+
     def microbatches_held(self) -> list[int]:
         """By stage of all copies: for how many microbatches at once it keeps activations.
 
         As the schedule does; without one, as the schedule in use for such a placement.
         """
-        schedule = self._schedule or _usual_schedule(self.placement)
+        schedule = self.usual_schedule()
         if schedule is not None:
             return microbatches_held(schedule)
         # As in 1F1B: what is on its way from a stage to the last one and back.

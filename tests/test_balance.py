@@ -258,6 +258,36 @@ def test_stages_of_a_v_are_balanced_by_rank():
         pipert.split(model, 2, placement="w")
 
 
+@pytest.mark.parametrize("name", ["zb_v", "interleaved_1f1b", "looped_bfs"])
+@pytest.mark.parametrize("seed", range(3))
+def test_where_ranks_have_several_stages_cuts_are_those_whose_step_ends_soonest(name, seed):
+    schedule = Schedule.build(name, num_ranks=3, num_microbatches=6, num_stages=6)
+    numbers = [1 + (seed + 3) * 7919 * (i + 1) % 17 for i in range(10)] + [30]
+    model = nn.Sequential(*(nn.Linear(1, 1) for _ in numbers))
+    stages = pipert.split(model, balance=lambda path, _: numbers[int(path)], placement=schedule)
+
+    def makespan(cuts):
+        edges = itertools.pairwise([0, *itertools.accumulate(cuts)])
+        third = [sum(numbers[a:b]) / 3 for a, b in edges]
+        return schedule.simulate(Costs(forward=third, input=third, weight=third)).makespan
+
+    values = sorted(makespan(cuts) for cuts in all_cuts(len(numbers), 6))
+    assert makespan(sizes(stages)) <= values[0] * 1.05
+    by_rank = _C.balanced_cuts(numbers, schedule.placement).cuts
+    assert makespan(sizes(stages)) <= makespan(by_rank)
+
+
+def test_a_schedule_needs_costs_and_its_own_placement():
+    schedule = Schedule.build("zb_v", num_ranks=2, num_microbatches=4)
+    options = {"work": [1] * 4, "schedule": schedule}
+    with pytest.raises(ValueError, match="expected them, got None"):
+        _C.balanced_cuts(placement=schedule.placement, **options)
+    with pytest.raises(ValueError, match="schedule must have the placement that is given"):
+        _C.balanced_cuts(placement=Placement.loop(2, 4), costs=Costs(), **options)
+    with pytest.raises(ValueError, match=r"forward must be one number or 4 \(num_layers\), got 2"):
+        _C.balanced_cuts(placement=schedule.placement, costs=Costs(forward=[1, 1]), **options)
+
+
 def test_given_numbers_of_layers_say_how_many_stages_there_are():
     model = nn.Sequential(*(nn.Linear(1, 1) for _ in range(4)))
     assert sizes(pipert.split(model, balance=[1, 3])) == [1, 3]

@@ -5,6 +5,7 @@
 #include "bindings/search_arguments.h"
 #include "search/balance.h"
 #include "search/partition.h"
+#include "search/step_balance.h"
 
 namespace py = pybind11;
 
@@ -62,12 +63,16 @@ Measure to_measure(const MeasureOrNumbers& given) {
 }
 
 Balance cuts_of(const MeasureOrNumbers& work, const Placement& placement,
-                const std::optional<MeasureOrNumbers>& held,
-                const std::optional<OneOrMany>& limit) {
-  return balance({.work = to_measure(work),
-                  .held = to_measure(held.value_or(work)),
-                  .limit = to_vector(limit),
-                  .placement = placement});
+                const std::optional<MeasureOrNumbers>& held, const std::optional<OneOrMany>& limit,
+                const std::optional<Schedule>& schedule, const std::optional<Costs>& costs) {
+  const BalanceRequest request{.work = to_measure(work),
+                               .held = to_measure(held.value_or(work)),
+                               .limit = to_vector(limit),
+                               .placement = placement};
+  if (!schedule) return balance(request);
+  if (!costs)
+    throw ValueError("a schedule is simulated under costs of layers: expected them, got None");
+  return step_balance(request, *costs, *schedule);
 }
 
 void bind_balance(py::module_& module) {
@@ -94,6 +99,7 @@ Args:
       .def_readonly("held", &Balance::held, "By rank.");
   module.def("balanced_cuts", &cuts_of, py::arg("work"), py::arg("placement"), py::kw_only(),
              py::arg("held") = py::none(), py::arg("limit") = py::none(),
+             py::arg("schedule") = py::none(), py::arg("costs") = py::none(),
              py::call_guard<py::gil_scoped_release>(),
              R"(Cuts layers into stages so that the rank with the most work has as little as can be.
 
@@ -105,6 +111,8 @@ Args:
     placement: Which rank owns which stage. The stages of its first copy are cut.
     held: What `limit` is about, likewise; None: the work.
     limit: What a rank's stages may hold together; one number, or one for each rank; None: no limit.
+    schedule: Of these cuts, and of some with a layer moved, those under which its step ends soonest.
+    costs: Of the layers, to simulate it.
 
 Raises:
     ValueError: Fewer layers than stages, numbers that don't fit each other, or a limit that no cuts

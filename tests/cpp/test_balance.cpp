@@ -8,10 +8,13 @@
 #include <limits>
 #include <random>
 
+#include "analysis/simulate.h"
 #include "base/error.h"
 #include "base/index.h"
 #include "check.h"
+#include "schedule/registry.h"
 #include "search/loads.h"
+#include "search/step_balance.h"
 
 namespace pipert {
 namespace {
@@ -153,6 +156,37 @@ Balance balanced(std::vector<double> work, Placement placement, std::vector<doub
       {.work = measure, .held = measure, .limit = std::move(limit), .placement = placement});
 }
 
+// Of V placements and loops: no simulated step is longer than with the cuts that are best by rank.
+void check_steps(Generator32& random) {
+  const int num_ranks = pick(random, 1, 4);
+  const bool is_v = pick(random, 0, 1) == 1;
+  const Placement placement = is_v ? Placement::v_shaped(num_ranks, 2 * num_ranks)
+                                   : Placement::loop(num_ranks, 2 * num_ranks);
+  const int num_layers = 2 * num_ranks + pick(random, 0, 8);
+  Costs layers;
+  layers.forward = numbers(random, num_layers, 12);
+  layers.input = layers.forward;
+  layers.weight = layers.forward;
+  const Measure work(layers.forward);
+  BalanceRequest request{.work = work, .held = work, .limit = {}, .placement = placement};
+  if (pick(random, 0, 1) == 1) {
+    request.limit = {balance(request).longest * pick(random, 10, 12) / 10.0};
+  }
+  const Balance by_rank = balance(request);
+  const Schedule schedule =
+      build_schedule(is_v ? "zb_v" : "looped_bfs", {.num_ranks = num_ranks,
+                                                    .num_microbatches = 2 * num_ranks,
+                                                    .num_stages = 2 * num_ranks,
+                                                    .options = {}});
+  const Balance found = step_balance(request, layers, schedule);
+  const auto end = [&](const Cuts& cuts) {
+    return simulate(schedule, stage_costs(layers, cuts)).makespan;
+  };
+  CHECK(end(found.cuts) <= end(by_rank.cuts));
+  CHECK(value_of(request, found.cuts) < std::numeric_limits<double>::infinity());
+  CHECK(found.longest >= found.bound * (1.0 - 1e-9));
+}
+
 void check_shares() {
   std::vector<double> work(12, 1.0);
   CHECK((balanced(work, Placement::loop(4, 4)).cuts == Cuts{3, 3, 3, 3}));
@@ -195,6 +229,7 @@ void check_bad_requests() {
 int main() {
   std::mt19937 random(20230101);
   for (int round = 0; round < pipert::kRounds; ++round) pipert::check_no_cuts_are_better(random);
+  for (int round = 0; round < 60; ++round) pipert::check_steps(random);
   pipert::check_shares();
   pipert::check_bad_requests();
 }

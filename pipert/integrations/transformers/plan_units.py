@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipert import _C
 from pipert.integrations.transformers.plans import Plan
-from pipert.split.structure import balanced_sizes
 
 
 class PlanUnits:
@@ -150,10 +150,11 @@ class PlanUnits:
             sum(cost(path, self._model.get_submodule(path)) for path in unit)
             for unit in self._units
         ]
+        placement = _C.Placement.loop(num_stages, num_stages)
         if not self._units[-1]:
-            sizes = balanced_sizes(costs[:-1], num_stages)
+            sizes = _C.balanced_cuts(costs[:-1], placement).cuts
             return [*sizes[:-1], sizes[-1] + 1]
-        return balanced_sizes(costs, num_stages)
+        return _C.balanced_cuts(costs, placement).cuts
 
     def _refuse_others(self, inner: nn.Module) -> None:
         """What isn't in the plan is on every stage, so it can't have parameters."""
