@@ -9,12 +9,14 @@
 #include "analysis/simulate.h"
 #include "base/error.h"
 #include "search/loads.h"
+#include "search/random.h"
 
 namespace pipert {
 namespace {
 
 constexpr std::int64_t kMostSimulations = 1000;
 constexpr std::int64_t kMostActions = 2'000'000;
+constexpr int kShakes = 30;
 
 std::int64_t simulations_for(const Schedule& schedule) {
   std::int64_t num_actions = 1;
@@ -53,6 +55,17 @@ class StepSearch {
     best_ = std::move(cuts);
   }
 
+  // The best cuts with some layers moved at random, to leave where no single move helps.
+  Cuts shaken() {
+    const auto num_stages = static_cast<int>(best_.size());
+    Cuts cuts = best_;
+    for (int moves = 2 + random_.below(2); moves > 0; --moves) {
+      Cuts moved = with_layer_moved(cuts, random_.below(num_stages), random_.below(num_stages));
+      if (!moved.empty()) cuts = std::move(moved);
+    }
+    return cuts;
+  }
+
   const Cuts& best() const { return best_; }
 
  private:
@@ -71,6 +84,7 @@ class StepSearch {
   const Costs& layers_;
   const Schedule& schedule_;
   std::int64_t left_;
+  Random random_{1};
   std::map<Cuts, double> ends_;
   Cuts best_;
   double best_end_ = std::numeric_limits<double>::infinity();
@@ -93,6 +107,7 @@ Balance step_balance(const BalanceRequest& request, const Costs& layers, const S
         even_cuts(request.work.num_layers(), request.placement.stages_per_copy())}) {
     search.climb_from(start);
   }
+  for (int shakes = 0; shakes < kShakes; ++shakes) search.climb_from(search.shaken());
   result.cuts = search.best();
   result.work = loads.work_by_rank(result.cuts);
   result.held = loads.held_by_rank(result.cuts);
