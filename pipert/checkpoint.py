@@ -74,6 +74,7 @@ def materialize(
         tied=stages.tied,
         arguments=stages.arguments,
         names=stages.names,
+        costs=stages.costs,
     )
 
 

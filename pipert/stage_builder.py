@@ -71,6 +71,9 @@ class StageBuilder:
         sources: of values.
         shared: the tied parameters of this process, by their first name and device.
         lock: of `shared`.
+
+    Attributes:
+        skeleton: the stage before it has values.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class StageBuilder:
         lock: threading.Lock,
     ) -> None:
         self._stage = stage
+        self.skeleton = getattr(stage, "skeleton", stage)
         self._device = device
         self._dtype = dtype
         self._sources = sources

@@ -82,19 +82,25 @@ def _layers_of(stages: "Stages", index: int) -> list[str]:
     if stages.specs is not None and stages.specs[index].layers:
         return list(stages.specs[index].layers)
     stage = stages[index]
-    if isinstance(stage, nn.Module):
-        return [path for path, _ in leaf_children(stage)]
-    names: list[str] | None = getattr(stage, "names", None)
-    if names is not None:
-        return names
+    module = _module_of(stage)
+    for made in (stage, module):
+        if (paths := getattr(made, "pipert_paths", None)) is not None:
+            return list(paths)
+    if module is not None:
+        return [path for path, _ in leaf_children(module)]
     return list(dict.fromkeys(name.rpartition(".")[0] or name for name in stages.names[index]))
+
+
+def _module_of(stage: Any) -> nn.Module | None:
+    """The stage, or what it will be when it is built, if that is known."""
+    module = stage if isinstance(stage, nn.Module) else getattr(stage, "skeleton", None)
+    return module if isinstance(module, nn.Module) else None
 
 
 def _sizes(stages: "Stages", index: int) -> list[str]:
     """How many parameters it has, and the bytes of these and its buffers."""
-    stage: Any = stages[index]
-    module = stage if isinstance(stage, nn.Module) else getattr(stage, "skeleton", None)
-    if not isinstance(module, nn.Module):
+    module = _module_of(stages[index])
+    if module is None:
         return ["?", "?"]
     parameters = list(module.parameters())
     state: list[Tensor] = [*parameters, *module.buffers()]
@@ -158,7 +164,7 @@ def _bytes(size: float | None) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    for unit, factor in (("s", 1.0), ("ms", 1e3)):
+    for unit, factor in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
         if seconds * factor >= 1:
             return f"{seconds * factor:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} us"
+    return f"{seconds * 1e9:.3g} ns"

@@ -42,7 +42,7 @@ def test_nothing_is_built_before_its_rank_is():
 def test_specs_are_balanced_by_parameters_counted_on_meta():
     built.clear()
     stages = pipert.split(specs(64, 64, 2, 2, 2), 2)
-    assert [stage.names for stage in stages] == [["0"], ["1", "2", "3"]]
+    assert [stage.pipert_paths for stage in stages] == [["0"], ["1", "2", "3"]]
     assert built == []
 
 

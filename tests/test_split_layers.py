@@ -234,6 +234,7 @@ def test_a_stage_has_what_it_uses_and_no_more(tokens):
     assert stages[0].embed.weight is stages[2].embed.weight is model.embed.weight
     assert type(stages[1]) is Decoder
     assert not hasattr(stages[1], "embed")
+    assert "0      embed, positions, inner.layers.0  " in str(stages)
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "zb_h1"])

@@ -97,6 +97,7 @@ class ListedModel:
 
         forward.__signature__ = self._signature(is_first, is_last)  # type: ignore[attr-defined]
         part.__dict__["forward"] = MethodType(forward, part)
+        part.__dict__["pipert_paths"] = keep
         part.__dict__["pipert_layers"] = MethodType(partial(_modules_at, keep), part)
         return part
 

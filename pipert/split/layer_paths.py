@@ -150,7 +150,7 @@ class _Chain(nn.Module):
 
     def __init__(self, layers: Sequence[tuple[str, nn.Module]]) -> None:
         super().__init__()
-        self._paths = [path for path, _ in layers]
+        self.pipert_paths = [path for path, _ in layers]
         for path, layer in layers:
             *containers, name = path.split(".")
             inside: nn.Module = self
@@ -167,4 +167,4 @@ class _Chain(nn.Module):
 
     def pipert_layers(self) -> list[nn.Module]:
         """Its layers, in order."""
-        return [self.get_submodule(path) for path in self._paths]
+        return [self.get_submodule(path) for path in self.pipert_paths]

@@ -76,14 +76,14 @@ class BuiltStage:
         layers: by name; each a module, a LayerSpec or a function without arguments.
 
     Attributes:
-        names: of the layers.
+        pipert_paths: the names of the layers.
         skeleton: the stage on the meta device, to count and to name what it will have.
         is_built: whether all its layers are modules; then the skeleton is the stage.
     """
 
     def __init__(self, layers: Sequence[tuple[str, Any]]) -> None:
         self._layers = list(layers)
-        self.names = [name for name, _ in layers]
+        self.pipert_paths = [name for name, _ in layers]
         self.is_built = all(isinstance(layer, nn.Module) for _, layer in layers)
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             self.skeleton = self()
