@@ -108,7 +108,7 @@ def record_calls(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any] | None = None,
 ) -> list[LayerCall]:
-    """Runs the model once, and notes with what it calls its layers.
+    """Runs the model once, on the meta device if it is there, and notes how it calls its layers.
 
     Args:
         model: the unpartitioned model.
@@ -117,6 +117,8 @@ def record_calls(
         kwargs: of one forward.
     """
     calls: list[LayerCall] = []
+    if _is_on_meta(model):
+        args, kwargs = to_meta((args, dict(kwargs or {})))
 
     def note(path: str) -> Callable[..., None]:
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

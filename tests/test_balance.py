@@ -288,6 +288,41 @@ def test_a_schedule_needs_costs_and_its_own_placement():
         _C.balanced_cuts(placement=schedule.placement, costs=Costs(forward=[1, 1]), **options)
 
 
+class Skipping(nn.Module):
+    """Layers that a trace alone can cut: the last one takes what the first returned, too."""
+
+    def __init__(self, long=1):
+        super().__init__()
+        self.layers = nn.ModuleList(Repeated(1) for _ in range(6))
+        self.head = Repeated(long)
+
+    def forward(self, x):
+        first = y = self.layers[0](x)
+        for layer in self.layers[1:]:
+            y = layer(y)
+        return self.head(y + first)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_traced_layers_are_measured_with_the_arguments_that_they_have(device):
+    with torch.device(device):
+        model = Skipping(long=18 if device == "cpu" else 6)
+    x = torch.randn(256, 192)
+    stages = pipert.split(model, 2, example_args=(x,), balance="time", by="trace")
+    assert [spec.layers[-1] for spec in stages.specs] == ["layers.5", "head"]
+    assert len(stages.costs.forward) == 2
+    assert stages.costs.bytes[0] == 2 * 256 * 192 * 4  # what the head takes of both
+    assert stages.costs.is_estimated == (device == "meta")
+
+
+def test_traced_stages_keep_a_memory_limit():
+    x = torch.randn(256, 192, requires_grad=True)
+    options = {"example_args": (x,), "by": "trace", "balance": "uniform"}
+    assert len(pipert.split(Skipping(), 2, memory_limit=10**8, **options)) == 2
+    with pytest.raises(ValueError, match="no cuts keep the limit"):
+        pipert.split(Skipping(), 2, memory_limit=10**5, **options)
+
+
 def test_given_numbers_of_layers_say_how_many_stages_there_are():
     model = nn.Sequential(*(nn.Linear(1, 1) for _ in range(4)))
     assert sizes(pipert.split(model, balance=[1, 3])) == [1, 3]

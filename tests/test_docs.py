@@ -85,6 +85,8 @@ def test_native_page_prints_what_it_says(tmp_path):
 def test_split_page_prints_what_it_says(tmp_path):
     (code,), (output,) = blocks("docs/split.md", "python"), blocks("docs/split.md", "text")
     assert run_python(code, tmp_path) == output
+
+
 def test_layers_page_runs_and_prints_what_it_says(tmp_path):
     code, (output,) = blocks("docs/layers.md", "python"), blocks("docs/layers.md", "text")
     assert output in run_python("\n".join(code), tmp_path)

@@ -99,6 +99,8 @@ def test_pippy_script_trains_alike_under_its_schedules(imported):
         assert losses_in(output) == pytest.approx(expected, abs=2e-5)
         assert f"submod_pp_{num_stages - 1} = self.submod_pp_{num_stages - 1}(" in output
         assert "right on a new batch" in output
+
+
 def test_gpipe_style_trains_as_the_sequential_does(imported):
     example = imported("gpipe_style")
     sizes = {"steps": 10, "batch": 16, "chunks": 4, "width": 4, "pixels": 16}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
+from pipert.balance import Balance, check_balance
 from pipert.split import structure
 from pipert.split.check import Check
 from pipert.split.example import is_on_meta
+from pipert.split.layer_list import LayerList
 from pipert.split.points import points_of
-from pipert.split.structure import Balance
+from pipert.stage_placement import PlacementLike, StagePlacement
 from pipert.stages import Stages
 
 Way = Literal["auto", "structure", "trace", "plan"]
@@ -28,6 +30,9 @@ def split(
     *,
     by: Way = "auto",
     pipeline_cuts: Sequence[str] | None = None,
+    layers: str | Sequence[str] | LayerList | None = None,
+    memory_limit: float | Sequence[float] | None = None,
+    placement: PlacementLike = None,
     leaf_functions: Iterable[Callable[..., Any]] = (),
     fixed_batch: bool = False,
     check: Check = True,
@@ -42,19 +47,34 @@ def split(
 
     Args:
         model: the unpartitioned model, whose submodules the stages share; or a list of its layers,
-            modules or functions without arguments that build one.
-        num_stages: how many stages to cut it into; where `at` or marks say it too, they must agree.
+            modules, LayerSpecs, or functions without arguments that build one. A stage with one
+            that is still to be built is built as a whole on its own rank alone.
+        num_stages: how many stages to cut it into; where `at`, marks, `balance` or `placement` say
+            it too, they must agree.
         at: the modules whose first call begins a new stage, by path ("layers.4"), in order.
             Without it, `annotate_split_points` and `pipe_split()` say where to cut, or else
             num_stages and balance.
         example_args: positional arguments of one forward, with the rows of one microbatch, at least
             two. Not needed for an nn.Sequential or a list.
         example_kwargs: its keyword arguments.
-        balance: with num_stages: "parameters" (the largest stage has as few parameters as
-            possible), "uniform" (as many layers in each), or the number of layers of each stage.
+        balance: with num_stages: of what the stages of each rank have as little as can be, the one
+            that has most: "parameters"; "time" of forward and backward, measured layer by layer on
+            the example (on the meta device: estimated); "memory" of parameters, gradients, two
+            moments of an optimizer and activations; or `balance(path, layer)`, a number for each
+            layer. "uniform": as many layers in each. Or the number of layers of each stage. See
+            docs/layers.md.
         by: the way: "structure", "trace", "plan", or "auto": by structure what runs its children
             one after the other, by plan transformers models that have one, by tracing all others.
         pipeline_cuts: another name of `at`.
+        layers: by structure: the children that run, by path in the order in which they do: of a
+            ModuleList or a Sequential its entries. Or the path of one ModuleList: what was
+            registered before it, and before a module that it is in, runs before it, and so on. Or
+            a LayerList, which says what the model's forward does around the list.
+        memory_limit: the bytes that the stages of a rank may take (see "memory"); one number, or
+            one for each rank.
+        placement: for `balance`, which rank owns which stage: a Placement, the rank of each stage,
+            "v" (two stages a rank, down and up again), or the Schedule that will run, which also
+            says how many activations a stage holds. None: one stage a rank.
         leaf_functions: by tracing: functions that the trace is not to look into, such as those
             whose result depends on the values of tensors. They run as they are in the stage.
         fixed_batch: by tracing: whether to take a model that fixes the batch dimension. It then
@@ -64,7 +84,8 @@ def split(
             device can't be checked.
 
     Returns:
-        The stages, with the parameter names of the unpartitioned model.
+        The stages, with the parameter names of the unpartitioned model, and with their costs where
+        layers were measured.
 
     Raises:
         TypeError: an argument of another type, or examples that don't fit the model's forward.
@@ -77,15 +98,24 @@ def split(
             raise ValueError("expected at or pipeline_cuts, which mean the same; got both")
         at = pipeline_cuts
     kwargs = example_kwargs or {}
+    check_balance(balance)
+    num_stages = _num_stages(num_stages, at, balance, placement)
+    limits = _Limits(memory_limit, placement)
 
     def by_structure() -> Stages:
-        return structure.split(model, num_stages, at, example_args, kwargs, balance)
+        return structure.split(
+            model, num_stages, at, example_args, kwargs, balance, layers=layers, **limits._asdict()
+        )
 
+    if layers is not None:
+        if by not in ("auto", "structure"):
+            raise ValueError(f"layers are for a cut by structure, got by={by!r}")
+        return by_structure()
     if not isinstance(model, nn.Module):
         if by not in ("auto", "structure"):
             raise ValueError(f"a list of layers can only be cut by structure, got by={by!r}")
         return by_structure()
-    structure._check_types(num_stages, at, example_args, balance)
+    structure.check_types(model, num_stages, at, example_args, layers)
     way = _way(model, at, example_args, kwargs) if by == "auto" else by
     if way == "either":
         try:
@@ -95,6 +125,11 @@ def split(
     if way == "structure":
         return by_structure()
     if way == "plan":
+        if limits != _Limits():
+            raise ValueError(
+                "memory_limit and placement are for cuts by structure and by tracing: expected "
+                'by="trace" with them, got a model that is cut by its plan'
+            )
         plan = _transformers().split_by_plan
         made: Stages = plan(model, num_stages, at, example_args or (), kwargs, balance)
         return made
@@ -110,10 +145,31 @@ def split(
         example_args or (),
         kwargs,
         balance,
+        limits,
         leaf_functions,
         fixed_batch,
         check,
     )
+
+
+class _Limits(NamedTuple):
+    """What a balance goes by beside its measure."""
+
+    memory_limit: float | Sequence[float] | None = None
+    placement: PlacementLike = None
+
+
+def _num_stages(
+    given: int | None, at: Sequence[str] | None, balance: Balance, placement: PlacementLike
+) -> int | None:
+    """As many as something says; None: nothing does."""
+    if given is not None or at is not None:
+        return given
+    if isinstance(balance, Sequence) and not isinstance(balance, str):
+        return len(balance)
+    if placement is not None and placement != "v":
+        return StagePlacement(placement, None).num_stages
+    return None
 
 
 def _way(
@@ -146,6 +202,7 @@ def _by_trace(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     balance: Balance,
+    limits: _Limits,
     leaf_functions: Iterable[Callable[..., Any]],
     fixed_batch: bool,
     check: Check,
@@ -165,6 +222,8 @@ def _by_trace(
         args,
         kwargs,
         balance=balance,
+        memory_limit=limits.memory_limit,
+        placement=limits.placement,
         own_kwargs=own,
         leaf_functions=leaf_functions,
         fixed_batch=fixed_batch,

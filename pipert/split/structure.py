@@ -70,7 +70,7 @@ def split(
         TypeError: `model` is not a module.
         ValueError: the model can't be cut as asked for; the message says why.
     """
-    _check_types(model, num_stages, at, example_args, layers)
+    check_types(model, num_stages, at, example_args, layers)
     check_balance(balance)
     example = (example_args, example_kwargs or {})
     pieces: _Listed | _Built | _Ordered
@@ -92,7 +92,12 @@ def split(
     return pieces.stages(cuts)
 
 
-def _check_types(model: Any, num_stages: Any, at: Any, example_args: Any, layers: Any) -> None:
+def check_types(model: Any, num_stages: Any, at: Any, example_args: Any, layers: Any) -> None:
+    """Checks that each argument is of a type that `split` takes.
+
+    Raises:
+        TypeError: one isn't.
+    """
     if not isinstance(model, nn.Module) and not isinstance(model, list | tuple):
         raise TypeError(
             f"model must be an nn.Module or a list of layers, got {type(model).__name__}"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, fx, nn
 
+from pipert.balance import Balance, Cuts, choose_cuts, costs_of
+from pipert.layer_profile import LayerProfile, profile_calls, record_calls
 from pipert.split.check import Check, check_same
 from pipert.split.cut import Cut, cut, is_mark, simplify
 from pipert.split.example import Example, is_on_meta
@@ -15,9 +19,8 @@ from pipert.split.leaf_calls import SPLIT_POINT
 from pipert.split.points import Point, points_of
 from pipert.split.stage_code import argument_names, write_stage
 from pipert.split.stage_module import StageModule
-from pipert.split.structure import Balance
-from pipert.split.structure import _sizes as choose_sizes
 from pipert.split.trace import Trace, is_list, trace
+from pipert.stage_placement import PlacementLike
 from pipert.stages import Stages, StageSpec, Tied
 
 
@@ -29,6 +32,8 @@ def split_by_trace(
     example_kwargs: Mapping[str, Any],
     *,
     balance: Balance = "parameters",
+    memory_limit: float | Sequence[float] | None = None,
+    placement: PlacementLike = None,
     own_kwargs: Mapping[str, Any] | None = None,
     leaf_functions: Iterable[Callable[..., Any]] = (),
     fixed_batch: bool = False,
@@ -43,6 +48,8 @@ def split_by_trace(
         example_args: see there.
         example_kwargs: see there.
         balance: see there.
+        memory_limit: see there.
+        placement: see there.
         own_kwargs: more keyword arguments of forward, which the stages have inside: no batch has
             them.
         leaf_functions: see there.
@@ -50,15 +57,28 @@ def split_by_trace(
         check: see there.
     """
     own_kwargs = own_kwargs or {}
-    example = Example(model, example_args, {**example_kwargs, **own_kwargs}, inside=own_kwargs)
+    all_kwargs = {**example_kwargs, **own_kwargs}
+    example = Example(model, example_args, all_kwargs, inside=own_kwargs)
     points = points_of(model, at)
     chooses = num_stages is not None and not points
     opened = _owners_of_lists(model) if chooses else []
     traced = trace(model, example, points, opened, leaf_functions, fixed_batch)
     simplify(traced)
     begins = _marks(traced)
-    if chooses and not begins and num_stages is not None:
-        begins = _chosen(traced, num_stages, balance)
+    cuts = None
+    if chooses and not begins:
+        calls = _layer_calls(traced)
+        cuts = choose_cuts(
+            [(leaf_of(traced, node).path, leaf_of(traced, node).target) for node in calls],
+            num_stages,
+            balance,
+            memory_limit=memory_limit,
+            placement=placement,
+            profile=lambda: _profiles(
+                traced, calls, example_args, {**example_kwargs, **own_kwargs}
+            ),
+        )
+        begins = [calls[start] for start in itertools.accumulate(cuts.sizes[:-1])]
     if num_stages is not None and len(begins) != num_stages - 1:
         raise ValueError(
             f"the cuts of {type(model).__name__} make {len(begins) + 1} stages, "
@@ -69,7 +89,7 @@ def split_by_trace(
             f"expected num_stages, at, annotate_split_points or a pipe_split() that the forward of "
             f"{type(model).__name__} calls, got none of them"
         )
-    stages = _stages(cut(traced, begins))
+    stages = _stages(cut(traced, begins), cuts)
     if check and not is_on_meta(model):
         check_same(model, stages, example_args, example_kwargs, own_kwargs, check == "gradients")
     return stages
@@ -138,22 +158,29 @@ def _not_met(traced: Trace, point: Point) -> str:
     )
 
 
-def _chosen(traced: Trace, num_stages: int, balance: Balance) -> list[fx.Node]:
-    """The leaf calls that begin a stage, by balance."""
-    calls = [
-        node
-        for node in traced.module.graph.nodes
-        if is_leaf(node) and leaf_of(traced, node).is_module
-    ]
-    units = [(leaf_of(traced, node).path, leaf_of(traced, node).target) for node in calls]
-    begins, start = [], 0
-    for size in choose_sizes(units, num_stages, balance)[:-1]:
-        start += size
-        begins.append(calls[start])
-    return begins
+def _layer_calls(traced: Trace) -> list[fx.Node]:
+    """The calls of modules that are leaves."""
+    nodes = traced.module.graph.nodes
+    return [node for node in nodes if is_leaf(node) and leaf_of(traced, node).is_module]
 
 
-def _stages(made: Cut) -> Stages:
+def _profiles(
+    traced: Trace, calls: Sequence[fx.Node], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[LayerProfile]:
+    """What each call takes, with the arguments that it has in one run of the model."""
+    leaves = [leaf_of(traced, node) for node in calls]
+    layers = {leaf.path: leaf.target for leaf in leaves}
+    recorded = record_calls(traced.model, layers, args, kwargs)
+    if [call.path for call in recorded] != [leaf.path for leaf in leaves]:
+        raise ValueError(
+            f"{type(traced.model).__name__} calls other layers in a run than in its trace: "
+            f"expected {', '.join(leaf.path for leaf in leaves)}; got "
+            f"{', '.join(call.path for call in recorded)}"
+        )
+    return profile_calls(recorded)
+
+
+def _stages(made: Cut, cuts: Cuts | None) -> Stages:
     trace = made.trace
     holders = [write_stage(made, stage) for stage in range(len(made.parts))]
     _place_rest(trace.model, holders)
@@ -167,12 +194,15 @@ def _stages(made: Cut) -> Stages:
         )
         for stage, part in enumerate(made.parts)
     ]
+    values = list(made.values.values())
+    sent = [sum(v.bytes or 0 for v in values if v.maker == stage) for stage in range(len(modules))]
     return Stages(
         modules,
         specs=specs,
-        values=made.values.values(),
+        values=values,
         tied=_tied(modules),
         arguments=trace.positional,
+        costs=None if cuts is None else costs_of(cuts, sent),
     )
 
 
