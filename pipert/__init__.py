@@ -46,7 +46,14 @@ from pipert.periodic import periodic_schedule  # noqa: E402
 from pipert.pipeline import Pipeline  # noqa: E402
 from pipert.report import RankReport, Report, UnsplitNode  # noqa: E402
 from pipert.results import StepResult  # noqa: E402
-from pipert.split import LayerList, LayerSpec, TiedLayerSpec, split  # noqa: E402
+from pipert.split import (  # noqa: E402
+    LayerList,
+    LayerSpec,
+    TiedLayerSpec,
+    annotate_split_points,
+    pipe_split,
+    split,
+)
 from pipert.stages import Stages  # noqa: E402
 from pipert.trace import Message, RankPass, Trace, TraceEvent  # noqa: E402
 from pipert.transports import EdgeTransport  # noqa: E402

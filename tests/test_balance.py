@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -36,6 +36,7 @@ PLACEMENTS = [
 ]
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(PLACEMENTS).flatmap(
         lambda placement: st.tuples(
@@ -311,7 +312,7 @@ def test_traced_layers_are_measured_with_the_arguments_that_they_have(device):
     stages = pipert.split(model, 2, example_args=(x,), balance="time", by="trace")
     assert [spec.layers[-1] for spec in stages.specs] == ["layers.5", "head"]
     assert len(stages.costs.forward) == 2
-    assert stages.costs.bytes[0] == 2 * 256 * 192 * 4  # what the head takes of both
+    assert stages.costs.bytes == [256 * 192 * 4, 0]
     assert stages.costs.is_estimated == (device == "meta")
 
 

@@ -87,7 +87,7 @@ class Unordered(nn.Module):
 def test_layers_are_named_in_the_order_in_which_they_run():
     model, x = Unordered(), torch.randn(2, 4)
     with pytest.raises(ValueError, match="does not run its children one after the other"):
-        pipert.split(model, 2, example_args=(x,))
+        pipert.split(model, 2, example_args=(x,), by="structure")
     stages = pipert.split(
         model, 2, layers=["body.first", "body.layers", "head"], example_args=(x,), balance=[2, 3]
     )

@@ -74,9 +74,7 @@ def split_by_trace(
             balance,
             memory_limit=memory_limit,
             placement=placement,
-            profile=lambda: _profiles(
-                traced, calls, example_args, {**example_kwargs, **own_kwargs}
-            ),
+            profile=partial(_profiles, traced, calls, example_args, all_kwargs),
         )
         begins = [calls[start] for start in itertools.accumulate(cuts.sizes[:-1])]
     if num_stages is not None and len(begins) != num_stages - 1:
