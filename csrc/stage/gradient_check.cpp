@@ -19,35 +19,37 @@ std::string describe(const torch::autograd::InputMetadata& output) {
   return type_of(dtype_of(output), C10_AS_INTARRAYREF_SLOW(output.shape_as_dim_vector()));
 }
 
-[[noreturn]] void refuse(const ForwardRun& forward, const std::string& expected,
+[[noreturn]] void refuse(const ForwardRun& forward, Gradients of, const std::string& expected,
                          const std::string& got) {
   const char* const why =
       forward.is_second
           ? " when it ran again: a stage that is recomputed must do the same both times"
           : "";
   throw ValueError(concat("the gradients of microbatch ", forward.microbatch,
-                          " don't fit what stage ", forward.stage, " returned", why, ": expected ",
-                          expected, ", got ", got));
+                          " don't fit what stage ", forward.stage,
+                          of == Gradients::kOfOutputs ? " returned" : " was given", why,
+                          ": expected ", expected, ", got ", got));
 }
 
 }  // namespace
 
-void check_gradients(const ForwardRun& forward, const std::vector<torch::autograd::Edge>& roots,
+void check_gradients(const ForwardRun& forward, Gradients of,
+                     const std::vector<torch::autograd::Edge>& roots,
                      const std::vector<at::Tensor>& gradients) {
   if (gradients.size() != roots.size()) {
-    refuse(forward, concat("one for each of ", roots.size(), " tensors"),
+    refuse(forward, of, concat("one for each of ", roots.size(), " tensors"),
            concat(gradients.size(), " of them"));
   }
   for (std::size_t i = 0; i < gradients.size(); ++i) {
     if (!gradients[i].defined()) continue;
     if (!roots[i].is_valid()) {
-      refuse(forward, concat("none for tensor ", i, ", which needs no gradient"),
+      refuse(forward, of, concat("none for tensor ", i, ", which needs no gradient"),
              type_of(gradients[i]));
     }
     const auto& output = roots[i].function->input_metadata(roots[i].input_nr);
     if (gradients[i].scalar_type() == dtype_of(output) && output.is_same_shape(gradients[i]))
       continue;
-    refuse(forward, concat(describe(output), " for tensor ", i), type_of(gradients[i]));
+    refuse(forward, of, concat(describe(output), " for tensor ", i), type_of(gradients[i]));
   }
 }
 

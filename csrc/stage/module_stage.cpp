@@ -235,6 +235,7 @@ Message ModuleStage::backward(const RunContext& context, Message gradients) {
   if (keep_graph) {
     for (auto& root : seeds.roots) retired_.push_back(std::move(root.function));
   }
+  seeds = {};  // or one that is handed on as it came would be copied
   return input_gradients(state);
 }
 
@@ -251,6 +252,7 @@ Message ModuleStage::backward_input(const RunContext& context, Message gradients
                                         .may_repeat = is_repeatable_ && state.keep_graph},
                                        retired_, unsplit_);
   });
+  seeds = {};  // as in backward()
   state.phase = Phase::kInputDone;
   return input_gradients(state);
 }
@@ -298,21 +300,40 @@ ModuleStage::InFlight& ModuleStage::entry(const RunContext& context, Phase phase
   return state;
 }
 
+std::vector<torch::autograd::Edge> ModuleStage::InFlight::input_edges() const {
+  std::vector<torch::autograd::Edge> edges;
+  std::uint32_t next = 0;
+  for (const bool needed : needs_gradient) {
+    edges.push_back(needed ? torch::autograd::Edge(sink.owner, next++) : torch::autograd::Edge());
+  }
+  return edges;
+}
+
 ModuleStage::Seeds ModuleStage::take_seeds(const RunContext& context, InFlight& state,
                                            Message gradients) const {
+  const ForwardRun forward{position_.stage, context.microbatch, state.ran_again};
+  Seeds seeds;
+  const auto add = [&](std::vector<torch::autograd::Edge> roots, std::vector<at::Tensor> of) {
+    for (std::size_t i = 0; i < roots.size(); ++i) {
+      if (!of[i].defined() || !roots[i].is_valid()) continue;
+      seeds.roots.push_back(std::move(roots[i]));
+      seeds.gradients.push_back(std::move(of[i]));
+    }
+  };
   if (position_.is_last) {
     gradients.tensors = std::exchange(state.seeds, {});
-  } else {
-    check_gradients({position_.stage, context.microbatch, state.ran_again}, state.roots,
-                    gradients.tensors);
+  } else if (gradients.tensors.size() > state.roots.size()) {
+    const auto end_of_outputs =
+        gradients.tensors.begin() + static_cast<std::ptrdiff_t>(state.roots.size());
+    std::vector<at::Tensor> relayed(end_of_outputs, gradients.tensors.end());
+    gradients.tensors.erase(end_of_outputs, gradients.tensors.end());
+    std::vector<torch::autograd::Edge> edges = state.input_edges();
+    check_gradients(forward, Gradients::kOfInputs, edges, relayed);
+    add(std::move(edges), std::move(relayed));
   }
-  Seeds seeds;
-  for (std::size_t i = 0; i < state.roots.size(); ++i) {
-    if (!gradients.tensors[i].defined() || !state.roots[i].is_valid()) continue;
-    seeds.roots.push_back(std::move(state.roots[i]));
-    seeds.gradients.push_back(std::move(gradients.tensors[i]));
-  }
-  state.roots.clear();
+  if (!position_.is_last)
+    check_gradients(forward, Gradients::kOfOutputs, state.roots, gradients.tensors);
+  add(std::exchange(state.roots, {}), std::move(gradients.tensors));
   return seeds;
 }
 

@@ -102,6 +102,8 @@ class ModuleStage final : public Stage {
     bool wants_gradient() const {      // whether any of them does
       return std::find(needs_gradient.begin(), needs_gradient.end(), true) != needs_gradient.end();
     }
+    // Where a gradient of each input tensor goes; invalid where none does.
+    std::vector<torch::autograd::Edge> input_edges() const;
     std::size_t num_bytes = 0;               // of inputs and outputs
     double weight = 0.0;                     // the microbatch's
     std::size_t num_outputs = 0;             // tensors
@@ -119,7 +121,9 @@ class ModuleStage final : public Stage {
     WeightBackward weights;
   };
 
-  // What a backward of the microbatch starts from: edges that need a gradient and have one.
+  // What a backward of the microbatch starts from: edges that need a gradient and have one. What
+  // came for the inputs stands first: the stage's own parts are added to it, last use first, as
+  // they would be in one graph of the whole model.
   struct Seeds {
     std::vector<torch::autograd::Edge> roots;
     std::vector<at::Tensor> gradients;

@@ -63,9 +63,11 @@ class Stage {
   virtual Message forward(const RunContext& context, Message input) = 0;
 
   // REQUIRES that the microbatch's forward ran. `gradients`: one for each tensor that forward
-  // returned, undefined where the next stage computed none; ignored on the last stage, which starts
-  // from the loss. Returns one gradient for each tensor of forward's input. The microbatch is no
-  // longer in flight.
+  // returned, undefined where no later stage computed one; ignored on the last stage, which starts
+  // from the loss. Behind them, or nothing: one for each tensor of forward's input, the sum of what
+  // later readers of the same tensor computed, or undefined; nobody else has it or its memory.
+  // Returns one gradient for each tensor of forward's input, with that sum in it. The microbatch is
+  // no longer in flight.
   virtual Message backward(const RunContext& context, Message gradients) = 0;
 
   // The forward again, for the graph that it threw away: where a microbatch's forward keeps its
