@@ -903,6 +903,16 @@ class ActionRecorder:
     ) -> None: ...
     def end(self, completed: bool) -> tuple[str, str | None]: ...
 
+class Routes:
+    def __init__(
+        self,
+        *,
+        values: Sequence[tuple[int, Sequence[int], bool]],
+        stages: Sequence[tuple[Sequence[int], Sequence[int]]],
+        names: Sequence[str] = ...,
+    ) -> None: ...
+    def stage_graph(self) -> StageGraph: ...
+
 class Runtime:
     def __init__(
         self,
@@ -939,6 +949,7 @@ class Runtime:
         advise: Callable[..., str] | None = ...,
         compression: str = ...,
         recorder: ActionRecorder | None = ...,
+        routes: tuple[Routes, Placement] | None = ...,
     ) -> None: ...
     def step(
         self,

@@ -87,6 +87,7 @@ void bind_ir(py::module_& module) {
   bind_action(module);
   bind_placement(module);
   bind_stage_graph(module);
+  bind_routes(module);
   py::class_<Schedule> schedule(module, "Schedule",
                                 R"(For each rank, an ordered list of actions. Immutable.
 

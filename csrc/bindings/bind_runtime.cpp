@@ -33,7 +33,8 @@ std::unique_ptr<PythonRuntime> make_runtime(
     std::int64_t owner, std::map<StageIndex, std::int64_t> first_layers,
     std::map<StageIndex, std::vector<bool>> recomputed, bool measure_memory,
     const std::optional<Costs>& network, int traced_passes, bool device_times, bool profiler_ranges,
-    py::object advise, const std::string& compression, std::shared_ptr<ActionRecorder> recorder) {
+    py::object advise, const std::string& compression, std::shared_ptr<ActionRecorder> recorder,
+    const std::optional<std::pair<Routes, Placement>>& routes) {
   std::vector<PythonStage> python_stages;
   for (const auto& [stage, callable, is_first, is_last, spread, keywords, is_native, context] :
        stages) {
@@ -60,6 +61,8 @@ std::unique_ptr<PythonRuntime> make_runtime(
   options.trace = {traced_passes, device_times, profiler_ranges};
   options.advise = std::move(advise);
   options.recorder = std::move(recorder);
+  if (routes.has_value())
+    options.values = std::make_shared<const MessageValues>(routes->first, routes->second);
   if (compression != "none") options.compression = kernels::format_of(compression);
   return std::make_unique<PythonRuntime>(
       python_stages, std::move(python_ranks), std::move(loss_fn), overlap_fn,
@@ -204,7 +207,8 @@ void bind_runtime(py::module_& module) {
            py::arg("measure_memory") = false, py::arg("network") = py::none(),
            py::arg("traced_passes") = 1, py::arg("device_times") = false,
            py::arg("profiler_ranges") = false, py::arg("advise") = py::none(),
-           py::arg("compression") = "none", py::arg("recorder") = py::none())
+           py::arg("compression") = "none", py::arg("recorder") = py::none(),
+           py::arg("routes") = py::none())
       .def(
           "step",
           [](PythonRuntime& self, py::object args, py::object kwargs, py::object target,

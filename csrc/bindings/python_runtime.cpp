@@ -100,6 +100,7 @@ PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector
     specs[i].evaluation = std::move(ranks[i].evaluation);
     specs[i].device = ranks[i].device;
     specs[i].resources.first_layers = given.first_layers;
+    specs[i].resources.values = given.values;
     for (const Instruction& instruction : specs[i].training.instructions) {
       const auto* run = std::get_if<Run>(&instruction.op);
       if (run == nullptr) continue;

@@ -37,8 +37,9 @@ struct PythonOptions {
   std::map<StageIndex, std::vector<bool>> recomputed;  // see ModuleStage; without an entry: none
   bool measure_memory = false;
   TraceOptions trace;
-  std::shared_ptr<ActionRecorder> recorder;  // of the one rank; null: actions run as they are
-  pybind11::object advise;                   // see raise_pipeline_error
+  std::shared_ptr<ActionRecorder> recorder;     // of the one rank; null: actions run as they are
+  pybind11::object advise;                      // see raise_pipeline_error
+  std::shared_ptr<const MessageValues> values;  // see RankResources
 };
 
 class PythonRuntime {

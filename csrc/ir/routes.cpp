@@ -2,7 +2,39 @@
 
 #include <utility>
 
+#include "base/error.h"
+#include "base/index.h"
+
 namespace pipert {
+namespace {
+
+void check(const ValueRoute& value, std::size_t num_stages) {
+  StageIndex before = value.maker;
+  bool is_right = value.maker >= 0 && !value.readers.empty();
+  for (const StageIndex reader : value.readers) {
+    is_right = is_right && reader > before && as_index(reader) < num_stages;
+    before = reader;
+  }
+  if (is_right) return;
+  throw ValueError(
+      concat("a value needs a maker from 0, and readers behind it in ascending order, below ",
+             num_stages, ": not so ", value.name));
+}
+
+}  // namespace
+
+void check(const Routes& routes) {
+  for (const ValueRoute& value : routes.values) check(value, routes.stages.size());
+  for (const StageRoutes& stage : routes.stages) {
+    for (const auto* ids : {&stage.inputs, &stage.outputs}) {
+      for (const ValueId id : *ids) {
+        if (id >= 0 && as_index(id) < routes.values.size()) continue;
+        throw ValueError(concat("expected one of ", routes.values.size(), " values, got ", id));
+      }
+    }
+  }
+}
+
 StageGraph stage_graph(const Routes& routes) {
   StageGraph graph;
   for (const ValueRoute& value : routes.values) {

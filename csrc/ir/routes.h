@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "base/ids.h"
@@ -24,6 +25,7 @@ struct ValueRoute {
   StageIndex maker = 0;
   std::vector<StageIndex> readers;  // ascending, all of them later than `maker`; at least one
   bool differentiable = true;       // whether gradients come back
+  std::string name;                 // for errors
 };
 
 struct StageRoutes {
@@ -36,6 +38,10 @@ struct Routes {
   std::vector<ValueRoute> values;
   std::vector<StageRoutes> stages;
 };
+
+// ValueError for a stage or a value that isn't there, and for readers that don't come after their
+// maker in ascending order.
+void check(const Routes& routes);
 
 // The pairs that the values' ways make, without those of the chain.
 StageGraph stage_graph(const Routes& routes);

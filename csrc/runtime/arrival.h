@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "runtime/decode.h"
+#include "runtime/value_exchange.h"
 
 namespace pipert {
 
@@ -18,12 +19,15 @@ class Arrival {
   // Forgets what was noted before.
   void note(const Message& message);
 
-  // "stage 1 got float32[2, 8], int64[2] from stage 0 on rank 0"; empty if `op`, which it was noted
-  // for, reads nothing.
-  std::string describe(const Op& op) const;
+  // "stage 1 got float32[2, 8], int64[2] from stage 0 on rank 0", or "stage 2 got hidden_1
+  // (float32[2, 8]) from stage 0 on rank 0, ..."; empty if `op`, which it was noted for, reads
+  // nothing.
+  std::string describe(const Op& op, const ValueExchange& values) const;
 
  private:
-  std::string tensors() const;
+  std::string describe(const WiredRun& run, const ValueExchange& values) const;
+  // Of some of them, in a row.
+  std::string tensors(std::size_t begin, std::size_t end) const;
 
   struct Noted {
     bool is_defined = false;

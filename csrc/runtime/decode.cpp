@@ -1,6 +1,7 @@
 #include "runtime/decode.h"
 
 #include <set>
+#include <utility>
 
 #include "base/error.h"
 #include "base/index.h"
@@ -11,8 +12,14 @@ namespace {
 
 class Decoder {
  public:
-  Decoder(const Program& program, const RankResources& resources, const LaneTable& lanes)
-      : program_(program), resources_(resources), lanes_(lanes), orders_(stage_orders(program)) {
+  // `wired` gets what ops point to.
+  Decoder(const Program& program, const RankResources& resources, const LaneTable& lanes,
+          std::deque<WiredRun>& wired)
+      : program_(program),
+        resources_(resources),
+        lanes_(lanes),
+        orders_(stage_orders(program)),
+        wired_(wired) {
     for (const Instruction& instruction : program.instructions) {
       const auto* run = std::get_if<Run>(&instruction.op);
       if (run != nullptr && run->action.kind == ActionKind::kRecompute)
@@ -73,15 +80,14 @@ class Decoder {
     op.stage = stage_of(run.action);
     op.microbatch = run.action.microbatch;
     op.turn = turn_of(run.action);
-    if (run.reads.size() > 1 || run.writes.size() > 1) {
-      throw InternalError(concat(to_string(run.action), " has more than one input or output"));
+    if (is_wired(run)) {
+      op.wired = wire(run);
+      return op;
     }
     if (!run.reads.empty()) op.input = input(run.reads.front().slot);
     if (run.writes.empty()) return op;
     op.held = run.writes.front();
-    const auto kind =
-        op.code == OpCode::kForward ? MessageKind::kActivation : MessageKind::kGradient;
-    held_[op.held] = {kind, run.action.stage, run.action.microbatch};
+    note_held(op.held, result_of(run.action), program_.rank);
     return op;
   }
 
@@ -147,14 +153,51 @@ class Decoder {
     return turn;
   }
 
+  // A rehearsal's stages have no routes, and may exchange more than one message all the same.
+  bool is_wired(const Run& run) const {
+    if (run.reads.empty() && run.writes.empty()) return false;
+    return resources_.values != nullptr || run.reads.size() > 1 || run.writes.size() > 1 ||
+           (!run.reads.empty() && run.reads.front().keeps != kNoSlot);
+  }
+
+  const WiredRun* wire(const Run& run) {
+    const MessageValues* values = resources_.values.get();
+    const MessageKey result = result_of(run.action);
+    WiredRun wired(result, values);
+    for (const Read& read : run.reads) {
+      const Input from = input(read.slot);
+      wired.add_read(from, read.keeps, values);
+      if (read.keeps != kNoSlot) note_held(read.keeps, from.key, from.source);
+    }
+    for (const SlotId id : run.writes) {
+      wired.add_write(id, slot(id).edge.destination, values);
+      note_held(id, result, program_.rank);
+    }
+    wired.check();
+    return &wired_.emplace_back(std::move(wired));
+  }
+
+  static MessageKey result_of(const Action& action) {
+    const auto kind =
+        action.kind == ActionKind::kForward ? MessageKind::kActivation : MessageKind::kGradient;
+    return {kind, action.stage, action.microbatch};
+  }
+
+  void note_held(SlotId id, const MessageKey& key, Rank source) {
+    Input& local = held_[id];
+    local.slot = id;
+    local.key = key;
+    local.source = source;
+  }
+
   Input input(SlotId id) const {
     if (slot(id).kind == SlotKind::kReceive) return arriving_.at(id);
-    Input local;
-    local.slot = id;
     const auto found = held_.find(id);
-    if (found != held_.end()) local.key = found->second;  // else a rehearsal's, and wrong
-    local.source = program_.rank;
-    return local;
+    if (found != held_.end()) return found->second;
+    Input unknown;  // a rehearsal's, and wrong
+    unknown.slot = id;
+    unknown.source = program_.rank;
+    return unknown;
   }
 
   const Program& program_;
@@ -164,9 +207,10 @@ class Decoder {
   std::set<std::pair<StageIndex, Microbatch>> recomputed_;
   std::set<MarkId> move_marks_;  // that a move sets or waits for
   std::map<StageIndex, StageOrder> orders_;
-  int at_ = -1;                        // the instruction at hand
-  std::map<SlotId, Input> arriving_;   // what the last Recv into each slot brings
-  std::map<SlotId, MessageKey> held_;  // what the last Run into each other slot made
+  int at_ = -1;                       // the instruction at hand
+  std::map<SlotId, Input> arriving_;  // what the last Recv into each slot brings
+  std::map<SlotId, Input> held_;      // what the last Run into each other slot made, or kept
+  std::deque<WiredRun>& wired_;
 };
 
 }  // namespace
@@ -174,7 +218,7 @@ class Decoder {
 DecodedProgram decode(Program program, const RankResources& resources, const LaneTable& lanes) {
   DecodedProgram decoded;
   decoded.program = std::move(program);
-  Decoder decoder(decoded.program, resources, lanes);
+  Decoder decoder(decoded.program, resources, lanes, decoded.wired);
   decoded.ops.reserve(decoded.program.instructions.size());
   for (const Instruction& instruction : decoded.program.instructions) {
     decoded.ops.push_back(decoder.decode(instruction));

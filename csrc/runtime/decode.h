@@ -2,13 +2,16 @@
 // run.
 #pragma once
 
+#include <deque>
 #include <map>
 #include <memory>
 #include <utility>
 #include <vector>
 
 #include "plan/program.h"
+#include "runtime/message_values.h"
 #include "runtime/overlap.h"
+#include "runtime/wired_run.h"
 #include "stage/stage.h"
 #include "transport/channel.h"
 
@@ -25,6 +28,8 @@ struct RankResources {
   std::unique_ptr<Overlap> overlap;  // runs joint pairs; null: the forward first, then the backward
   // Of the stages, through the whole model; without an entry, the stage's own number.
   std::map<StageIndex, std::int64_t> first_layers;
+  // What messages carry, where stages have routes; else null. Shared by the ranks of the process.
+  std::shared_ptr<const MessageValues> values;
 };
 
 enum class OpCode : std::uint8_t {
@@ -38,17 +43,6 @@ enum class OpCode : std::uint8_t {
   kReload,
   kSend,
   kRelease,
-};
-
-// Where a Run takes its input from.
-struct Input {
-  Receiver* receiver = nullptr;  // null: from local slot `slot`, or nowhere if that is -1
-  Lane* lane = nullptr;          // the receive lane of the edge
-  MessageKey key;                // of what it reads
-  Rank source = 0;               // where that was made
-  int sequence = 0;
-  int slot = -1;
-  int posted = -1;  // the instruction that posted the receive; -1: none did
 };
 
 struct Op {
@@ -66,6 +60,8 @@ struct Op {
   int held = -1;  // of the stage's actions: the SlotId that takes the result, -1 for none; kSend:
                   // the one to send from
   Input input;    // of the stage's actions
+  // Instead of `held` and `input`, where a stage exchanges more than one message; else null.
+  const WiredRun* wired = nullptr;
   // kForward: whether the activations will go to the host, or be computed again.
   bool offloads = false;
   bool recomputes = false;
@@ -76,7 +72,8 @@ struct Op {
 
 struct DecodedProgram {
   Program program;
-  std::vector<Op> ops;  // by instruction
+  std::vector<Op> ops;         // by instruction
+  std::deque<WiredRun> wired;  // those that `ops` point to: where they are, they stay
   std::map<Edge, int> num_outgoing;
   std::map<Edge, int> num_incoming;
 };

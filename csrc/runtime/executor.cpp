@@ -41,6 +41,7 @@ Executor::Executor(RankResources resources, Program training, Program evaluation
       failure_(failure),
       spread_(spread),
       seat_(seat),
+      values_(resources_.values, training_.program.num_microbatches),
       log_(trace, training_.program, evaluation_.program, device) {}
 
 void Executor::prepare(const Pass& pass, std::int64_t begun_ns) {
@@ -158,22 +159,45 @@ bool Executor::dispatch(const Op& op, const Pass& pass) {
 }
 
 bool Executor::run_stage(const Op& op, const Pass& pass) {
-  Message input;
-  if (!fetch(op.input, pass, input)) return false;
-  arrivals_[0].note(input);
+  Message given;
+  if (!fetch_all(op, pass, arrivals_[0], given)) return false;
   start();
-  Message result = run_action(op, pass, std::move(input));
-  if (op.held >= 0) held_[as_index(op.held)] = std::move(result);
+  run_given(op, pass, std::move(given));
   return true;
+}
+
+bool Executor::fetch_all(const Op& op, const Pass& pass, Arrival& arrival, Message& given) {
+  if (op.wired == nullptr) {
+    if (!fetch(op.input, pass, given)) return false;
+  } else {
+    std::vector<Message> messages(op.wired->reads().size());
+    for (std::size_t i = 0; i < messages.size(); ++i) {
+      if (!fetch(op.wired->reads()[i].input, pass, messages[i])) return false;
+    }
+    given = values_.take_in(*op.wired, std::move(messages), held_);
+  }
+  arrival.note(given);
+  return true;
+}
+
+void Executor::run_given(const Op& op, const Pass& pass, Message given) {
+  if (op.wired == nullptr) {
+    Message result = run_action(op, pass, std::move(given));
+    if (op.held >= 0) held_[as_index(op.held)] = std::move(result);
+    return;
+  }
+  const WriteWatch watch = values_.watch(*op.wired, given);
+  Message result = run_action(op, pass, std::move(given));
+  values_.check(*op.wired, watch);
+  values_.hand_on(*op.wired, std::move(result), held_);
 }
 
 bool Executor::run_pair(const Op& forward, const Op& backward, const Pass& pass) {
   const std::int32_t at = progress_.instruction.load(std::memory_order_relaxed);
-  std::array<Message, 2> inputs;
-  if (!fetch(forward.input, pass, inputs[0])) return false;
+  std::array<Message, 2> given;
+  if (!fetch_all(forward, pass, arrivals_[0], given[0])) return false;
   progress_.instruction.store(at + 1, std::memory_order_relaxed);  // what it waits for now
-  if (!fetch(backward.input, pass, inputs[1])) return false;
-  for (std::size_t i = 0; i < inputs.size(); ++i) arrivals_[i].note(inputs[i]);
+  if (!fetch_all(backward, pass, arrivals_[1], given[1])) return false;
   progress_.instruction.store(at, std::memory_order_relaxed);
   start();
   const Program& program = decoded(pass).program;
@@ -182,8 +206,7 @@ bool Executor::run_pair(const Op& forward, const Op& backward, const Pass& pass)
     const auto& run = std::get<Run>(program.instructions[as_index(at) + i].op);
     return OverlapHalf{run.action, [&, i] {
                          const std::int64_t start = log_.clock_ns();
-                         Message result = run_action(op, pass, std::move(inputs[i]));
-                         if (op.held >= 0) held_[as_index(op.held)] = std::move(result);
+                         run_given(op, pass, std::move(given[i]));
                          spent_ns[i] = log_.clock_ns() - start;
                        }};
   };
@@ -348,7 +371,7 @@ void Executor::fail(const Pass& pass, std::exception_ptr cause) {
     failure.held = held_memory(pass);
     if (failure.action->kind != ActionKind::kOverlap) {
       const std::size_t half = *failure.action == run->action ? 0 : 1;  // of a joint pair
-      failure.message = arrivals_[half].describe(decoded(pass).ops[at + half]);
+      failure.message = arrivals_[half].describe(decoded(pass).ops[at + half], values_);
     }
   } else {
     failure.kind = FailureKind::kTransfer;

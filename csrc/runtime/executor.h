@@ -19,6 +19,7 @@
 #include "runtime/losses.h"
 #include "runtime/pass_log.h"
 #include "runtime/progress.h"
+#include "runtime/value_exchange.h"
 
 namespace pipert {
 
@@ -81,6 +82,10 @@ class Executor {
   bool dispatch(const Op& op, const Pass& pass);
   bool run_stage(const Op& op, const Pass& pass);
   bool run_pair(const Op& forward, const Op& backward, const Pass& pass);
+  // What the Run reads, as its stage is given it. False where a wait for it was ended.
+  bool fetch_all(const Op& op, const Pass& pass, Arrival& arrival, Message& given);
+  // Runs it, and puts the result where it goes.
+  void run_given(const Op& op, const Pass& pass, Message given);
   // Runs it, and counts what activations there are.
   Message run_action(const Op& op, const Pass& pass, Message input);
   static Message run_on_stage(const Op& op, const RunContext& context, Message input);
@@ -115,6 +120,7 @@ class Executor {
   std::unique_ptr<Mark> fetched_;  // on the lane of the message that was read last
   std::unique_ptr<Mark> exit_;     // on the compute lane after the pass
   std::vector<Message> held_;      // by SlotId: results on their way to a Send or to a later Run
+  ValueExchange values_;
   std::vector<std::unique_ptr<Mark>> marks_;  // by MarkId: those of moves, once they were set
   Progress progress_;
   PassLog log_;
