@@ -66,9 +66,11 @@ def make_stage(stages: Sequence[Any], index: int, placement: Placement) -> Local
             f"stages[{piece}] must be a module, a function, or a function without arguments that "
             f"builds one; got {type(call).__name__}"
         )
-    is_sequential = isinstance(call, nn.Sequential)
+    # nn.Sequential takes exactly one value, so a tuple is one value to it.
+    spread = not isinstance(call, nn.Sequential)
     keywords, required = keywords_of(call, placement.is_first(index)), []
     if isinstance(stages, Stages) and stages.specs is not None:
+        spread = True
         keywords = list(stages.specs[piece].arguments)
         required = required_keywords(call, keywords)
     return LocalStage(
@@ -78,8 +80,7 @@ def make_stage(stages: Sequence[Any], index: int, placement: Placement) -> Local
         is_last=placement.is_last(index),
         call=call,
         prefix="" if isinstance(stages, Stages) else f"{piece}.",
-        # nn.Sequential takes exactly one value, so a tuple is one value to it.
-        spread=not is_sequential,
+        spread=spread,
         keywords=keywords,
         required=required,
     )

@@ -15,6 +15,7 @@ from pipert.devices import check_placed
 from pipert.distributed import Peers
 from pipert.local_stage import LocalStage, make_second, make_stage
 from pipert.parameters import check_state, copy_state
+from pipert.routes import routes_of
 from pipert.stages import Stages
 from pipert.ties import Ties
 
@@ -36,6 +37,7 @@ class LocalStages:
         remote_copies: the stages whose other copy is in another process.
         ties: the parameters that several stages use.
         argument_names: by which stages with specs are given the batch's arguments; None: without.
+        routes: of the values that all stages exchange; None where they have no specs.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class LocalStages:
         peers: Peers | None,
     ) -> None:
         placement = schedule.placement
+        self.routes = routes_of(stages)
         self.local_copies = LocalCopies()
         self._batch_norm: DeferredBatchNorm | None = None
         self.remote_copies: list[RemoteCopy] = []

@@ -101,8 +101,15 @@ class Options:
             "deferred_batch_norm": self.deferred_batch_norm,
         }
 
-    def lowerings(self, schedule: _C.Schedule) -> tuple[_C.Lowering, _C.Lowering]:
-        """What makes the ranks' programs: of steps, and of passes without backward."""
+    def lowerings(
+        self, schedule: _C.Schedule, stage_graph: _C.StageGraph | None = None
+    ) -> tuple[_C.Lowering, _C.Lowering]:
+        """What makes the ranks' programs: of steps, and of passes without backward.
+
+        Args:
+            schedule: the pipeline's.
+            stage_graph: what its stages exchange beyond the chain; None: nothing.
+        """
         # Of a step every message is answered sooner or later, which shows that it was read. Of an
         # evaluation none is.
         in_evaluation = self.receive_slots + 2 if self.send_slots is None else self.send_slots
@@ -112,11 +119,13 @@ class Options:
                 receive_slots=self.receive_slots,
                 send_slots=self.send_slots,
                 joint_pairs=self.overlap_fn is not None,
+                stage_graph=stage_graph,
             ),
             _C.Lowering(
                 schedule.forward_only(),
                 receive_slots=self.receive_slots,
                 send_slots=in_evaluation,
+                stage_graph=stage_graph,
             ),
         )
 

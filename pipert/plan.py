@@ -20,6 +20,7 @@ class Plan:
         schedule: the pipeline's.
         devices: by rank, for the ranks of this process.
         options: the pipeline's.
+        routes: of the values that stages exchange; None where they have no specs.
 
     Attributes:
         programs: of this process, for steps.
@@ -28,9 +29,14 @@ class Plan:
     """
 
     def __init__(
-        self, schedule: _C.Schedule, devices: Mapping[int, torch.device], options: Options
+        self,
+        schedule: _C.Schedule,
+        devices: Mapping[int, torch.device],
+        options: Options,
+        routes: _C.Routes | None,
     ) -> None:
-        self._lowerings = options.lowerings(schedule)
+        stage_graph = None if routes is None else routes.stage_graph()
+        self._lowerings = options.lowerings(schedule, stage_graph)
         self.programs = Programs.proved(self._lowerings[0], devices)
         evaluation = Programs.proved(self._lowerings[1], devices)
         self.recomputed = recomputed(options.recompute, schedule)
@@ -46,6 +52,7 @@ class Plan:
                 for *pair, on in zip(self.programs, evaluation, devices.values(), strict=True)
             ],
             "recomputed": self.recomputed,
+            "routes": None if routes is None else (routes, schedule.placement),
         }
 
     def complete(self, make_runtime: "partial[_C.Runtime]") -> "partial[_C.Runtime]":

@@ -59,8 +59,9 @@ class Ranks:
         peers: Peers | None,
         options: Options,
     ) -> None:
-        self.plan = Plan(schedule, devices, options)
+        self.plan = Plan(schedule, devices, options, stages.routes)
         self._devices = devices
+        self._routes = stages.routes
         self._options = options
         self._peers = peers
         self._process = os.getpid()
@@ -163,7 +164,7 @@ class Ranks:
         with self._alone():
             if self._runtime is None:
                 raise ValueError("the pipeline is closed")
-            plan = Plan(schedule, self._devices, self._options)
+            plan = Plan(schedule, self._devices, self._options, self._routes)
             runtime, transports = self._open(plan)
             try:
                 if self._peers is not None:
