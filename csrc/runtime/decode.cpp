@@ -164,10 +164,9 @@ class Decoder {
     const MessageValues* values = resources_.values.get();
     const MessageKey result = result_of(run.action);
     WiredRun wired(result, values);
-    for (const Read& read : run.reads) {
-      const Input from = input(read.slot);
-      wired.add_read(from, read.keeps, values);
-      if (read.keeps != kNoSlot) note_held(read.keeps, from.key, from.source);
+    for (const Read& read : run.reads) wired.add_read(input(read.slot), read.keeps, values);
+    for (const WiredRead& read : wired.reads()) {  // which may be kept where another one stood
+      if (read.keeps != kNoSlot) note_held(read.keeps, read.input.key, read.input.source);
     }
     for (const SlotId id : run.writes) {
       wired.add_write(id, slot(id).edge.destination, values);
