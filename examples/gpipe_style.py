@@ -5,7 +5,7 @@
 In torchgpipe this is
 
     balance = balance_by_time(2, model, sample)
-    model = GPipe(model, balance, chunks=4, checkpoint="except_last")
+    model = GPipe(model, balance, chunks=4, checkpoint="except_last", deferred_batch_norm=True)
     loss = loss_fn(model(x), y)
     loss.backward()
 """
@@ -57,6 +57,7 @@ def main():
         num_microbatches=args.chunks,
         loss_fn=nn.functional.cross_entropy,
         recompute="except_last",
+        deferred_batch_norm=True,
     )
     optimizer = torch.optim.SGD(pipe.parameters(), lr=0.05, momentum=0.9)
     for step in range(args.steps):

@@ -65,6 +65,7 @@ def test_skip_edges_and_shared_weights_have_a_line_each():
             Value("hidden_1", 1, (2,), bytes=512),
         ],
         tied=[Tied(((0, "embed.weight"), (2, "head.weight")))],
+        names=[["embed.weight"], ["layers.2.weight"], ["head.weight"]],
         arguments=["x"],
     )
     assert str(stages).splitlines() == [
