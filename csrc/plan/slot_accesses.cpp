@@ -29,48 +29,48 @@ MaybeFinding SlotAccesses::take(std::size_t instruction) {
 MaybeFinding SlotAccesses::apply(const Recv& op) { return fill(op.slot, op.message); }
 
 MaybeFinding SlotAccesses::apply(const Run& op) {
-  if (auto finding = take_inputs(op)) return finding;
-  if (auto finding = keep(op)) return finding;
+  const auto kind = kind_of(op.action);
+  const MessageKey result{kind.value_or(MessageKind::kActivation), op.action.stage,
+                          op.action.microbatch};
+  const auto sources =
+      kind ? links_.sources(*kind, op.action.stage) : std::span<const StageIndex>();
+  if (auto finding = take_inputs(op, result, sources)) return finding;
+  if (auto finding = keep(op, result, sources)) return finding;
   for (const SlotId slot : op.writes) {
-    const auto kind = kind_of(op.action);
     if (!kind) return wrong(Flaw::kMessage, slot, "makes no message");
-    const MessageKey result{*kind, op.action.stage, op.action.microbatch};
     if (auto finding = fill(slot, result)) return finding;
   }
   return std::nullopt;
 }
 
-// What it needs, all of it, the nearest stage's first.
-MaybeFinding SlotAccesses::take_inputs(const Run& op) {
-  taken_.clear();
-  const auto kind = kind_of(op.action);
-  const auto sources =
-      kind ? links_.sources(*kind, op.action.stage) : std::span<const StageIndex>();
+// All of the sources' messages, in their order.
+MaybeFinding SlotAccesses::take_inputs(const Run& op, MessageKey needed,
+                                       std::span<const StageIndex> sources) {
+  std::size_t num_taken = 0;
   for (const Read& read : op.reads) {
-    if (taken_.size() == sources.size()) {
-      const char* text = taken_.empty() ? "reads no message" : "reads no further message";
+    if (num_taken == sources.size()) {
+      const char* text = num_taken == 0 ? "reads no message" : "reads no further message";
       return wrong(Flaw::kMessage, read.slot, text);
     }
-    const MessageKey needed{*kind, sources[taken_.size()], op.action.microbatch};
+    needed.stage = sources[num_taken++];
     if (auto finding = use(read.slot, Phase::kFull, needed)) return finding;
     state(read.slot).phase = Phase::kEmpty;
     state(read.slot).last = at_;
-    taken_.push_back(needed);
   }
-  if (taken_.size() == sources.size()) return std::nullopt;
-  const MessageKey missing{*kind, sources[taken_.size()], op.action.microbatch};
+  if (num_taken == sources.size()) return std::nullopt;
+  needed.stage = sources[num_taken];
   return find(
       Flaw::kMessage, program_, {at_},
-      concat(name_of(program_, at_), ": needs the ", to_string(missing), ", but doesn't read it"));
+      concat(name_of(program_, at_), ": needs the ", to_string(needed), ", but doesn't read it"));
 }
 
-MaybeFinding SlotAccesses::keep(const Run& op) {
-  auto message = taken_.begin();
-  for (const Read& read : op.reads) {
-    if (read.keeps != kNoSlot) {
-      if (auto finding = fill(read.keeps, *message)) return finding;
-    }
-    ++message;
+MaybeFinding SlotAccesses::keep(const Run& op, MessageKey read,
+                                std::span<const StageIndex> sources) {
+  auto source = sources.begin();
+  for (const auto& [slot, keeps] : op.reads) {
+    read.stage = *source++;
+    if (keeps == kNoSlot) continue;
+    if (auto finding = fill(keeps, read)) return finding;
   }
   return std::nullopt;
 }

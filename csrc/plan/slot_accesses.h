@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "ir/stage_links.h"
@@ -54,8 +55,9 @@ class SlotAccesses {
   MaybeFinding apply(const Send& op);
   MaybeFinding apply(const Release& op);
   MaybeFinding apply(const Move&) { return std::nullopt; }
-  MaybeFinding take_inputs(const Run& op);
-  MaybeFinding keep(const Run& op);
+  // `needed`, `read`: of the kind and the microbatch that the Run reads, by the stages `sources`.
+  MaybeFinding take_inputs(const Run& op, MessageKey needed, std::span<const StageIndex> sources);
+  MaybeFinding keep(const Run& op, MessageKey read, std::span<const StageIndex> sources);
   MaybeFinding fill(SlotId slot, const MessageKey& message);
   // Whether the slot is in `phase` and holds `message`, and the access before is done.
   MaybeFinding use(SlotId slot, Phase phase, const MessageKey& message) const;
@@ -67,8 +69,7 @@ class SlotAccesses {
   const Program& program_;
   const LaneClocks& clocks_;
   StageLinks links_;
-  std::vector<State> slots_;       // by SlotId
-  std::vector<MessageKey> taken_;  // by the Run at hand, as its reads stand
+  std::vector<State> slots_;  // by SlotId
   std::vector<SlotRefill> refills_;
   std::size_t at_ = 0;
 };
