@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/index.h"
+#include "ir/stage_links.h"
 
 namespace pipert {
 namespace {
@@ -55,6 +56,15 @@ void print_reads(std::ostream& out, const Few<Read, 1>& reads) {
 void print_writes(std::ostream& out, const Few<SlotId, 2>& writes) {
   if (!writes.empty()) out << " writes";
   for (const SlotId slot : writes) out << " s" << slot;
+}
+
+// Who reads the message, as far as the program tells: of several stages, which are on that rank
+// is the placement's business.
+std::string destination_of(const Program& program, const MessageKey& message, Rank rank) {
+  const StageLinks links(program.stage_graph, program.num_stages, program.num_copies);
+  const auto readers = links.readers(message.kind, message.stage);
+  if (readers.size() != 1) return concat("rank ", rank);
+  return concat("stage ", readers.front(), " on rank ", rank);
 }
 
 template <typename Transfer>
@@ -116,8 +126,8 @@ std::string describe_transfer(const Program& program, std::size_t instruction) {
   const auto& op = program.instructions[instruction].op;
   const auto edge = [&](SlotId id) { return program.slots[as_index(id)].edge; };
   if (const auto* send = std::get_if<Send>(&op)) {
-    return concat("sent the ", to_string(send->message), ", to stage ", reader_of(send->message),
-                  " on rank ", edge(send->slot).destination);
+    return concat("sent the ", to_string(send->message), ", to ",
+                  destination_of(program, send->message, edge(send->slot).destination));
   }
   if (const auto* recv = std::get_if<Recv>(&op)) {
     return concat("posted the receive of the ", to_string(recv->message), ", from rank ",
@@ -132,6 +142,8 @@ std::string to_string(const Program& program) {
       << program.instructions.size() << " instructions, " << program.lanes.size() << " lanes, "
       << program.slots.size() << " slots, " << program.num_marks << " marks, at most "
       << program.peak_activations << " live activations\n";
+  if (!program.stage_graph.is_chain())
+    out << "  beyond the chain: " << to_string(program.stage_graph) << '\n';
   for (std::size_t i = 0; i < program.slots.size(); ++i) {
     const Slot& slot = program.slots[i];
     out << "  s" << i << ": " << slot_kind_name(slot.kind);

@@ -125,7 +125,7 @@ std::string to_string(const Program& program, const Instruction& instruction);
 std::string describe_wait(const Program& program, std::size_t instruction);
 // What it does, as the end of "while it ..."; the wait, for one that waits.
 std::string describe_transfer(const Program& program, std::size_t instruction);
-// A header, the slots and one line for each instruction.
+// A header, what there is beyond the chain, the slots and one line for each instruction.
 std::string to_string(const Program& program);
 
 }  // namespace pipert

@@ -321,6 +321,32 @@ void instructions_print_on_one_line_and_waits_in_words() {
   CHECK(to_string(program).starts_with("program of rank 1 of 2: 5 instructions"));
 }
 
+void skip_edges_print_in_the_header_and_a_message_for_several_stages_names_its_rank() {
+  const Schedule schedule =
+      parse({{"0F0", "0B0"}, {"1F0", "1B0"}, {"2F0", "2B0"}}, Placement::loop(3, 3), 1);
+  const LowerOptions options{.stage_graph = make_stage_graph({{0, 2}}, {{2, 0}})};
+  const std::vector<Program> programs = lower(schedule, options);
+  CHECK(to_string(programs[2])
+            .find("\n  beyond the chain: activations 0->2, gradients 2->0\n  s0:") !=
+        std::string::npos);
+  const auto sends = [](const Program& program) {
+    std::vector<std::string> texts;
+    for (std::size_t i = 0; i < program.instructions.size(); ++i) {
+      if (std::holds_alternative<Send>(program.instructions[i].op))
+        texts.push_back(describe_transfer(program, i));
+    }
+    return texts;
+  };
+  CHECK((sends(programs[0]) ==
+         std::vector<std::string>{"sent the activation of stage 0, microbatch 0, to rank 1",
+                                  "sent the activation of stage 0, microbatch 0, to rank 2"}));
+  CHECK(sends(programs[1]).front() ==
+        "sent the activation of stage 1, microbatch 0, to stage 2 on rank 2");
+  CHECK(describe_wait(programs[2], 2) ==
+        "to run 2F0, for the activation of stage 1, microbatch 0, from rank 1, for the activation "
+        "of stage 0, microbatch 0, from rank 0");
+}
+
 void mistakes_throw() {
   const Schedule good = parse({{"0F0", "0B0"}}, Placement::loop(1, 1), 1);
   CHECK_THROWS(lower(good, {.receive_slots = 0}), ValueError);
@@ -343,5 +369,6 @@ int main() {
   pipert::a_few_values_are_the_same_within_and_beyond_what_stands_in_the_row();
   pipert::slots_are_reused_lowest_first();
   pipert::instructions_print_on_one_line_and_waits_in_words();
+  pipert::skip_edges_print_in_the_header_and_a_message_for_several_stages_names_its_rank();
   pipert::mistakes_throw();
 }
