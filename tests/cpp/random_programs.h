@@ -9,6 +9,7 @@
 
 #include "base/index.h"
 #include "ir/schedule.h"
+#include "ir/stage_graph.h"
 #include "plan/lower.h"
 #include "schedule/offload.h"
 #include "search/random.h"
@@ -108,6 +109,19 @@ class RandomSchedule {
   std::set<Action> done_;
 };
 
+// Any pairs of stages beyond the chain, most of the time some.
+inline StageGraph random_graph(int num_stages, Random& random) {
+  std::vector<StagePair> down;
+  std::vector<StagePair> up;
+  for (StageIndex from = 0; from < num_stages; ++from) {
+    for (StageIndex to = from + 2; to < num_stages; ++to) {
+      if (random.below(2) == 0) down.push_back({from, to});
+      if (random.below(2) == 0) up.push_back({to, from});
+    }
+  }
+  return make_stage_graph(std::move(down), std::move(up));
+}
+
 // Programs of one, with any options. ValueError where the schedule can't be lowered with them.
 inline std::vector<Program> random_programs(Random& random) {
   Schedule schedule = RandomSchedule(random).make();
@@ -116,6 +130,7 @@ inline std::vector<Program> random_programs(Random& random) {
   LowerOptions options{.receive_slots = 1 + random.below(2)};
   if (random.below(2) == 0) options.send_slots = 1 + random.below(2);
   options.joint_pairs = random.below(2) == 0;
+  options.stage_graph = random_graph(schedule.placement.stages_per_copy(), random);
   return lower(schedule, options);
 }
 
@@ -180,9 +195,34 @@ class RandomChange {
     if (auto* release = std::get_if<Release>(&at.op)) release->slot = any_slot();
     if (auto* run = std::get_if<Run>(&at.op)) {
       if (random_.below(2) == 0) return change_writes(*run);
-      if (run->reads.empty()) return;
-      run->reads = {};
-      if (random_.below(2) == 0) run->reads.push_back({any_slot()});
+      change_reads(*run);
+    }
+  }
+
+  void change_reads(Run& run) {
+    if (run.reads.empty()) return;
+    const auto any_read = [&] {
+      return run.reads.begin() + random_.below(static_cast<int>(run.reads.size()));
+    };
+    switch (random_.below(4)) {
+      case 0:  // all but one
+        return leave_out(run.reads, *any_read());
+      case 1:
+        any_read()->slot = any_slot();
+        return;
+      case 2:
+        any_read()->keeps = random_.below(2) == 0 ? any_slot() : kNoSlot;
+        return;
+      default:
+        return std::swap(*any_read(), *any_read());
+    }
+  }
+
+  static void leave_out(Few<Read, 1>& reads, Read left_out) {
+    const Few<Read, 1> given = reads;
+    reads = {};
+    for (const Read& read : given) {
+      if (!(read == left_out)) reads.push_back(read);
     }
   }
 

@@ -120,6 +120,25 @@ void change_row(Few<T, kMost>& row, const Programs& programs, std::size_t rank,
   for (T& each : row) change_slot(programs, slot_of(each), rank, visit);
 }
 
+// Keeps in any other slot, what was not kept too, or not at all; and reads in every other order of
+// two.
+void change_keeps(Few<Read, 1>& reads, const Programs& programs, std::size_t rank,
+                  const Visit& visit) {
+  for (Read& read : reads) {
+    const SlotId given = std::exchange(read.keeps, kNoSlot);
+    if (given != kNoSlot) visit(programs);
+    change_slot(programs, read.keeps, rank, visit);
+    read.keeps = given;
+  }
+  for (std::size_t i = 1; i < reads.size(); ++i) {
+    for (std::size_t k = 0; k < i; ++k) {
+      std::swap(*(reads.begin() + k), *(reads.begin() + i));
+      visit(programs);
+      std::swap(*(reads.begin() + k), *(reads.begin() + i));
+    }
+  }
+}
+
 void change_slots(Programs programs, std::size_t rank, std::size_t i, const Visit& visit) {
   auto& op = programs[rank].instructions[i].op;
   if (auto* recv = std::get_if<Recv>(&op)) change_slot(programs, recv->slot, rank, visit);
@@ -128,6 +147,7 @@ void change_slots(Programs programs, std::size_t rank, std::size_t i, const Visi
   auto* run = std::get_if<Run>(&op);
   if (run == nullptr) return;
   change_row(run->reads, programs, rank, visit);
+  change_keeps(run->reads, programs, rank, visit);
   change_row(run->writes, programs, rank, visit);
 }
 
@@ -176,6 +196,22 @@ Schedule of_pairs() {
                     {forward(1, 0), second, backward(1, 1), forward(1, 2), backward(1, 2)}}};
 }
 
+// Down the stages and back again.
+Schedule one_microbatch(Placement placement) {
+  Schedule schedule{.name = "one",
+                    .num_microbatches = 1,
+                    .num_slices = 1,
+                    .placement = std::move(placement),
+                    .ranks = {}};
+  schedule.ranks.resize(as_index(schedule.placement.num_ranks()));
+  const auto add = [&](const Action& action) {
+    schedule.ranks[as_index(schedule.placement.rank_of(action.stage))].push_back(action);
+  };
+  for (StageIndex stage = 0; stage < schedule.num_stages(); ++stage) add(forward(stage, 0));
+  for (StageIndex stage = schedule.num_stages(); stage-- > 0;) add(backward(stage, 0));
+  return schedule;
+}
+
 void changes_of(const char* name, const Schedule& schedule, const LowerOptions& options) {
   const Programs programs = lower(schedule, options);
   Interleavings all(programs, false);
@@ -202,5 +238,13 @@ int main() {
   changes_of("zb_h1", build("zb_h1", 2, 2), {});
   changes_of("offload", with_offload(build("1f1b", 2, 2), {}), {});
   changes_of("joint pairs", of_pairs(), {.joint_pairs = true});
+  changes_of("skip edges of three ranks", build("1f1b", 3, 1),
+             {.stage_graph = make_stage_graph({{0, 2}}, {{2, 0}})});
+  const StageGraph graph = make_stage_graph({{0, 2}, {0, 3}}, {{3, 1}, {2, 0}});
+  changes_of("skip edges, looped", one_microbatch(Placement::loop(2, 4)), {.stage_graph = graph});
+  changes_of("skip edges, V", one_microbatch(Placement::v_shaped(2, 4)),
+             {.receive_slots = 1, .stage_graph = graph});
+  changes_of("skip edges, forward only", forward_only(build("looped_bfs", 2, 2, 4)),
+             {.receive_slots = 1, .send_slots = 1, .stage_graph = graph});
   changes_of("offload on one rank", with_offload(build("gpipe", 1, 3), {}), {});
 }

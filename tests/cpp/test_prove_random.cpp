@@ -23,6 +23,7 @@ constexpr int kChangesOfEach = 40;
 struct Tally {
   int num_programs = 0;
   int num_joint = 0;  // of those with joint pairs
+  int num_skips = 0;  // of those whose stages read beyond the chain
   int num_accepted = 0;
   int num_refused = 0;
   int num_vast = 0;
@@ -86,12 +87,16 @@ void what_is_accepted_is_right(std::uint64_t seed, int rounds) {
     bool is_joint = false;
     for (const Program& program : programs) is_joint |= !program.joint_pairs.empty();
     tally.num_joint += is_joint ? 1 : 0;
+    tally.num_skips += programs.front().stage_graph.is_chain() ? 0 : 1;
     for (int i = 0; i < kChangesOfEach; ++i) change_and_judge(programs, random, tally);
   }
-  std::printf("%d programs, %d with joint pairs; %d changes accepted, %d refused; %d were vast\n",
-              tally.num_programs, tally.num_joint, tally.num_accepted, tally.num_refused,
-              tally.num_vast);
+  std::printf(
+      "%d programs, %d with joint pairs, %d with skip edges; %d changes accepted, %d refused; %d "
+      "were vast\n",
+      tally.num_programs, tally.num_joint, tally.num_skips, tally.num_accepted, tally.num_refused,
+      tally.num_vast);
   CHECK(tally.num_joint > tally.num_programs / 20);
+  CHECK(tally.num_skips > tally.num_programs / 10);
   CHECK(tally.num_accepted > 2 * tally.num_programs);
   CHECK(tally.num_vast < tally.num_accepted / 4);
 }
