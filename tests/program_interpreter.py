@@ -17,14 +17,21 @@ def check(condition, text):
         raise RaceError(text)
 
 
-def expected_reads(action, stages_per_copy):
-    """What an action must find in its input slots: the text of the action that made it."""
+def expected_reads(action, stages_per_copy, graph):
+    """What an action must find in its input slots: texts of what made it, nearest first.
+
+    `graph`: a StageGraph, of what comes beyond the chain.
+    """
+    stage = action.stage % stages_per_copy
+    copy = action.stage - stage
     if action.kind == "F":
-        first = action.stage % stages_per_copy == 0
-        return [] if first else [f"{action.stage - 1}F{action.microbatch}"]
+        makers = [stage - 1] if stage else []
+        makers += [source for source, reader in graph.activations if reader == stage]
+        return [f"{copy + maker}F{action.microbatch}" for maker in sorted(makers, reverse=True)]
     if action.kind in "BI":
-        last = (action.stage + 1) % stages_per_copy == 0
-        return [] if last else [f"gradient {action.stage + 1},{action.microbatch}"]
+        makers = [stage + 1] if stage + 1 < stages_per_copy else []
+        makers += [source for source, reader in graph.gradients if reader == stage]
+        return [f"gradient {copy + maker},{action.microbatch}" for maker in sorted(makers)]
     return []
 
 
@@ -66,11 +73,15 @@ class RankState:
             check(slot in self.values, f"empty slot read: {instruction['text']}")
             values.append(self.values.pop(slot))
             self.posted.pop(slot, None)
+        for slot, value in zip(instruction["keeps"], values, strict=True):
+            check(slot not in self.values, f"kept in a full slot: {instruction['text']}")
+            if slot is not None:
+                self.values[slot] = value
         activations = (action.stage, action.microbatch)
         check(self.moved.get(activations) != "host", f"{action} needs what is on the host")
         if action.kind != "F":
             check(self.has_run("F", *activations), f"{action} before its forward")
-        wanted = expected_reads(action, self.stages_per_copy)
+        wanted = expected_reads(action, self.stages_per_copy, self.program.stage_graph)
         check(values == wanted, f"{action} read {values}, expected {wanted}")
         self.done.append(action)
         for slot in instruction["writes"]:
@@ -123,12 +134,14 @@ def run_in_issue_order(programs, seed=0, sends_may_wait=False, num_copies=1):
             state.posted[slot] = instruction["sequence"]
             recv_of[rank, slot] = instruction
         elif kind == "run":
-            for slot in instruction["reads"]:
-                if (rank, slot) not in recv_of or slot not in state.posted:
-                    continue
-                key = (state.edge(slot), state.posted[slot])
-                if key not in wire:
-                    return False
+            keys = {
+                slot: (state.edge(slot), state.posted[slot])
+                for slot in instruction["reads"]
+                if slot in state.posted
+            }
+            if not wire.keys() >= set(keys.values()):
+                return False
+            for slot, key in keys.items():
                 message, value = wire.pop(key)
                 check(message == recv_of[rank, slot]["message"], f"{message} came")
                 taken.add(key)
