@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from pipert.trace import Trace, TraceEvent
+    from pipert.trace import Message, Trace, TraceEvent
 
 _Record = dict[str, Any]
 
@@ -84,6 +84,8 @@ def _instruction(
     if event.message is not None:
         args |= {"message": str(event.message), "peer": event.peer, "slot": event.slot}
         args["peer is"] = event.peer_is
+    if len(event.reads) > 1:
+        args["reads"] = [str(message) for message in event.reads]
     if event.kind == "send":
         args["bytes"] = event.bytes
     if event.kind == "recv":  # an instant: the lane's slices are its messages
@@ -99,7 +101,8 @@ def _instruction(
         }
         return
     if event.kind != "release" and event.started > event.issued:
-        what = f"wait for {event.message}" if event.message is not None else "begin"
+        awaited = ", ".join(map(str, event.reads or filter(None, [event.message])))
+        what = f"wait for {awaited}" if awaited else "begin"
         wait = _slice(what, event, track, event.issued, event.started)
         yield {**wait, "cat": "wait", "args": args}
     begin = event.issued if event.kind == "release" else event.started
@@ -110,12 +113,14 @@ class _Arrival(NamedTuple):
     """A message on its receive lane.
 
     Attributes:
+        message: it.
         reader: the run that reads it.
         post: its receive.
         sent: its send; None where the sender isn't in the trace.
         begin: from when it is the one that comes next.
     """
 
+    message: "Message"
     reader: "TraceEvent"
     post: "TraceEvent"
     sent: "TraceEvent | None"
@@ -128,24 +133,24 @@ def _arrivals(trace: "Trace") -> Iterator[_Arrival]:
         posts = {event.message: event for event in events if event.kind == "recv"}
         busy: dict[str, float] = {}  # by lane, until when its last slice goes
         for event in events:
-            if event.kind != "run" or event.message is None:
-                continue
-            post = posts[event.message]
-            sent = trace.send_of(event)
-            begin = post.issued if sent is None else sent.issued
-            begin = min(max(begin, busy.get(post.lane, begin)), event.started)
-            busy[post.lane] = event.started
-            yield _Arrival(event, post, sent, begin)
+            # In the order in which they come, where several come over one edge.
+            for message in sorted(event.reads, key=lambda each: posts[each].issued):
+                post = posts[message]
+                sent = trace.sender_of(message)
+                begin = post.issued if sent is None else sent.issued
+                begin = min(max(begin, busy.get(post.lane, begin)), event.started)
+                busy[post.lane] = event.started
+                yield _Arrival(message, event, post, sent, begin)
 
 
 def _arrival(
     arrival: _Arrival, number: int, tracks: Mapping[int, Mapping[str, int]]
 ) -> Iterator[_Record]:
     """A slice until the message is read, and an arrow from its send, through it, to the run."""
-    reader, post, sent, begin = arrival
+    message, reader, post, sent, begin = arrival
     here = tracks[reader.rank]
-    args = {"posted": _microseconds(post.issued), "slot": reader.slot, "peer": reader.peer}
-    shown = _slice(str(reader.message), reader, here[post.lane], begin, reader.started)
+    args = {"posted": _microseconds(post.issued), "slot": post.slot, "peer": message.source}
+    shown = _slice(str(message), reader, here[post.lane], begin, reader.started)
     yield {**shown, "cat": "message", "args": args}
     if sent is None or sent.issued > reader.started:  # clocks of two hosts that differ by so much
         return
@@ -160,7 +165,7 @@ def _arrival(
         yield {
             "ph": phase,
             "id": number,
-            "name": reader.message.kind if reader.message is not None else "",
+            "name": message.kind,
             "cat": "message",
             "pid": rank,
             "tid": track,

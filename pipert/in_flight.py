@@ -1,9 +1,10 @@
 """How many bytes of messages were on their way at a time: in a trace, and in a simulated step."""
 
 import itertools
+from collections.abc import Iterator
 
 from pipert._C import Timeline
-from pipert.trace import Message, Trace
+from pipert.trace import Message, Trace, TraceEvent
 
 
 def measured(trace: Trace, rank: int) -> int:
@@ -35,9 +36,8 @@ def predicted(trace: Trace, timeline: Timeline, rank: int) -> int:
     spans = {span.action: span for ranks in timeline.ranks for span in ranks}
     made_by = trace.events_of(rank)
     changes: list[tuple[float, int]] = []
-    for reader in trace.events:
-        send = trace.send_of(reader) if reader.kind == "run" else None
-        if send is None or send.rank != rank or reader.action is None:
+    for reader, send in _read(trace):
+        if send.rank != rank or reader.action is None:
             continue
         changes.append((spans[reader.action].start, -send.bytes))
         changes += [
@@ -48,3 +48,12 @@ def predicted(trace: Trace, timeline: Timeline, rank: int) -> int:
     # At one time, what comes counts before what goes.
     ordered = sorted(changes, key=lambda change: (change[0], -change[1]))
     return max(itertools.accumulate((size for _, size in ordered), initial=0))
+
+
+def _read(trace: Trace) -> Iterator[tuple[TraceEvent, TraceEvent]]:
+    """Each message's (the run that reads it, its send)."""
+    for event in trace.events:
+        for message in event.reads:
+            send = trace.sender_of(message)
+            if send is not None:
+                yield event, send

@@ -61,13 +61,17 @@ def measured_costs(traces: Sequence[Trace], schedule: Schedule) -> Costs:
 def _latencies(traces: Sequence[Trace]) -> dict[tuple[int, int] | None, float]:
     """By edge, from a send until the data could be read, of messages that were waited for.
 
-    Others arrived at a time that nobody looked. An edge of which there is none has what all have.
+    Of several that a run reads it is taken to be the one that was sent last. Others arrived at a
+    time that nobody looked. An edge of which there is none has what all have.
     """
     took: dict[tuple[int, int], list[float]] = {}
     for trace in traces:
         for event in trace.events:
-            sent = trace.send_of(event)
-            if sent is None or event.kind != "run" or event.is_joint or event.issued > sent.ended:
+            sends = [send for each in event.reads if (send := trace.sender_of(each)) is not None]
+            if not sends or event.is_joint:
+                continue
+            sent = max(sends, key=lambda send: send.ended)
+            if event.issued > sent.ended:
                 continue
             edge = (sent.rank, event.rank)
             took.setdefault(edge, []).append(max(0.0, event.started - sent.ended))
@@ -80,12 +84,20 @@ def _latencies(traces: Sequence[Trace]) -> dict[tuple[int, int] | None, float]:
 
 
 def _sizes(traces: Sequence[Trace], schedule: Schedule, kind: str, first_stage: int) -> list[float]:
-    """By the stage before it, the bytes of a message between two stages; 0 inside of a rank."""
+    """By the stage before it, the bytes of a message between two stages; 0 inside of a rank.
+
+    A message to the rank of a stage's neighbour counts whole, whoever else reads it there.
+    """
+    rank_of = schedule.placement.ranks
     sizes: dict[int, list[int]] = {}
     for trace in traces:
         for event in trace.events:
-            if event.kind == "send" and event.message is not None and event.message.kind == kind:
-                sizes.setdefault(event.message.stage - first_stage, []).append(event.bytes)
+            message = event.message
+            if event.kind != "send" or message is None or message.kind != kind:
+                continue
+            stage = message.stage - first_stage
+            if message.destination == rank_of[stage + 1 - first_stage]:
+                sizes.setdefault(stage, []).append(event.bytes)
     return [
         float(median(sizes[stage])) if stage in sizes else 0.0
         for stage in range(schedule.num_stages)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pipert._C import Costs, Schedule
 from pipert.measured_costs import stage_costs
 from pipert.memory import RankMemory, put_together, table
-from pipert.trace import RankPass, Trace, TraceEvent
+from pipert.trace import Message, RankPass, Trace, TraceEvent
 from pipert.transports import EdgeTransport
 
 
@@ -168,10 +168,10 @@ def report_rank(trace: Trace, rank: RankPass, last_done: float) -> RankReport:
     events = [event for event in all_events if not trace.is_beside(event)]
     for event, following in zip_longest(events, events[1:]):
         parts["host_s"] += event.issued - at
-        reads = [event, following] if event.is_joint else [event]
+        runs = [event, following] if event.is_joint else [event]
         awaits_move = any(trace.is_beside(all_events[i]) for i in event.waits)
-        sends = [(each, trace.send_of(each)) for each in reads]
-        for part, seconds in _split(event, sends, awaits_move):
+        reads = [(each, trace.sender_of(each)) for run in runs for each in run.reads]
+        for part, seconds in _split(event, reads, awaits_move):
             parts[part] += seconds
         at = event.ended
     all_done = min(max(last_done, rank.done), rank.ended)
@@ -182,23 +182,22 @@ def report_rank(trace: Trace, rank: RankPass, last_done: float) -> RankReport:
 
 def _split(
     event: TraceEvent,
-    reads: Sequence[tuple[TraceEvent, TraceEvent | None]],
+    reads: Sequence[tuple[Message, TraceEvent | None]],
     awaits_move: bool,
 ) -> Iterator[tuple[str, float]]:
     """The time of one instruction, by the parts that it belongs to.
 
     Args:
         event: the instruction.
-        reads: it, and the one that is joint with it; each with what sent its message.
+        reads: the messages that it and the one that is joint with it read; each with its send.
         awaits_move: whether it waits for a transfer of its own rank, on a lane beside it.
     """
     waited, took = event.started - event.issued, event.ended - event.started
     if event.kind == "run":
         yield "compute_s", took
         sends = [
-            (event.started if sent is None else sent.issued, each.peer_is)
-            for each, sent in reads
-            if each.message is not None
+            (event.started if sent is None else sent.issued, message.peer_is(event.rank))
+            for message, sent in reads
         ]
         if not sends:
             yield "transfer_s" if awaits_move else "host_s", waited

@@ -33,6 +33,11 @@ class Message(NamedTuple):
     def __str__(self) -> str:
         return f"{self.kind} of stage {self.stage}, microbatch {self.microbatch}"
 
+    def peer_is(self, rank: int) -> str:
+        """Where the other end of it is for `rank`: "upstream" if its stage is earlier, or not."""
+        sends_on = (self.kind == "activation") == (self.source == rank)
+        return "downstream" if sends_on else "upstream"
+
 
 class TraceEvent(NamedTuple):
     """One instruction of a pass, times in seconds from its begin on the first rank that began.
@@ -45,7 +50,8 @@ class TraceEvent(NamedTuple):
         issued: the rank came to it.
         started: what it waited for was there.
         ended: it was done, as far as the rank's thread is concerned.
-        message: that it posts, sends or releases, or that a run reads from another rank; else None.
+        message: that it posts, sends or releases, or the first that a run reads; else None.
+        reads: the messages of other ranks that a run reads, the nearest stage's first.
         slot: of the message, among those of its edge on this rank; None where there is none.
         waits: the instructions of this rank whose marks it waits for, by position.
         bytes: of the tensors that a "send" sent.
@@ -61,6 +67,7 @@ class TraceEvent(NamedTuple):
     started: float
     ended: float
     message: Message | None
+    reads: tuple[Message, ...]
     slot: int | None
     waits: tuple[int, ...]
     bytes: int
@@ -77,10 +84,7 @@ class TraceEvent(NamedTuple):
     @property
     def peer_is(self) -> str | None:
         """Where the peer stands: "upstream" if it has the earlier stage, else "downstream"."""
-        if self.message is None:
-            return None
-        sends_on = (self.message.kind == "activation") == (self.message.source == self.rank)
-        return "downstream" if sends_on else "upstream"
+        return None if self.message is None else self.message.peer_is(self.rank)
 
     @property
     def name(self) -> str:
@@ -184,7 +188,11 @@ class Trace:
 
     def send_of(self, event: TraceEvent) -> TraceEvent | None:
         """The event that sent the message of `event`; None where its rank isn't in the trace."""
-        return None if event.message is None else self._sends.get(event.message)
+        return None if event.message is None else self.sender_of(event.message)
+
+    def sender_of(self, message: Message) -> TraceEvent | None:
+        """The event that sent the message; None where its rank isn't in the trace."""
+        return self._sends.get(message)
 
     def events_of(self, rank: int) -> list[TraceEvent]:
         """Those of one rank, in order."""
@@ -252,6 +260,7 @@ class _Planned(NamedTuple):
     action: Action | None
     lane: str
     message: Message | None
+    reads: tuple[Message, ...]
     slot: int | None
     waits: tuple[int, ...]
     is_joint: bool
@@ -270,6 +279,7 @@ def _event(
         started=(started - origin) * 1e-9,
         ended=(ended - origin) * 1e-9,
         message=planned.message,
+        reads=planned.reads,
         slot=planned.slot,
         waits=planned.waits,
         bytes=size,
@@ -292,15 +302,16 @@ def _plan(program: Program) -> list[_Planned]:
             message = Message(*op["message"], edge["source"], edge["destination"])
         if op["kind"] == "recv" and message is not None and slot is not None:
             arriving[slot] = message
-        for read in op.get("reads", ()):
-            if slots[read]["kind"] == "receive":
-                message, slot = arriving[read], read
+        received = [read for read in op.get("reads", ()) if slots[read]["kind"] == "receive"]
+        if received:
+            message, slot = arriving[received[0]], received[0]
         planned.append(
             _Planned(
                 kind=op["kind"],
                 action=op.get("action"),
                 lane=lanes[op["lane"]],
                 message=message,
+                reads=tuple(arriving[read] for read in received),
                 slot=None if slot is None else slots[slot]["index"],
                 waits=tuple(setters[mark] for mark in op["waits"]),
                 is_joint=at in joint,
