@@ -101,12 +101,12 @@ void placements_refuse_what_is_no_placement() {
 
 void values_go_out_as_a_star_and_gradients_come_back_as_a_relay() {
   Routes routes;
-  routes.values = {{0, {1, 3, 4}, true}, {0, {2}, false}, {3, {4}, true}};
+  routes.values = {{0, {1, 3, 4}, true, "a"}, {0, {2}, false, "b"}, {3, {4}, true, "c"}};
   const StageGraph graph = stage_graph(routes);
   CHECK((graph.activations == std::vector<StagePair>{{0, 2}, {0, 3}, {0, 4}}));
   CHECK((graph.gradients == std::vector<StagePair>{{3, 1}}));
   CHECK(!graph.is_chain());
-  routes.values = {{0, {1, 2}, true}, {0, {2}, true}};
+  routes.values = {{0, {1, 2}, true, "a"}, {0, {2}, true, "b"}};
   CHECK((stage_graph(routes).gradients == std::vector<StagePair>{{2, 0}}));
   CHECK(stage_graph({}).is_chain());
 }

@@ -52,7 +52,7 @@ StageGraph relayed(const std::vector<StagePair>& activations) {
   std::map<StageIndex, std::vector<StageIndex>> readers;
   for (const StagePair& pair : activations) readers[pair.from].push_back(pair.to);
   Routes routes;
-  for (const auto& [maker, all] : readers) routes.values.push_back({maker, all, true});
+  for (const auto& [maker, all] : readers) routes.values.push_back({maker, all, true, "value"});
   return stage_graph(routes);
 }
 
