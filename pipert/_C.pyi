@@ -355,7 +355,11 @@ class Gap:
 
 class Timeline:
     @staticmethod
-    def from_spans(ranks: Sequence[Sequence[tuple[Action, float, float]]]) -> Timeline: ...
+    def from_spans(
+        ranks: Sequence[Sequence[tuple[Action, float, float]]],
+        *,
+        messages: Sequence[tuple[tuple[int, int], tuple[int, int]]] | None = None,
+    ) -> Timeline: ...
     @property
     def ranks(self) -> list[list[Span]]: ...
     @property

@@ -230,16 +230,30 @@ class Trace:
         return Transfers(sum(ended - started for started, ended in spans), hidden)
 
     def timeline(self) -> Timeline:
-        """The actions alone, to be drawn beside a simulated timeline."""
+        """The actions alone, and what they sent each other, to be drawn beside a simulated one."""
+        ranks = [
+            [e for e in self.events_of(rank.rank) if e.action is not None and not self.is_beside(e)]
+            for rank in self.ranks
+        ]
+        makers = {
+            made: (at, position)
+            for at, events in enumerate(ranks)
+            for position, event in enumerate(events)
+            if (made := _made_by(event)) is not None
+        }
+        messages = [
+            (maker, (at, position))
+            for at, events in enumerate(ranks)
+            for position, event in enumerate(events)
+            for message in event.reads
+            if (maker := makers.get(message[:3])) is not None
+        ]
         return Timeline.from_spans(
             [
-                [
-                    (event.action, event.started, event.ended)
-                    for event in self.events_of(rank.rank)
-                    if event.action is not None and not self.is_beside(event)
-                ]
-                for rank in self.ranks
-            ]
+                [(e.action, e.started, e.ended) for e in events if e.action is not None]
+                for events in ranks
+            ],
+            messages=messages,
         )
 
     def to_chrome(self, path: str | os.PathLike[str]) -> None:
@@ -251,6 +265,14 @@ class Trace:
         sender is in the trace) until it is read.
         """
         write_chrome(self, path)
+
+
+def _made_by(event: TraceEvent) -> tuple[str, int, int | None] | None:
+    """What a run makes for other stages: the kind, stage and microbatch of a message."""
+    if event.action is None or event.action.kind not in ("F", "B", "I"):
+        return None
+    kind = "activation" if event.action.kind == "F" else "gradient"
+    return kind, event.action.stage, event.action.microbatch
 
 
 class _Planned(NamedTuple):

@@ -7,13 +7,17 @@ The times are by hand: a run takes 1, a send SENDING, its message LATENCY more, 
 import json
 
 import pytest
+from plain_loop import batch
 from test_trace_chrome import check_chrome
+from torch import nn
+from wired_stages import random_stages
 
 import pipert
 from pipert import _C, in_flight
 from pipert.measured_costs import measured_costs
 from pipert.report import report_rank
 
+pytestmark = pytest.mark.timeout(60)
 LATENCY, SENDING = 0.25, 0.015625
 CHAIN_BYTES, SKIP_BYTES = 1000, 10
 GRAPH = _C.StageGraph(activations=[(0, 2), (0, 3), (1, 3)], gradients=[(2, 0), (3, 0), (3, 1)])
@@ -196,3 +200,66 @@ def test_chromes_form_has_an_arrow_for_every_message(played, tmp_path):
     assert of_several or schedule.num_ranks == 2
     waits = {r["name"] for r in records if r["ph"] == "X" and r["cat"] == "wait"}
     assert waits >= {f"wait for {names}" for names in of_several}
+
+
+def test_the_timeline_has_all_messages(played):
+    _, trace = played
+    expected = []
+    for event in trace.events:
+        for message in event.reads:
+            # Here all backwards of a schedule are whole, or all are split.
+            made = "F" if message.kind == "activation" else event.action.kind
+            maker = f"{message.stage}{made}{message.microbatch}"
+            expected.append((maker, str(event.action), message.source, message.destination))
+    found = [
+        (str(each.sender), str(each.reader), each.source, each.destination)
+        for each in trace.timeline().messages
+    ]
+    assert sorted(found) == sorted(expected)
+
+
+def test_a_gap_is_the_time_of_the_one_whose_message_was_sent_last():
+    first, second, third = (pipert.Action("F", stage, 0) for stage in range(3))
+    spans = [[(first, 0.0, 1.0)], [(second, 1.0, 4.0)], [(third, 5.0, 6.0)]]
+    messages = [((0, 0), (2, 0)), ((1, 0), (2, 0)), ((0, 0), (1, 0))]
+    timeline = pipert.Timeline.from_spans(spans, messages=messages)
+    assert [(each.source, each.destination, each.sent) for each in timeline.messages] == [
+        (0, 1, 1.0),
+        (1, 2, 4.0),
+        (0, 2, 1.0),
+    ]
+    found = [(g.start, g.end, g.kind, str(g.waits_for)) for g in timeline.gaps[2]]
+    assert found == [(0.0, 4.0, "producer", "1F0"), (4.0, 5.0, "transfer", "1F0")]
+
+
+@pytest.mark.parametrize("ends", [((0, 0), (3, 0)), ((0, 1), (1, 0)), ((-1, 0), (1, 0))])
+def test_messages_between_no_spans_are_refused(ends):
+    spans = [[(pipert.Action("F", stage, 0), 0.0, 1.0)] for stage in range(3)]
+    with pytest.raises(ValueError, match="ends must be spans"):
+        pipert.Timeline.from_spans(spans, messages=[ends])
+    with pytest.raises(ValueError, match="from a rank to another, got two ends on 1"):
+        pipert.Timeline.from_spans(spans, messages=[((1, 0), (1, 0))])
+
+
+@pytest.mark.parametrize(("name", "num_ranks"), [("1f1b", 4), ("interleaved_1f1b", 2), ("zb_v", 2)])
+def test_a_step_of_stages_that_hand_each_other_values_is_traced(name, num_ranks, tmp_path):
+    stages = random_stages(9, 4)
+    x, y = batch(9)
+    options = {"schedule": name, "num_ranks": num_ranks, "num_microbatches": 4}
+    with pipert.Pipeline(stages, loss_fn=nn.functional.mse_loss, **options) as pipe:
+        pipe.step(x=x, target=y)
+        trace, report, costs = pipe.trace(), pipe.report(), pipe.costs()
+        programs = list(pipe.program)
+    sends = [event for event in trace.events if event.kind == "send"]
+    assert len(sends) == sum(i["kind"] == "send" for p in programs for i in p.instructions)
+    assert len({event.message for event in sends}) == len(sends)
+    assert sum(len(event.reads) for event in trace.events) == len(sends)
+    assert len(trace.timeline().messages) == len(sends)
+    trace.to_chrome(tmp_path / "trace.json")
+    records = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert len(check_chrome(records)) == len(sends)
+    for rank in report.ranks:
+        parts = ("compute_s", "transfer_s", "upstream_s", "downstream_s", "end_s", "host_s")
+        assert sum(getattr(rank, part) for part in parts) == pytest.approx(rank.step_s)
+    assert sum(memory.transfer_bytes for memory in report.memory) > 0
+    assert pipe.schedule.simulate(costs).makespan > 0

@@ -1,8 +1,9 @@
 #include "analysis/messages.h"
 
 #include <algorithm>
-#include <optional>
+#include <utility>
 
+#include "base/error.h"
 #include "base/index.h"
 
 namespace pipert {
@@ -74,12 +75,46 @@ std::vector<Made> results_of(const Timeline& timeline) {
   return made;
 }
 
+void require_span(const Timeline& timeline, Place place) {
+  const auto is_below = [](int value, std::size_t end) {
+    return value >= 0 && as_index(value) < end;
+  };
+  if (is_below(place.rank, timeline.ranks.size()) &&
+      is_below(place.position, timeline.ranks[as_index(place.rank)].size()))
+    return;
+  throw ValueError(concat("a message's ends must be spans, (rank, position), got (", place.rank,
+                          ", ", place.position, ")"));
+}
+
 }  // namespace
+
+std::vector<MessageSpan> message_spans(const Timeline& timeline,
+                                       const std::vector<SpanPair>& ends) {
+  std::vector<MessageSpan> messages;
+  messages.reserve(ends.size());
+  for (const auto& [sender, reader] : ends) {
+    require_span(timeline, sender);
+    require_span(timeline, reader);
+    if (sender.rank == reader.rank)
+      throw ValueError(
+          concat("a message must go from a rank to another, got two ends on ", sender.rank));
+    const double sent = span_at(timeline, sender).end;
+    messages.push_back({sender, reader, sent, sent, span_at(timeline, reader).start, {}});
+  }
+  std::stable_sort(messages.begin(), messages.end(),
+                   [](const MessageSpan& a, const MessageSpan& b) {
+                     if (a.reader != b.reader)
+                       return std::pair(a.reader.rank, a.reader.position) <
+                              std::pair(b.reader.rank, b.reader.position);
+                     return a.sent > b.sent;
+                   });
+  return messages;
+}
 
 std::vector<MessageSpan> messages_of(const Timeline& timeline) {
   if (!timeline.messages.empty()) return timeline.messages;
   const std::vector<Made> made = results_of(timeline);
-  std::vector<MessageSpan> messages;
+  std::vector<SpanPair> ends;
   for_each_flow(timeline, [&](const Span& span, Place place, bool is_gradient) {
     const StageIndex stage = span.action.stage + (is_gradient ? 1 : -1);
     const Result wanted{is_gradient, stage, span.action.microbatch, span.action.slice};
@@ -87,10 +122,9 @@ std::vector<MessageSpan> messages_of(const Timeline& timeline) {
         std::lower_bound(made.begin(), made.end(), wanted,
                          [](const Made& each, const Result& key) { return each.result < key; });
     if (found == made.end() || found->result != wanted || found->place.rank == place.rank) return;
-    const double sent = span_at(timeline, found->place).end;
-    messages.push_back({found->place, place, sent, sent, span.start, {}});
+    ends.push_back({found->place, place});
   });
-  return messages;
+  return message_spans(timeline, ends);
 }
 
 bool is_gradient(const MessageSpan& message, const Timeline& timeline) {

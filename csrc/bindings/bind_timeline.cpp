@@ -20,13 +20,25 @@ namespace {
 
 using SpanTuple = std::tuple<Action, double, double>;
 
-Timeline timeline_from_spans(const std::vector<std::vector<SpanTuple>>& ranks) {
+using PlaceTuple = std::tuple<Rank, int>;
+using PairTuple = std::tuple<PlaceTuple, PlaceTuple>;
+
+Place place_of(const PlaceTuple& given) { return {std::get<0>(given), std::get<1>(given)}; }
+
+Timeline timeline_from_spans(const std::vector<std::vector<SpanTuple>>& ranks,
+                             const std::optional<std::vector<PairTuple>>& messages) {
   std::vector<std::vector<Span>> result;
   for (const auto& spans : ranks) {
     auto& out = result.emplace_back();
     for (const auto& [action, start, end] : spans) out.push_back({action, start, end});
   }
-  return make_timeline(std::move(result));
+  Timeline timeline = make_timeline(std::move(result));
+  if (!messages) return timeline;
+  std::vector<SpanPair> ends;
+  for (const auto& [sender, reader] : *messages)
+    ends.push_back({place_of(sender), place_of(reader)});
+  timeline.messages = message_spans(timeline, ends);
+  return timeline;
 }
 
 std::optional<std::vector<double>> peak_bytes_of(const Timeline& timeline) {
@@ -175,15 +187,18 @@ void bind_timeline(py::module_& module) {
   bind_gap(module);
   py::class_<Timeline> timeline(module, "Timeline",
                                 "When each action of each rank ran, or would run.");
-  timeline.def_static("from_spans", &timeline_from_spans, py::arg("ranks"),
+  timeline.def_static("from_spans", &timeline_from_spans, py::arg("ranks"), py::kw_only(),
+                      py::arg("messages") = py::none(),
                       R"(Makes a timeline of what really happened; it knows no critical path.
 
 Args:
     ranks: For each rank a list of (action, start, end), in order; no transfers, no overlapped
         pairs.
+    messages: What went from rank to rank: a list of (sender, reader), both (rank, position among
+        its spans). None: what neighbouring stages hand to each other.
 
 Raises:
-    ValueError: Another kind of action, or times that make no span.)");
+    ValueError: Another kind of action, times that make no span, or messages between no spans.)");
   bind_results(timeline);
   timeline.def("__repr__", [](const Timeline& self) {
     return concat("<Timeline: ", self.ranks.size(), " ranks, makespan ", self.makespan, ">");
