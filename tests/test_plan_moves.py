@@ -75,6 +75,7 @@ class Edited:
 
     def __init__(self, program, at, mark):
         self.num_stages = program.num_stages
+        self.stage_graph = program.stage_graph
         self.slots = program.slots
         self.instructions = program.instructions
         self.instructions[at]["waits"].remove(mark)
