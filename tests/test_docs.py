@@ -217,6 +217,13 @@ def test_the_program_that_is_printed_is_the_one_that_is_made():
     assert str(pipert.lower(schedule)[0]).strip() in [block.strip() for block in printed]
 
 
+def test_the_program_with_skip_edges_is_what_its_code_prints(capsys):
+    (code,) = (b for b in blocks("docs/architecture.md", "python") if "StageGraph" in b)
+    exec(code, {})
+    printed = [block.strip() for block in blocks("docs/architecture.md", "text")]
+    assert capsys.readouterr().out.strip() in printed
+
+
 def make_pipeline(stages=None, **options):
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     arguments = {"num_microbatches": 4, "loss_fn": nn.functional.mse_loss, **options}
