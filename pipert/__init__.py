@@ -46,6 +46,7 @@ from pipert.periodic import periodic_schedule  # noqa: E402
 from pipert.pipeline import Pipeline  # noqa: E402
 from pipert.report import RankReport, Report, UnsplitNode  # noqa: E402
 from pipert.results import StepResult  # noqa: E402
+from pipert.specs import REPLICATE, CustomCut, Cut  # noqa: E402
 from pipert.split import (  # noqa: E402
     LayerList,
     LayerSpec,
@@ -64,10 +65,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "REPLICATE",
     "Action",
     "Bounds",
     "Costs",
     "CurrentMicrobatch",
+    "CustomCut",
+    "Cut",
     "EdgeTransport",
     "Gap",
     "KeyedRandom",

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipert.batch import Batch
+from pipert.specs import BatchSpecs
 from pipert.stages import Stages
 
 
@@ -34,6 +35,14 @@ class ArgumentNames:
         entries = enumerate(zip(args, kwargs, strict=True))
         named = [self._bind(a, k, f"microbatches[{m}]: ") for m, (a, k) in entries]
         return batch._replace(microbatches=named)
+
+    def name_specs(self, specs: BatchSpecs) -> BatchSpecs:
+        """The specs of a batch with all of its arguments by name.
+
+        Raises:
+            ValueError: there is a spec for an argument that isn't there.
+        """
+        return specs.by_name(self._positional, self._known)
 
     def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str) -> dict[str, Any]:
         if len(args) > len(self._positional):

@@ -25,6 +25,8 @@ class Batch(NamedTuple):
     target: Any = None
     loss_kwargs: Mapping[str, Any] | None = None
     microbatches: Sequence[Any] | None = None
+    loss_weights: Sequence[float] | None = None
+    global_count: float | None = None
 
     @property
     def is_cut(self) -> bool:

@@ -1,15 +1,18 @@
 """BatchChecks: what the stages of a process need of a batch."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
-
-from torch import Tensor
 
 from pipert._C import Schedule
 from pipert.batch import Batch
 from pipert.distributed import Peers
 from pipert.local_stages import LocalStages
-from pipert.signatures import needs_target
+from pipert.loss_weights import check_loss_weights
+from pipert.losses import loss_needs_target, loss_of_output
+from pipert.options import Options
+from pipert.specs import check_names
 
 
 class BatchChecks:
@@ -18,7 +21,7 @@ class BatchChecks:
     Args:
         schedule: the pipeline's.
         stages: of this process.
-        loss_fn: the pipeline's.
+        options: the pipeline's.
         peers: the ranks of the group, who tell each other what their stages take.
     """
 
@@ -26,14 +29,18 @@ class BatchChecks:
         self,
         schedule: Schedule,
         stages: LocalStages,
-        loss_fn: Callable[..., Tensor] | None,
+        options: Options,
         peers: Peers | None,
     ) -> None:
         self._schedule = schedule.name
+        self._num_microbatches = schedule.num_microbatches
         self._can_train = any(a.kind != "F" for rank in schedule.actions for a in rank)
         self._stages = stages
-        self._loss_fn = loss_fn
+        self._loss_fn = options.loss_fn
+        self._loss_weights = options.loss_weights
         self._keywords = _all_keywords(stages, peers)
+        if stages.argument_names is None and self._keywords is not None:
+            check_names(options.specs.kwargs, self._keywords)
 
     def check(self, batch: Batch, training: bool, compute_loss: bool) -> tuple[Any, Any]:
         """Checks that what is needed was given, and returns the batch's arguments.
@@ -50,14 +57,43 @@ class BatchChecks:
         is_wired = self._stages.argument_names is not None
         if self._stages.has_first and args is None and kwargs is None and not is_wired:
             raise ValueError("the first stage's rank needs the batch: expected arguments, got none")
-        if not (compute_loss and has_last) or loss_fn is None or batch.target is not None:
+        if not (compute_loss and has_last) or loss_fn is None:
             return args, kwargs
-        if needs_target(loss_fn):
+        if batch.target is not None and loss_fn is loss_of_output:
+            raise ValueError(
+                "loss_fn='output' takes the loss of the model's output: expected no target, got "
+                f"{type(batch.target).__name__}"
+            )
+        if batch.target is None and loss_needs_target(loss_fn):
             raise ValueError(
                 "the last stage's rank needs the target: expected target=..., got None (the "
                 "loss function takes an output and a target)"
             )
         return args, kwargs
+
+    def weights(
+        self, batch: Batch, compute_loss: bool
+    ) -> tuple[list[float], Callable[[list[Any]], list[float]] | None]:
+        """What the microbatches' losses count: their weights, or what weighs their targets.
+
+        Neither where they count by their rows, or elsewhere than on the last stage's rank.
+
+        Raises:
+            ValueError, TypeError: the message says what was expected.
+        """
+        chosen, counted = batch.loss_weights, self._loss_weights
+        if batch.global_count is not None:
+            _check_count(batch.global_count, counted is not None)
+        if chosen is not None:
+            if counted is not None:
+                raise ValueError(
+                    "expected loss_weights or Pipeline(loss_weight=...) to weigh losses, got both"
+                )
+            chosen = check_loss_weights(chosen, self._num_microbatches)
+        if not (self._stages.has_last and compute_loss and self._loss_fn is not None):
+            return [], None
+        weigh = None if counted is None else partial(counted.weigh, batch.global_count)
+        return list(chosen or []), weigh
 
     def _arguments(self, batch: Batch) -> tuple[Any, Any]:
         if self._stages.argument_names is not None:
@@ -95,6 +131,15 @@ class BatchChecks:
                 raise TypeError(
                     f"no stage's forward takes the keyword argument {name!r}; they take: {known}"
                 )
+
+
+def _check_count(count: Any, is_used: bool) -> None:
+    if not is_used:
+        raise ValueError("global_count goes with Pipeline(loss_weight=...), which is None")
+    if isinstance(count, bool) or not isinstance(count, int | float):
+        raise TypeError(f"global_count must be a number, got {type(count).__name__}")
+    if not 0 < count < math.inf:
+        raise ValueError(f"global_count must be a positive number, got {count}")
 
 
 def _all_keywords(stages: LocalStages, peers: Peers | None) -> set[str] | None:

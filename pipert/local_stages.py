@@ -16,6 +16,7 @@ from pipert.distributed import Peers
 from pipert.local_stage import LocalStage, make_second, make_stage
 from pipert.parameters import check_state, copy_state
 from pipert.routes import routes_of
+from pipert.specs import BatchSpecs
 from pipert.stages import Stages
 from pipert.ties import Ties
 
@@ -97,6 +98,10 @@ class LocalStages:
 
     def __iter__(self) -> Iterator[LocalStage]:
         return iter(self._stages)
+
+    def name_specs(self, specs: BatchSpecs) -> BatchSpecs:
+        """The specs of a batch whose arguments come as these stages take them."""
+        return specs if self.argument_names is None else self.argument_names.name_specs(specs)
 
     def shared(self) -> list[Any]:
         """What processes with other copies of these stages are told of, as _C.Runtime takes it."""

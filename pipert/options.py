@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from pipert import _C
 from pipert.arguments import check_integers
 from pipert.compression import check_compression
 from pipert.keyed_random import check_seed
+from pipert.loss_weights import LossWeights
 from pipert.recompute import Recompute
+from pipert.specs import BatchSpecs
 from pipert.transports import check_transport
 
 
@@ -22,12 +22,15 @@ class Options:
         stage_kinds: by stage of one copy of the model; see `stage_kinds`.
         timeout_s: see `time_limit`.
         traced_passes: see `traced_passes`.
+        loss_fn: see `make_loss`.
+        specs: of args_spec, kwargs_spec, target_spec and output_spec.
+        loss_weights: of loss_weight, ignore_index and count_group.
 
     Raises:
         ValueError, TypeError: the message says what was expected.
     """
 
-    loss_fn: Callable[..., Tensor] | None
+    loss_fn: Callable[..., Any] | None
     stage_kinds: Sequence[str]
     overlap_fn: Callable[[_C.OverlapHalf, _C.OverlapHalf], Any] | None
     broadcast_loss: bool
@@ -45,9 +48,10 @@ class Options:
     device_times: bool
     compression: str
     deferred_batch_norm: bool
+    specs: BatchSpecs
+    loss_weights: LossWeights | None
 
     def __post_init__(self) -> None:
-        _check_loss(self.loss_fn)
         if self.rng_seed is not None:
             check_seed(self.rng_seed)
         check_integers(
@@ -99,6 +103,8 @@ class Options:
             "transport": self.transport,
             "compression": self.compression,
             "deferred_batch_norm": self.deferred_batch_norm,
+            "specs": self.specs.describe(),
+            "counts_losses": self.loss_weights is not None,
         }
 
     def lowerings(
@@ -169,14 +175,6 @@ def traced_passes(trace: Any) -> int:
             f"trace must be 'last', 'off' or how many passes are kept, from 1, got {trace!r}"
         )
     return trace
-
-
-def _check_loss(loss_fn: Any) -> None:
-    if loss_fn is not None and (not callable(loss_fn) or isinstance(loss_fn, type)):
-        name = loss_fn.__name__ if isinstance(loss_fn, type) else type(loss_fn).__name__
-        raise TypeError(
-            f"loss_fn must be a function or a module (not a class of modules), got {name}"
-        )
 
 
 def _check_flags(**values: Any) -> None:

@@ -21,6 +21,8 @@ from pipert.gathering import gather_traces, make_trace
 from pipert.gradients import clip_gradients, gradient_norms, own_gradient
 from pipert.group import as_group
 from pipert.local_stages import LocalStages
+from pipert.loss_weights import make_loss_weights
+from pipert.losses import make_loss
 from pipert.main_gradients import MainGradients, main_gradient
 from pipert.measured_costs import measured_costs
 from pipert.memory import summarize_memory
@@ -29,6 +31,7 @@ from pipert.ranks import Ranks
 from pipert.recompute import Recompute
 from pipert.report import Report, UnsplitNode, make_report, summarize_stages
 from pipert.results import StepResult, result_of
+from pipert.specs import BatchSpecs
 from pipert.trace import Trace
 from pipert.transports import EdgeTransport
 
@@ -45,7 +48,9 @@ class Pipeline:
         schedule: a name out of `schedules()`, a Schedule, or the path of a CSV or JSON file.
         num_microbatches: how many pieces a batch is cut into.
         loss_fn: `loss_fn(output, target)`, or `loss_fn(output)` when no target is given; returns
-            one number as a tensor. Runs on the last stage's rank.
+            one number as a tensor, or (loss, dict of metrics), or a dict of losses, which are added
+            up. A dict of functions: the losses are added up. "output": the model's output has the
+            loss. Runs on the last stage's rank. See docs/batches.md.
         num_ranks: in one process, the number of threads; by default one for each of `devices`, or
             for each stage.
         devices: one for each rank; the same one may repeat. Modules are moved to their rank's. By
@@ -100,6 +105,17 @@ class Pipeline:
         deferred_batch_norm: whether batch norms update their running statistics once a pass, to
             what they would be after the whole batch, not with each microbatch. Microbatches are
             normalised by their own statistics either way.
+        args_spec, kwargs_spec, target_spec: how values of a batch are cut into microbatches: a
+            Cut along a dimension (or its number), REPLICATE, or a CustomCut; for all of it, or in
+            tuples, lists and dicts like the value's. None: tensors along dimension 0, all else
+            whole.
+        output_spec: how `return_outputs` puts the microbatches' outputs together, likewise.
+        loss_weight: what a microbatch's loss counts: a function of its target that gives a number,
+            or "tokens" for those that aren't `ignore_index`; its weight is its share in the sum.
+            None: microbatches count by their rows.
+        ignore_index: of loss_weight="tokens"; by default the loss function's own, or -100.
+        count_group: a ProcessGroup or one-dimensional DeviceMesh of replicas that average their
+            gradients: what loss_weight counts is added up over it, before each pass.
 
     Attributes:
         schedule: the Schedule.
@@ -119,7 +135,7 @@ class Pipeline:
         *,
         schedule: "str | os.PathLike[str] | _C.Schedule" = "1f1b",
         num_microbatches: int,
-        loss_fn: Callable[..., Tensor] | None = None,
+        loss_fn: Callable[..., Any] | Mapping[str, Callable[..., Tensor]] | str | None = None,
         num_ranks: int | None = None,
         devices: Any = None,
         group: Any = None,
@@ -142,10 +158,18 @@ class Pipeline:
         device_times: bool = False,
         compression: str = "none",
         deferred_batch_norm: bool = False,
+        args_spec: Any = None,
+        kwargs_spec: Any = None,
+        target_spec: Any = None,
+        output_spec: Any = None,
+        loss_weight: Callable[[Any], Any] | str | None = None,
+        ignore_index: int | None = None,
+        count_group: Any = None,
     ) -> None:
         self._peers = None if group is None else Peers(as_group(group))
         with telling(self._peers):
             check_stages(stages)
+            loss_fn = make_loss(loss_fn)
             options = Options(
                 loss_fn=loss_fn,
                 stage_kinds=stage_kinds(stage_kind, len(stages)),
@@ -165,6 +189,8 @@ class Pipeline:
                 device_times=device_times,
                 compression=compression,
                 deferred_batch_norm=deferred_batch_norm,
+                specs=BatchSpecs.parse(args_spec, kwargs_spec, target_spec, output_spec),
+                loss_weights=make_loss_weights(loss_weight, ignore_index, count_group, loss_fn),
             )
             self.schedule = choose_schedule(
                 schedule,
@@ -189,7 +215,7 @@ class Pipeline:
                 self._stages.defer_batch_norm(options.stage_kinds)
             place_loss(loss_fn, self.schedule, on)
             self._main_gradients = MainGradients(self._stages) if main_grads else None
-            self._checks = BatchChecks(self.schedule, self._stages, loss_fn, self._peers)
+            self._checks = BatchChecks(self.schedule, self._stages, options, self._peers)
             self._ranks = Ranks(on, self.schedule, self._stages, self._peers, options)
             self._devices = on
             self._captured = self._make_captured(options)
@@ -221,6 +247,8 @@ class Pipeline:
         loss_kwargs: Mapping[str, Any] | None = None,
         return_outputs: bool = False,
         microbatches: Sequence[Any] | None = None,
+        loss_weights: Sequence[float] | None = None,
+        global_count: float | None = None,
         **kwargs: Any,
     ) -> StepResult:
         """Runs forward and backward of a whole batch, and adds to every parameter's `.grad`.
@@ -238,6 +266,10 @@ class Pipeline:
                 microbatch a tuple of positional arguments, a dict of keyword arguments, a
                 Microbatch with both, or one argument. `target` then has one entry for each; the
                 loss is their plain mean.
+            loss_weights: by microbatch, what its loss counts; the loss is the weighted sum, and so
+                are the gradients. For the last stage's rank.
+            global_count: what all microbatches of all replicas count, instead of counting them for
+                the pipeline's loss_weight.
             **kwargs: keyword arguments, for every stage whose forward takes one of that name. With
                 stages that `split` has wired, `args` have names too: each stage takes its own, and
                 a rank needs no others.
@@ -246,7 +278,7 @@ class Pipeline:
             ValueError, TypeError: an argument is wrong.
             PipelineError: the step failed on some rank. Gradients may have been added in part.
         """
-        batch = Batch(args, kwargs, target, loss_kwargs, microbatches)
+        batch = Batch(args, kwargs, target, loss_kwargs, microbatches, loss_weights, global_count)
         return self._run(batch, PassKind(True, True, return_outputs))
 
     def evaluate(
@@ -256,13 +288,15 @@ class Pipeline:
         loss_kwargs: Mapping[str, Any] | None = None,
         return_outputs: bool = False,
         microbatches: Sequence[Any] | None = None,
+        loss_weights: Sequence[float] | None = None,
+        global_count: float | None = None,
         **kwargs: Any,
     ) -> StepResult:
         """As `step`, without gradients and without backward. Modules stay in the mode they are in.
 
         Without a loss function it computes outputs alone.
         """
-        batch = Batch(args, kwargs, target, loss_kwargs, microbatches)
+        batch = Batch(args, kwargs, target, loss_kwargs, microbatches, loss_weights, global_count)
         has_loss = self._has_loss or not self._stages.has_last
         return self._run(batch, PassKind(False, has_loss, return_outputs))
 
@@ -287,6 +321,7 @@ class Pipeline:
         begun_ns = time.monotonic_ns()
         with self._ranks.one_pass() as runtime:
             args, kwargs = self._checks.check(batch, kind.training, kind.compute_loss)
+            loss_weights, weigh = self._checks.weights(batch, kind.compute_loss)
             with self._stages.one_pass(), torch.set_grad_enabled(kind.training):
                 runtime.step(
                     args=args,
@@ -304,6 +339,8 @@ class Pipeline:
                     ),
                     shared=self._stages.shared(),
                     tied=self._stages.ties.shared(self._main_gradients is not None),
+                    loss_weights=loss_weights,
+                    weigh=weigh,
                     step=self._step_index,
                     begun_ns=begun_ns,
                 )
@@ -313,6 +350,7 @@ class Pipeline:
             kind.keep_outputs,
             batch.is_cut,
             self.schedule.num_microbatches,
+            self._options.specs.output,
         )
         runtime.end_trace()
         return result
@@ -548,7 +586,7 @@ class Pipeline:
             self._options.check_fit(chosen, is_one_process=self._peers is None)
             if self._peers is not None:
                 require_same(self._peers, chosen, "reschedule", **self._options.common())
-            checks = BatchChecks(chosen, self._stages, self._options.loss_fn, self._peers)
+            checks = BatchChecks(chosen, self._stages, self._options, self._peers)
             self._ranks.reschedule(chosen)
         self.schedule = chosen
         self._captured = self._make_captured(self._options)

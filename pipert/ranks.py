@@ -110,6 +110,7 @@ class Ranks:
             profiler_ranges=wants_ranges(),
             compression=options.compression,
             recorder=self.recorder,
+            batch_specs=stages.name_specs(options.specs).for_runtime(),
         )
         self._copies = sorted({remote.peer for remote in stages.remote_copies})
         self._ties = sorted(stages.ties.peers)

@@ -92,6 +92,12 @@ def test_layers_page_runs_and_prints_what_it_says(tmp_path):
     assert output in run_python("\n".join(code), tmp_path)
 
 
+def test_batches_page_prints_what_it_says(tmp_path):
+    examples = blocks("docs/batches.md", "python")[1:]  # the first shows a call
+    printed = "".join(blocks("docs/batches.md", "text"))
+    assert run_python("".join(examples), tmp_path) == printed
+
+
 def test_trace_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))

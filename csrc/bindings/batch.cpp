@@ -1,13 +1,12 @@
 #include "bindings/batch.h"
 
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/csrc/autograd/python_variable.h>
 
-#include <algorithm>
 #include <utility>
 
 #include "base/error.h"
 #include "base/index.h"
+#include "bindings/own_cut.h"
 #include "bindings/recursion_guard.h"
 
 namespace py = pybind11;
@@ -17,41 +16,29 @@ namespace {
 
 using Pieces = std::vector<py::object>;
 
-// Whether rows may lie in the memory of others, as those of an expanded tensor do, and windows that
-// slide.
-bool rows_overlap(const at::Tensor& tensor) {
-  if (tensor.layout() != at::kStrided || tensor.size(0) < 2) return false;
-  std::vector<std::pair<std::int64_t, std::int64_t>> dimensions;  // (stride, size)
-  for (std::int64_t d = 0; d < tensor.dim(); ++d) {
-    if (tensor.size(d) > 1) dimensions.emplace_back(tensor.stride(d), tensor.size(d));
-  }
-  std::sort(dimensions.begin(), dimensions.end());
-  std::int64_t extent = 0;  // of the dimensions with smaller strides
-  for (const auto& [stride, size] : dimensions) {
-    if (stride <= extent) return true;
-    extent += (size - 1) * stride;
-  }
-  return false;
-}
+// Of a tensor's dimensions, what is none.
+constexpr std::int64_t kNotCut = -1;
 
-// Each piece counts its own versions, as no view would: a stage that works in place on one
-// microbatch has not changed what autograd saved of another. (One that needs a gradient stays a
-// view; so do a subclass, and pieces that share their memory.)
-std::vector<at::Tensor> split_rows(const at::Tensor& tensor, int num_microbatches) {
-  const bool is_plain = !tensor.key_set().has(c10::DispatchKey::Python);
-  if (tensor.requires_grad() || tensor.is_inference() || !is_plain || rows_overlap(tensor))
-    return tensor.tensor_split(num_microbatches);
-  const at::AutoDispatchBelowADInplaceOrView no_views;
-  return tensor.tensor_split(num_microbatches);
-}
-
-void check_rows(const at::Tensor& tensor, std::int64_t size, const std::string& what) {
-  if (tensor.size(0) == size) return;
-  throw ValueError(concat(what, " has ", tensor.size(0), " rows, expected ", size,
+void check_rows(const at::Tensor& tensor, std::int64_t dim, std::int64_t rows,
+                const std::string& what) {
+  if (tensor.size(dim) == rows) return;
+  const std::string along = dim == 0 ? "" : concat(" in dimension ", dim);
+  throw ValueError(concat(what, " has ", tensor.size(dim), " rows", along, ", expected ", rows,
                           " (the batch size, dimension 0 of the first tensor)"));
 }
 
-// A namedtuple, say, would go whole to every microbatch.
+void check_batch_size(int num_microbatches, std::int64_t rows, const std::string& what) {
+  if (rows >= num_microbatches) return;
+  throw ValueError(concat("the batch must have at least num_microbatches (", num_microbatches,
+                          ") rows, ", what, " has ", rows));
+}
+
+// Of a tensor that stands at `place`: the dimension in which it is cut.
+std::int64_t cut_dim(const at::Tensor& tensor, const SpecPlace& place, const std::string& what) {
+  return place.is_whole() || tensor.dim() == 0 ? kNotCut : place.dim(tensor, what);
+}
+
+// A tuple of some other kind, say, would go whole to every microbatch.
 void refuse_hidden_tensors(py::handle value, const std::string& what) {
   if (!PyTuple_Check(value.ptr()) && !PyList_Check(value.ptr())) return;
   for (const py::handle element : value) {
@@ -62,43 +49,73 @@ void refuse_hidden_tensors(py::handle value, const std::string& what) {
   }
 }
 
-// Every tensor that will be cut.
-void check_all_rows(py::handle value, std::int64_t size, const std::string& what) {
+// Whether there is anything to cut in a container.
+bool holds_batch(const Container& container) {
   const RecursionGuard guard;
-  if (THPVariable_Check(value.ptr())) {
-    const at::Tensor& tensor = THPVariable_Unpack(value.ptr());
-    if (tensor.dim() > 0) check_rows(tensor, size, what);
-  } else if (PyTuple_CheckExact(value.ptr()) || PyList_CheckExact(value.ptr())) {
-    std::size_t at = 0;
-    for (const py::handle element : value)
-      check_all_rows(element, size, concat(what, "[", at++, "]"));
-  } else if (PyDict_Check(value.ptr())) {
-    for (const auto& [key, element] : py::reinterpret_borrow<py::dict>(value))
-      check_all_rows(element, size, concat(what, "[", py::cast<std::string>(py::repr(key)), "]"));
-  } else {
-    refuse_hidden_tensors(value, what);
+  for (std::size_t i = 0; i < container.size(); ++i) {
+    const py::object& element = container.element(i);
+    if (THPVariable_Check(element.ptr()) || cuts_itself(element)) return true;
+    const auto inner = Container::open(element);
+    if (inner.has_value() && holds_batch(*inner)) return true;
   }
+  return false;
 }
 
-void check_batch_size(int num_microbatches, std::int64_t size, const std::string& what) {
-  if (size >= num_microbatches) return;
-  throw ValueError(concat("the batch must have at least num_microbatches (", num_microbatches,
-                          ") rows, ", what, " has ", size));
+// The container that a walk goes on in, if `value` is one: not where it goes whole.
+std::optional<Container> open(py::handle value, const SpecPlace& place, const std::string& what) {
+  if (place.is_whole() || place.is_custom() || cuts_itself(value)) return std::nullopt;
+  std::optional<Container> container = Container::open(value);
+  if (container.has_value()) place.check_fits(*container, what);
+  const bool is_plain = !container.has_value() || container->is_plain() || place.has_parts();
+  if (!is_plain && !holds_batch(*container)) return std::nullopt;
+  return container;
+}
+
+// Checks every value that will be cut.
+void check_all(py::handle value, const SpecPlace& place, std::int64_t rows,
+               const std::string& what) {
+  const RecursionGuard guard;
+  if (place.is_custom()) return;
+  if (THPVariable_CheckExact(value.ptr()) ||
+      (THPVariable_Check(value.ptr()) && !cuts_itself(value))) {
+    place.check_is_leaf(value, what);
+    const at::Tensor& tensor = THPVariable_Unpack(value.ptr());
+    const std::int64_t dim = cut_dim(tensor, place, what);
+    if (dim != kNotCut) check_rows(tensor, dim, rows, what);
+    return;
+  }
+  if (const auto container = open(value, place, what)) {
+    for (std::size_t i = 0; i < container->size(); ++i)
+      check_all(container->element(i), place.part(*container, i), rows,
+                concat(what, container->place(i)));
+    return;
+  }
+  if (place.is_whole()) return;
+  place.check_is_leaf(value, what);
+  refuse_hidden_tensors(value, what);
+  if (!cuts_itself(value) && !is_plain(value.ptr()) && !Container::open(value).has_value())
+    place.check_cuttable(value, what);
 }
 
 class Cutter {
  public:
-  Cutter(RowPieces& rows, std::int64_t size)
-      : rows_(rows), num_microbatches_(rows.num_microbatches()), size_(size) {}
+  Cutter(PieceCache& cache, std::int64_t rows)
+      : cache_(cache), num_microbatches_(cache.num_microbatches()), rows_(rows) {}
 
-  Pieces cut(py::handle value, const std::string& what) const {
+  Pieces cut(py::handle value, const SpecPlace& place, const std::string& what) const {
     const RecursionGuard guard;
+    if (place.is_whole()) return repeat(value);
+    if (place.is_custom()) {
+      const BatchSpec& spec = place.leaf();
+      return cache_.of(value, &spec,
+                       [&] { return custom_pieces(value, spec.cut, num_microbatches_, what); });
+    }
+    if (cuts_itself(value))
+      return cache_.of(value, nullptr,
+                       [&] { return own_pieces(value, num_microbatches_, rows_, what); });
     if (THPVariable_Check(value.ptr()))
-      return cut_tensor(THPVariable_Unpack(value.ptr()), value, what);
-    if (PyTuple_CheckExact(value.ptr()) || PyList_CheckExact(value.ptr()))
-      return cut_sequence(value, what);
-    if (PyDict_Check(value.ptr())) return cut_dict(py::reinterpret_borrow<py::dict>(value), what);
-    refuse_hidden_tensors(value, what);
+      return cut_tensor(THPVariable_Unpack(value.ptr()), value, place, what);
+    if (const auto container = open(value, place, what)) return cut_inside(*container, place, what);
     return repeat(value);
   }
 
@@ -107,119 +124,121 @@ class Cutter {
     return Pieces(as_index(num_microbatches_), py::reinterpret_borrow<py::object>(value));
   }
 
-  Pieces cut_tensor(const at::Tensor& tensor, py::handle value, const std::string& what) const {
-    if (tensor.dim() == 0) return repeat(value);
-    check_rows(tensor, size_, what);
+  Pieces cut_tensor(const at::Tensor& tensor, py::handle value, const SpecPlace& place,
+                    const std::string& what) const {
+    const std::int64_t dim = cut_dim(tensor, place, what);
+    if (dim == kNotCut) return repeat(value);
     Pieces pieces;
     pieces.reserve(as_index(num_microbatches_));
-    for (const at::Tensor& piece : rows_.of(tensor)) {
+    for (const at::Tensor& piece : cache_.of(tensor, dim))
       pieces.push_back(py::reinterpret_steal<py::object>(THPVariable_Wrap(piece)));
-    }
     return pieces;
   }
 
-  Pieces cut_sequence(py::handle value, const std::string& what) const {
-    const bool is_tuple = PyTuple_CheckExact(value.ptr()) != 0;
-    const Py_ssize_t size = PySequence_Fast_GET_SIZE(value.ptr());
+  Pieces cut_inside(const Container& container, const SpecPlace& place,
+                    const std::string& what) const {
+    std::vector<Pieces> of_elements;
+    for (std::size_t i = 0; i < container.size(); ++i)
+      of_elements.push_back(
+          cut(container.element(i), place.part(container, i), concat(what, container.place(i))));
     Pieces pieces;
-    for (int i = 0; i < num_microbatches_; ++i) {
-      pieces.push_back(
-          py::reinterpret_steal<py::object>(is_tuple ? PyTuple_New(size) : PyList_New(size)));
-    }
-    for (Py_ssize_t at = 0; at < size; ++at) {
-      Pieces elements = cut(PySequence_Fast_GET_ITEM(value.ptr(), at), concat(what, "[", at, "]"));
-      for (std::size_t i = 0; i < elements.size(); ++i) {
-        PyObject* piece = pieces[i].ptr();
-        PyObject* element = elements[i].release().ptr();
-        if (is_tuple) {
-          PyTuple_SET_ITEM(piece, at, element);
-        } else {
-          PyList_SET_ITEM(piece, at, element);
-        }
-      }
+    for (std::size_t m = 0; m < as_index(num_microbatches_); ++m) {
+      std::vector<py::object> elements;
+      for (Pieces& of_element : of_elements) elements.push_back(std::move(of_element[m]));
+      pieces.push_back(container.with(std::move(elements)));
     }
     return pieces;
   }
 
-  Pieces cut_dict(const py::dict& value, const std::string& what) const {
-    Pieces pieces;
-    for (int i = 0; i < num_microbatches_; ++i) pieces.push_back(py::dict());
-    for (const auto& [key, element] : value) {
-      const Pieces elements =
-          cut(element, concat(what, "[", py::cast<std::string>(py::repr(key)), "]"));
-      for (std::size_t i = 0; i < elements.size(); ++i) pieces[i][key] = elements[i];
-    }
-    return pieces;
-  }
-
-  RowPieces& rows_;
+  PieceCache& cache_;
   int num_microbatches_;
-  std::int64_t size_;
+  std::int64_t rows_;
 };
+
+// Of every tensor in a plain value, in the order of flatten(), the dimension in which it is cut.
+// False if something can't be cut without Python objects.
+bool collect_dims(py::handle value, const SpecPlace& place, const std::string& what,
+                  std::vector<std::int64_t>& dims) {
+  const RecursionGuard guard;
+  if (place.is_custom()) return false;
+  if (THPVariable_Check(value.ptr())) {
+    dims.push_back(cut_dim(THPVariable_Unpack(value.ptr()), place, what));
+    return true;
+  }
+  const auto container = Container::open(value);
+  if (!container.has_value()) return true;
+  for (std::size_t i = 0; i < container->size(); ++i) {
+    if (!container->is_sequence() && THPVariable_Check(container->key(i).ptr()))
+      dims.push_back(kNotCut);
+    if (!collect_dims(container->element(i), place.part(*container, i), what, dims)) return false;
+  }
+  return true;
+}
 
 }  // namespace
 
-const std::vector<at::Tensor>& RowPieces::of(const at::Tensor& tensor) {
-  const auto [entry, is_new] = pieces_.try_emplace(tensor.unsafeGetTensorImpl());
-  if (is_new) entry->second = split_rows(tensor, num_microbatches_);
-  return entry->second;
-}
-
-std::optional<std::int64_t> batch_size(py::handle value) {
-  const RecursionGuard guard;
-  if (THPVariable_Check(value.ptr())) {
-    const at::Tensor& tensor = THPVariable_Unpack(value.ptr());
-    if (tensor.dim() == 0) return std::nullopt;
-    return tensor.size(0);
-  }
-  if (PyTuple_CheckExact(value.ptr()) || PyList_CheckExact(value.ptr())) {
-    for (const py::handle element : value) {
-      if (const auto size = batch_size(element)) return size;
+std::optional<std::int64_t> batch_rows(py::handle value, const BatchSpec& spec,
+                                       const std::string& what) {
+  const auto walk = [](const auto& self, py::handle at, const SpecPlace& place,
+                       const std::string& name) -> std::optional<std::int64_t> {
+    const RecursionGuard guard;
+    if (place.is_custom() || place.is_whole()) return std::nullopt;
+    if (THPVariable_Check(at.ptr()) && !cuts_itself(at)) {
+      const at::Tensor& tensor = THPVariable_Unpack(at.ptr());
+      const std::int64_t dim = cut_dim(tensor, place, name);
+      return dim == kNotCut ? std::nullopt : std::optional(tensor.size(dim));
     }
-  }
-  if (PyDict_Check(value.ptr())) {
-    for (const auto& [key, element] : py::reinterpret_borrow<py::dict>(value)) {
-      if (const auto size = batch_size(element)) return size;
+    const auto container = open(at, place, name);
+    if (!container.has_value()) return std::nullopt;
+    for (std::size_t i = 0; i < container->size(); ++i) {
+      if (const auto rows = self(self, container->element(i), place.part(*container, i),
+                                 concat(name, container->place(i))))
+        return rows;
     }
-  }
-  return std::nullopt;
+    return std::nullopt;
+  };
+  return walk(walk, value, SpecPlace(spec), what);
 }
 
-std::vector<py::object> cut_batch(py::handle value, RowPieces& rows, std::int64_t size,
-                                  const std::string& what) {
-  check_batch_size(rows.num_microbatches(), size, what);
-  return Cutter(rows, size).cut(value, what);
+std::vector<py::object> cut_batch(py::handle value, const BatchSpec& spec, PieceCache& cache,
+                                  std::int64_t rows, const std::string& what) {
+  check_cut(value, spec, cache.num_microbatches(), rows, what);
+  return Cutter(cache, rows).cut(value, SpecPlace(spec), what);
 }
 
-void check_cut(py::handle value, int num_microbatches, std::int64_t size, const std::string& what) {
-  check_batch_size(num_microbatches, size, what);
-  check_all_rows(value, size, what);
+void check_cut(py::handle value, const BatchSpec& spec, int num_microbatches, std::int64_t rows,
+               const std::string& what) {
+  check_batch_size(num_microbatches, rows, what);
+  check_all(value, SpecPlace(spec), rows, what);
 }
 
-std::vector<FlatValue> cut_batch_flat(py::handle value, RowPieces& rows, std::int64_t size,
-                                      const std::string& what) {
-  check_cut(value, rows.num_microbatches(), size, what);
+std::optional<std::vector<FlatValue>> cut_batch_flat(py::handle value, const BatchSpec& spec,
+                                                     PieceCache& cache, std::int64_t rows,
+                                                     const std::string& what) {
+  if (!is_plain(value.ptr())) return std::nullopt;
+  check_cut(value, spec, cache.num_microbatches(), rows, what);
+  std::vector<std::int64_t> dims;
+  if (!collect_dims(value, SpecPlace(spec), what, dims)) return std::nullopt;
   const FlatValue whole = flatten(value.ptr(), what);
-  std::vector<FlatValue> pieces(as_index(rows.num_microbatches()));
+  if (dims.size() != whole.tensors.size())
+    throw InternalError(concat(dims.size(), " cuts for ", whole.tensors.size(), " tensors"));
+  std::vector<FlatValue> pieces(as_index(cache.num_microbatches()));
   for (FlatValue& piece : pieces) piece.structure = whole.structure;
-  for (const at::Tensor& tensor : whole.tensors) {
-    if (tensor.dim() == 0) {
-      for (FlatValue& piece : pieces) piece.tensors.push_back(tensor);
-      continue;
-    }
-    const auto& parts = rows.of(tensor);
-    for (std::size_t i = 0; i < parts.size(); ++i) pieces[i].tensors.push_back(parts[i]);
+  for (std::size_t t = 0; t < dims.size(); ++t) {
+    const at::Tensor& tensor = whole.tensors[t];
+    for (std::size_t m = 0; m < pieces.size(); ++m)
+      pieces[m].tensors.push_back(dims[t] == kNotCut ? tensor : cache.of(tensor, dims[t])[m]);
   }
   return pieces;
 }
 
-std::vector<double> batch_weights(int num_microbatches, std::int64_t size) {
+std::vector<double> batch_weights(int num_microbatches, std::int64_t rows) {
   std::vector<double> weights;
-  const std::int64_t rows = size / num_microbatches;
-  const std::int64_t longer = size % num_microbatches;
-  for (int i = 0; i < num_microbatches; ++i) {
-    weights.push_back(static_cast<double>(rows + (i < longer ? 1 : 0)) / static_cast<double>(size));
-  }
+  const std::int64_t least = rows / num_microbatches;
+  const std::int64_t longer = rows % num_microbatches;
+  for (int i = 0; i < num_microbatches; ++i)
+    weights.push_back(static_cast<double>(least + (i < longer ? 1 : 0)) /
+                      static_cast<double>(rows));
   return weights;
 }
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/loss_result.h"
 #include "bindings/python_tree.h"
 #include "stage/stage_body.h"
 
@@ -42,6 +43,8 @@ class BatchBody : public StageBody {
   virtual void set_batch(BodyBatch batch) = 0;
   // The last stage's outputs of the last pass, by microbatch, detached.
   virtual std::vector<pybind11::object> take_outputs() = 0;
+  // What its loss function gave beside the losses, likewise.
+  virtual std::vector<Metrics> take_metrics() = 0;
 
   // Whether it wants its pieces flat.
   virtual bool wants_flat() const { return false; }

@@ -34,7 +34,8 @@ std::unique_ptr<PythonRuntime> make_runtime(
     std::map<StageIndex, std::vector<bool>> recomputed, bool measure_memory,
     const std::optional<Costs>& network, int traced_passes, bool device_times, bool profiler_ranges,
     py::object advise, const std::string& compression, std::shared_ptr<ActionRecorder> recorder,
-    const std::optional<std::pair<Routes, Placement>>& routes) {
+    const std::optional<std::pair<Routes, Placement>>& routes,
+    const std::optional<py::tuple>& specs) {
   std::vector<PythonStage> python_stages;
   for (const auto& [stage, callable, is_first, is_last, spread, keywords, is_native, context] :
        stages) {
@@ -63,6 +64,7 @@ std::unique_ptr<PythonRuntime> make_runtime(
   options.recorder = std::move(recorder);
   if (routes.has_value())
     options.values = std::make_shared<const MessageValues>(routes->first, routes->second);
+  if (specs.has_value()) options.specs = batch_specs(*specs);
   if (compression != "none") options.compression = kernels::format_of(compression);
   return std::make_unique<PythonRuntime>(
       python_stages, std::move(python_ranks), std::move(loss_fn), overlap_fn,
@@ -208,28 +210,31 @@ void bind_runtime(py::module_& module) {
            py::arg("traced_passes") = 1, py::arg("device_times") = false,
            py::arg("profiler_ranges") = false, py::arg("advise") = py::none(),
            py::arg("compression") = "none", py::arg("recorder") = py::none(),
-           py::arg("routes") = py::none())
+           py::arg("routes") = py::none(), py::arg("batch_specs") = py::none())
       .def(
           "step",
           [](PythonRuntime& self, py::object args, py::object kwargs, py::object target,
              py::object loss_kwargs, bool is_cut, bool training, bool compute_loss,
              bool keep_outputs, std::int64_t step, std::int64_t begun_ns,
              const std::vector<std::tuple<at::Tensor, at::Tensor, bool>>& main_gradients,
-             const std::vector<SharedTuple>& shared, const std::vector<TiedTuple>& tied) {
+             const std::vector<SharedTuple>& shared, const std::vector<TiedTuple>& tied,
+             std::vector<double> loss_weights, py::object weigh) {
             std::vector<MainGradients::Entry> entries;
             for (const auto& [parameter, main, is_shared] : main_gradients)
               entries.push_back({parameter, main, is_shared});
-            self.step({std::move(args), std::move(kwargs), std::move(target),
-                       std::move(loss_kwargs), is_cut, training, compute_loss, keep_outputs, step,
-                       std::move(entries), shared_state(self, shared, tied)},
-                      begun_ns);
+            self.step(
+                {std::move(args), std::move(kwargs), std::move(target), std::move(loss_kwargs),
+                 std::move(loss_weights), std::move(weigh), is_cut, training, compute_loss,
+                 keep_outputs, step, std::move(entries), shared_state(self, shared, tied)},
+                begun_ns);
           },
           py::kw_only(), py::arg("args"), py::arg("kwargs"), py::arg("target"),
           py::arg("loss_kwargs"), py::arg("is_cut"), py::arg("training"), py::arg("compute_loss"),
           py::arg("keep_outputs"), py::arg("step"), py::arg("begun_ns"),
           py::arg("main_gradients") = std::vector<std::tuple<at::Tensor, at::Tensor, bool>>(),
           py::arg("shared") = std::vector<SharedTuple>(),
-          py::arg("tied") = std::vector<TiedTuple>())
+          py::arg("tied") = std::vector<TiedTuple>(),
+          py::arg("loss_weights") = std::vector<double>(), py::arg("weigh") = py::none())
       .def(
           "share_weights",
           [](PythonRuntime& self, const std::vector<SharedTuple>& shared,
@@ -239,7 +244,7 @@ void bind_runtime(py::module_& module) {
           py::kw_only(), py::arg("shared"), py::arg("tied"))
       .def("losses", &PythonRuntime::losses)
       .def("loss_weights", &PythonRuntime::loss_weights)
-      .def("outputs", &PythonRuntime::outputs)
+      .def("kept", &PythonRuntime::kept)
       .def("withdraw", &PythonRuntime::withdraw, py::arg("text"))
       .def("running", &PythonRuntime::running)
       .def("usable", &PythonRuntime::usable)

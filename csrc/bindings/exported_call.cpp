@@ -86,8 +86,6 @@ ExportedCall export_call(const PythonFunction& function, const NativeInput& exam
   if (output.tensors.size() != as_index(call.graph->num_outputs()))
     throw ValueError(concat("torch.export gave a graph of ", call.graph->num_outputs(),
                             " outputs for a call of ", output.tensors.size()));
-  if (function.role == PythonFunction::Role::kLoss && output.structure != nullptr)
-    throw ValueError("it returns more than one tensor");
   call.output = output.structure;
   for (const py::handle source : made[2]) {
     const auto pair = py::cast<py::tuple>(source);

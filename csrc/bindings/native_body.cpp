@@ -146,14 +146,14 @@ std::optional<NativeInput> NativeBody::loss_input(const RunContext& context,
   return arguments;
 }
 
-std::optional<at::Tensor> NativeBody::native_loss(const RunContext& context,
-                                                  const FlatValue& output) {
+std::optional<FlatValue> NativeBody::native_loss(const RunContext& context,
+                                                 const FlatValue& output) {
   auto arguments = loss_input(context, output);
   if (!arguments.has_value()) loss_->refuse(kNotFlat);
   ExportedCall* call = arguments.has_value() ? loss_->find(*arguments) : nullptr;
   if (call == nullptr) return std::nullopt;
   enter_loss();
-  return std::move(call->graph->run(std::move(arguments->tensors)).front());
+  return FlatValue{call->graph->run(std::move(arguments->tensors)), call->output};
 }
 
 void NativeBody::finish_natively(const RunContext& context, FlatValue output, BodyRun run,
@@ -166,8 +166,8 @@ void NativeBody::finish_natively(const RunContext& context, FlatValue output, Bo
     for (const at::Tensor& tensor : output.tensors) kept.tensors.push_back(tensor.detach());
   }
   if (!batch.compute_loss) return;
-  if (auto loss = native_loss(context, output)) {
-    result.loss = std::move(*loss);
+  if (const auto returned = native_loss(context, output)) {
+    result.loss = python_.take_loss(context, run, *returned);
     return;
   }
   result.hold = PythonBody::hold();
@@ -177,8 +177,8 @@ void NativeBody::finish_natively(const RunContext& context, FlatValue output, Bo
   py::object target = python_.take_target(context, runs_again);
   // The second run shall not see what the first one takes from a list, say.
   if (target && runs_again) target = copy_containers(target, /*clones=*/false);
-  result.loss =
-      python_.compute_loss(unflatten(seen.tensors, seen.structure.get()), std::move(target));
+  result.loss = python_.take_loss(
+      context, run, python_.call_loss(unflatten(seen.tensors, seen.structure.get()), target));
 }
 
 BodyResult NativeBody::run_module(const RunContext& context, BodyInput input) {
@@ -195,8 +195,8 @@ BodyResult NativeBody::run_module(const RunContext& context, BodyInput input) {
   if (is_plain(output.ptr())) {
     const FlatValue flat = flatten(output.ptr(), "the last stage's output");
     const py::gil_scoped_release no_gil;
-    if (auto loss = native_loss(context, flat)) {
-      result.loss = std::move(*loss);
+    if (const auto returned = native_loss(context, flat)) {
+      result.loss = python_.take_loss(context, BodyRun::kOnly, *returned);
       return result;
     }
   } else {
@@ -204,7 +204,7 @@ BodyResult NativeBody::run_module(const RunContext& context, BodyInput input) {
         "the last stage's output holds something else than tensors, numbers, strings and "
         "None in tuples, lists and dicts");
   }
-  result.loss = python_.compute_loss(output, call.target);
+  result.loss = python_.take_loss(context, BodyRun::kOnly, python_.call_loss(output, call.target));
   return result;
 }
 

@@ -24,6 +24,7 @@ class NativeBody final : public BatchBody {
 
   void set_batch(BodyBatch batch) override { python_.set_batch(std::move(batch)); }
   std::vector<pybind11::object> take_outputs() override;
+  std::vector<Metrics> take_metrics() override { return python_.take_metrics(); }
   bool wants_flat() const override { return true; }
   void prepare(bool may_export) override;
   std::string kind() const override { return stage_.kind(); }
@@ -42,8 +43,8 @@ class NativeBody final : public BatchBody {
   bool has_buffers();
   // Of what the batch has for the microbatch: moves when one of its tensors is changed in place.
   std::uint64_t sum_of_versions(Microbatch microbatch);
-  // Nothing where there is no graph.
-  std::optional<at::Tensor> native_loss(const RunContext& context, const FlatValue& output);
+  // What the loss function's graph returns; nothing where there is none.
+  std::optional<FlatValue> native_loss(const RunContext& context, const FlatValue& output);
 
   StagePosition position_;
   PythonBody python_;  // has the batch

@@ -60,6 +60,7 @@ PythonBody::~PythonBody() {
   buffers_ = ModuleBuffers({});
   snapshots_.clear();
   outputs_.clear();
+  metrics_.clear();
 }
 
 void PythonBody::set_batch(BodyBatch batch) {
@@ -89,7 +90,7 @@ BodyResult PythonBody::run(const RunContext& context, Call given, BodyRun kind) 
     return result;
   }
   if (kind != BodyRun::kAgain) keep_output(context, output);
-  if (batch_.compute_loss) result.loss = compute_loss(output, given.target);
+  if (batch_.compute_loss) result.loss = take_loss(context, kind, call_loss(output, given.target));
   return result;
 }
 
@@ -194,18 +195,24 @@ py::tuple PythonBody::positional(py::object value, bool spread) {
   return py::make_tuple(std::move(value));
 }
 
-at::Tensor PythonBody::compute_loss(const py::object& output, const py::object& target) {
+FlatValue PythonBody::call_loss(const py::object& output, const py::object& target) {
   enter_loss();
   py::tuple args(target ? 2 : 1);
   args[0] = output;
   if (target) args[1] = target;
   const py::object kwargs = batch_.loss_kwargs.get(/*is_kept=*/true);
   const py::object loss = call(loss_fn_, args, kwargs.is_none() ? py::object() : kwargs);
-  if (!THPVariable_Check(loss.ptr())) {
-    throw TypeError(
-        concat("the loss function must return a tensor, got ", Py_TYPE(loss.ptr())->tp_name));
+  return flatten(loss.ptr(), "what the loss function returned");
+}
+
+at::Tensor PythonBody::take_loss(const RunContext& context, BodyRun run,
+                                 const FlatValue& returned) {
+  LossResult result = loss_result(returned);
+  if (run != BodyRun::kAgain && !result.metrics.empty()) {
+    metrics_.resize(as_index(context.num_microbatches));
+    metrics_[as_index(context.microbatch)] = std::move(result.metrics);
   }
-  return THPVariable_Unpack(loss.ptr());
+  return std::move(result.loss);
 }
 
 std::vector<py::object> PythonBody::take_outputs() { return std::exchange(outputs_, {}); }

@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bindings/batch_body.h"
@@ -45,6 +46,7 @@ class PythonBody final : public BatchBody {
 
   void set_batch(BodyBatch batch) override;
   std::vector<pybind11::object> take_outputs() override;
+  std::vector<Metrics> take_metrics() override { return std::exchange(metrics_, {}); }
 
   // The parts of forward(), for a body that computes some of them itself.
   // What one call of the user's code is given.
@@ -55,13 +57,15 @@ class PythonBody final : public BatchBody {
   };
   BodyBatch& batch() { return batch_; }
   static std::unique_ptr<BodyHold> hold();  // of the GIL, in this rank's turn
+  // The loss, of what the loss function returned; keeps the metrics. Needs no hold.
+  at::Tensor take_loss(const RunContext& context, BodyRun run, const FlatValue& returned);
   // All below REQUIRE a hold.
   Call take_call(const RunContext& context, BodyInput input);
   pybind11::object call_stage(const Call& call);
   void keep_output(const RunContext& context, const pybind11::object& output);
   // Taken out, unless it `is_kept`.
   pybind11::object take_target(const RunContext& context, bool is_kept);
-  at::Tensor compute_loss(const pybind11::object& output, const pybind11::object& target);
+  FlatValue call_loss(const pybind11::object& output, const pybind11::object& target);
   // The positional arguments that a value from the stage before stands for.
   static pybind11::tuple positional(pybind11::object value, bool spread);
 
@@ -85,6 +89,7 @@ class PythonBody final : public BatchBody {
   std::map<Microbatch, ModuleBuffers::Snapshot> snapshots_;  // of those that will run again
   bool changes_arguments_ = false;  // whether the code was seen to work in place on the batch
   std::vector<pybind11::object> outputs_;
+  std::vector<Metrics> metrics_;  // by microbatch
 };
 
 }  // namespace pipert

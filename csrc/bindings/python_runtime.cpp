@@ -59,6 +59,19 @@ class Running {
   bool& flag_;
 };
 
+py::dict dict_of(const Metrics& metrics) {
+  py::dict result;
+  for (const auto& [name, number] : metrics) result[py::str(name)] = py::cast(number);
+  return result;
+}
+
+// Copies of the entries of `recorded` whose microbatches `own` lacks.
+void take_missing(py::dict& own, const py::object& recorded) {
+  for (const auto& [microbatch, value] : py::reinterpret_borrow<py::dict>(recorded)) {
+    if (!own.contains(microbatch)) own[microbatch] = copy_containers(value, true);
+  }
+}
+
 void refuse_in_export() {
   if (is_preparing) throw ValueError("it runs another pipeline");
 }
@@ -124,6 +137,7 @@ PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector
   options.measure_memory = given.measure_memory;
   options.trace = given.trace;
   advise_ = std::move(given.advise);
+  specs_ = std::move(given.specs);
   options.random = given.random;
   options.hooks = threads_.hooks();
   {
@@ -158,7 +172,13 @@ PipelineRuntime& PythonRuntime::runtime() {
 }
 
 void PythonRuntime::set_batches(const StepArguments& arguments) {
-  const BatchShares shares(arguments, num_microbatches_, has_first(), has_last());
+  const BatchShares shares(arguments, specs_, num_microbatches_, has_first(), has_last());
+  const LossWeights by_rows{.by_microbatch = shares.weights(), .are_chosen = false};
+  LossWeights of_loss = by_rows;
+  if (arguments.compute_loss) {
+    std::vector<double> chosen = chosen_weights(shares);
+    if (!chosen.empty()) of_loss = {.by_microbatch = std::move(chosen), .are_chosen = true};
+  }
   for (auto& [stage, body] : bodies_) {
     BodyBatch batch;
     const StagePosition& position = positions_.at(stage);
@@ -171,8 +191,9 @@ void PythonRuntime::set_batches(const StepArguments& arguments) {
     batch.keep_outputs = arguments.keep_outputs;
     batch.keep_pieces = recorder_ != nullptr && recorder_->keeps_batch();
     body->set_batch(std::move(batch));
-    const bool knows_weights = position.is_first || position.is_last;
-    run_stages_.at(stage)->begin(knows_weights ? shares.weights() : std::vector<double>(),
+    run_stages_.at(stage)->begin(position.is_last    ? of_loss
+                                 : position.is_first ? by_rows
+                                                     : LossWeights(),
                                  shares.rows(position, keywords_.at(stage)));
     if (flat) held_ = arguments;
   }
@@ -181,6 +202,13 @@ void PythonRuntime::set_batches(const StepArguments& arguments) {
   const std::unique_lock exporting(passes(), std::try_to_lock);
   const Running preparing(is_preparing);
   for (auto& [stage, body] : bodies_) body->prepare(exporting.owns_lock());
+}
+
+std::vector<double> PythonRuntime::chosen_weights(const BatchShares& shares) const {
+  for (const auto& [stage, position] : positions_) {
+    if (position.is_last) return shares.loss_weights(keywords_.at(stage));
+  }
+  return {};
 }
 
 bool PythonRuntime::has_first() const {
@@ -277,7 +305,7 @@ void PythonRuntime::run(const std::function<void()>& start) {
   }
   if (signal.has_value()) threads_.clear();
   if (!failure.has_value()) return;
-  outputs();  // nobody will ask for them
+  kept();  // nobody will ask for it
   try {
     raise_pipeline_error(*failure, advise_);
   } catch (py::error_already_set& error) {
@@ -336,34 +364,40 @@ std::vector<double> PythonRuntime::loss_weights() const {
   return {agreed.begin() + 1, agreed.end() - num_microbatches_};
 }
 
-py::object PythonRuntime::outputs() {
-  if (!has_last()) return py::none();
+py::tuple PythonRuntime::kept() {
+  if (!has_last()) return py::make_tuple(py::none(), py::none());
   py::dict outputs;
+  py::dict metrics;
   for (auto& [stage, body] : bodies_) {
     std::vector<py::object> own = body->take_outputs();
     for (std::size_t i = 0; i < own.size(); ++i) {
       if (own[i]) outputs[py::int_(i)] = std::move(own[i]);
     }
+    const std::vector<Metrics> numbers = body->take_metrics();
+    for (std::size_t i = 0; i < numbers.size(); ++i) {
+      if (!numbers[i].empty()) metrics[py::int_(i)] = dict_of(numbers[i]);
+    }
   }
-  settle_outputs(outputs);
-  return outputs;
+  settle(outputs, metrics);
+  return py::make_tuple(outputs, stack_metrics(metrics, num_microbatches_));
 }
 
-void PythonRuntime::settle_outputs(py::dict& outputs) {
+void PythonRuntime::settle(py::dict& outputs, py::dict& metrics) {
   if (recorder_ == nullptr || recorder_->recording() == nullptr) return;
   std::shared_ptr<void>& kept = recorder_->recording()->outputs;
   if (recorder_->mode() != PassMode::kReplay) {  // some may lie where other recordings write
-    kept = std::shared_ptr<void>(py::dict(outputs).release().ptr(), [](void* object) {
-      const py::gil_scoped_acquire gil;
-      Py_DECREF(static_cast<PyObject*>(object));
-    });
+    kept =
+        std::shared_ptr<void>(py::make_tuple(outputs, metrics).release().ptr(), [](void* object) {
+          const py::gil_scoped_acquire gil;
+          Py_DECREF(static_cast<PyObject*>(object));
+        });
     outputs = py::dict();
+    metrics = py::dict();
   }
   if (kept == nullptr) return;
-  for (const auto& [microbatch, output] :
-       py::reinterpret_borrow<py::dict>(static_cast<PyObject*>(kept.get()))) {
-    if (!outputs.contains(microbatch)) outputs[microbatch] = copy_containers(output, true);
-  }
+  const auto recorded = py::reinterpret_borrow<py::tuple>(static_cast<PyObject*>(kept.get()));
+  take_missing(outputs, recorded[0]);
+  take_missing(metrics, recorded[1]);
 }
 
 std::map<Rank, int> PythonRuntime::peak_activations() {

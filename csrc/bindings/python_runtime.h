@@ -40,6 +40,7 @@ struct PythonOptions {
   std::shared_ptr<ActionRecorder> recorder;     // of the one rank; null: actions run as they are
   pybind11::object advise;                      // see raise_pipeline_error
   std::shared_ptr<const MessageValues> values;  // see RankResources
+  BatchSpecs specs;
 };
 
 class PythonRuntime {
@@ -71,9 +72,10 @@ class PythonRuntime {
   pybind11::object losses() const;
   std::vector<double> loss_weights() const;
 
-  // The last stages' outputs of the last pass: a dict by microbatch, of those that ended in this
-  // process; None where there is no last stage here.
-  pybind11::object outputs();
+  // What the last stages kept of the last pass: (outputs, metrics), of the microbatches that ended
+  // in this process. Outputs are a dict by microbatch, metrics one by name (see stack_metrics).
+  // Both None where there is no last stage here.
+  pybind11::tuple kept();
   // By rank of this process: the most activations at a time in the last pass.
   std::map<Rank, int> peak_activations();
   // How each stage of this process ran in the last pass; and the loss function, nothing where the
@@ -97,8 +99,10 @@ class PythonRuntime {
   void publish(const pybind11::error_already_set& error);
   void publish_interrupt(const Failure& failure);
   void clear_batches();
-  // The outputs of a pass whose actions are recorded or replayed: the caller's own.
-  void settle_outputs(pybind11::dict& outputs);
+  // By microbatch, what a pass gave whose actions are recorded or replayed: the caller's own.
+  void settle(pybind11::dict& outputs, pybind11::dict& metrics);
+  // What the losses of the microbatches count, if that isn't their share of the rows; else none.
+  std::vector<double> chosen_weights(const BatchShares& shares) const;
 
   int num_microbatches_ = 0;
   std::map<StageIndex, StagePosition> positions_;
@@ -113,6 +117,7 @@ class PythonRuntime {
   std::shared_ptr<ActionRecorder> recorder_;  // shared with the stages, and the caller
   PythonThreads threads_;
   pybind11::object advise_;
+  BatchSpecs specs_;
   int process_;  // that made it: a fork has none of its threads
   std::unique_ptr<PipelineRuntime> runtime_;
   std::int64_t epoch_ = 0;

@@ -17,13 +17,17 @@ namespace pipert {
 // Instead of a number of rows: the caller had cut the batch.
 inline constexpr std::int64_t kInPieces = -1;
 
+// Instead of a weight: the first stage's rank was given nothing that has rows.
+inline constexpr double kUnknownWeight = -1.0;
+
 struct Message {
   MessageKey key;
   std::int64_t epoch =
       0;                  // counts the passes of a pipeline: messages of an earlier one are refused
   bool training = true;   // of the pass: a rank that evaluates refuses those of one that trains
   std::int64_t step = 0;  // of the pass, as the sender's user counts them
-  double weight = 0.0;    // of this microbatch in the mean loss; activations alone
+  // Of this microbatch in the mean loss, or kUnknownWeight; activations alone.
+  double weight = 0.0;
   // Rows of the whole batch, or kInPieces; 0 where nothing in it has rows; likewise.
   std::int64_t batch_size = 0;
 

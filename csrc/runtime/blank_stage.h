@@ -19,7 +19,7 @@ class BlankStage final : public Stage {
   BlankStage(StageIndex stage, bool is_first, bool is_last, int num_microbatches,
              std::vector<Action>& log);
 
-  void begin(std::vector<double> /*weights*/, std::int64_t /*rows*/) override { reset(); }
+  void begin(LossWeights /*weights*/, std::int64_t /*rows*/) override { reset(); }
   // All throw ValueError for a microbatch that is out of range, that ran already or for which what
   // must come before didn't, and for an input that isn't the one that this stage needs.
   Message forward(const RunContext& context, Message input) override;

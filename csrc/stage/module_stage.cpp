@@ -64,7 +64,7 @@ ModuleStage::ModuleStage(StagePosition position, int num_microbatches,
       in_flight_(as_index(num_microbatches)),
       shares_gil_(shares_gil) {}
 
-void ModuleStage::begin(std::vector<double> weights, std::int64_t rows) {
+void ModuleStage::begin(LossWeights weights, std::int64_t rows) {
   weights_ = std::move(weights);
   rows_ = rows;
   losses_.clear();
@@ -184,7 +184,9 @@ void ModuleStage::keep_roots(const BodyResult& result, InFlight& state) const {
   using torch::autograd::impl::gradient_edge;
   if (position_.is_last) {
     state.roots = {gradient_edge(result.loss)};
-    state.seeds = {at::full_like(result.loss.detach(), state.weight)};
+    // A mean over no tokens is NaN, and so is its gradient, whatever it is multiplied with.
+    const bool counts = state.weight != 0.0;
+    state.seeds = {counts ? at::full_like(result.loss.detach(), state.weight) : at::Tensor()};
     return;
   }
   for (const at::Tensor& tensor : result.tensors) {
@@ -194,7 +196,10 @@ void ModuleStage::keep_roots(const BodyResult& result, InFlight& state) const {
 
 double ModuleStage::weight_of(const RunContext& context, const Message& input) const {
   if (!position_.is_first) check_batches(context, input);
-  return weights_.empty() ? input.weight : weights_[as_index(context.microbatch)];
+  if (!weights_.by_microbatch.empty()) return weights_.by_microbatch[as_index(context.microbatch)];
+  const double weight = position_.is_first ? kUnknownWeight : input.weight;
+  const bool is_asked = position_.is_last && weight == kUnknownWeight;
+  return is_asked ? 1.0 / context.num_microbatches : weight;
 }
 
 void ModuleStage::check_batches(const RunContext& context, const Message& input) const {
@@ -203,8 +208,9 @@ void ModuleStage::check_batches(const RunContext& context, const Message& input)
         false, "ranks were given different batches: ", describe_rows(input.batch_size),
         " on the first stage's rank, and ", describe_rows(rows_), " for stage ", position_.stage);
   }
-  if (weights_.empty()) return;
-  const double weight = weights_[as_index(context.microbatch)];
+  const bool is_known = !weights_.by_microbatch.empty() && input.weight != kUnknownWeight;
+  if (!is_known || weights_.are_chosen) return;
+  const double weight = weights_.by_microbatch[as_index(context.microbatch)];
   TORCH_CHECK_VALUE(weight == input.weight, "ranks were given different batches: microbatch ",
                     context.microbatch, " has a share of ", input.weight,
                     " of the batch on the first stage's rank and of ", weight, " for stage ",

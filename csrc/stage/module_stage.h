@@ -44,7 +44,7 @@ class ModuleStage final : public Stage {
   ModuleStage(StagePosition position, int num_microbatches, std::unique_ptr<StageBody> body,
               bool shares_gil);
 
-  void begin(std::vector<double> weights, std::int64_t rows) override;
+  void begin(LossWeights weights, std::int64_t rows) override;
   Message forward(const RunContext& context, Message input) override;
   Message backward(const RunContext& context, Message gradients) override;
   Message backward_input(const RunContext& context, Message gradients) override;
@@ -96,7 +96,8 @@ class ModuleStage final : public Stage {
     Phase phase = Phase::kIdle;
     std::vector<torch::autograd::Edge>
         roots;                         // by output tensor; invalid where it needs no gradient
-    std::vector<at::Tensor> seeds;     // the last stage's: the loss's weight, as a tensor
+    std::vector<at::Tensor> seeds;     // the last stage's: the loss's weight, as a tensor, or
+                                       // undefined where it counts nothing
     AttachedSink sink;                 // of the inputs
     std::vector<bool> needs_gradient;  // by input tensor
     bool wants_gradient() const {      // whether any of them does
@@ -169,7 +170,7 @@ class ModuleStage final : public Stage {
   bool recomputes_ = false;       // in backward: then it is not split
   std::vector<bool> recomputed_;  // by microbatch, or empty
   bool changes_input_ = false;    // whether the code was seen to work in place on its input
-  std::vector<double> weights_;
+  LossWeights weights_;
   std::int64_t rows_ = 0;
   std::vector<at::Tensor> losses_;
   std::vector<double> loss_weights_;

@@ -55,7 +55,7 @@ class Repeatable {
 
 }  // namespace
 
-void RecordedStage::begin(std::vector<double> weights, std::int64_t rows) {
+void RecordedStage::begin(LossWeights weights, std::int64_t rows) {
   losses_.clear();
   loss_weights_.clear();
   inner_->begin(std::move(weights), rows);

@@ -20,7 +20,7 @@ class RecordedStage final : public Stage {
   RecordedStage(std::unique_ptr<ModuleStage> inner, std::shared_ptr<ActionRecorder> recorder)
       : inner_(std::move(inner)), recorder_(std::move(recorder)) {}
 
-  void begin(std::vector<double> weights, std::int64_t rows) override;
+  void begin(LossWeights weights, std::int64_t rows) override;
   Message forward(const RunContext& context, Message input) override;
   Message backward(const RunContext& context, Message gradients) override {
     return run_backward(StageAction::kBackward, context, std::move(gradients));

@@ -47,15 +47,23 @@ struct RunContext {
   bool recomputes = false;
 };
 
+// What each microbatch's loss counts in the loss of the batch.
+struct LossWeights {
+  std::vector<double> by_microbatch;  // empty: not known here
+  // Whether the user says so, and not the microbatches' rows. Such a weight may be anything from 0;
+  // a microbatch that counts 0 gives no gradients.
+  bool are_chosen = false;
+};
+
 class Stage {
  public:
   virtual ~Stage() = default;
 
-  // Before a pass. `weights`: the share of each microbatch in the mean loss, summing to 1. Given on
-  // the first stage; may be given on the last one, else empty. `rows`: of the whole batch, as in
-  // Message::batch_size; 0 where this stage is given none of it. On other stages than the first
-  // both are checked against what comes with the messages.
-  virtual void begin(std::vector<double> weights, std::int64_t rows) = 0;
+  // Before a pass. `weights`: given on the first stage and the last one, if they are known there.
+  // `rows`: of the whole batch, as in Message::batch_size; 0 where this stage is given none of it.
+  // On other stages than the first both are checked against what comes with the messages, but for
+  // weights that are chosen.
+  virtual void begin(LossWeights weights, std::int64_t rows) = 0;
 
   // REQUIRES that the microbatch is not in flight on this stage. `input`: what the stage before
   // returned; without tensors on the first stage. Returns what the next stage gets; without tensors

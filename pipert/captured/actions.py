@@ -166,15 +166,16 @@ class CapturedActions:
             batch.target if last else None,
             batch.loss_kwargs if last else None,
             cut if takes_cut else None,
+            batch.loss_weights if last else None,
         )
 
 
 def _merge(own: Batch, batch: Batch) -> Batch:
     """The batch with what a rank needs of it in the recordings' own memory."""
-    return Batch(
-        own.args or batch.args,
-        {**batch.kwargs, **own.kwargs},
-        batch.target if own.target is None else own.target,
-        own.loss_kwargs or batch.loss_kwargs,
-        batch.microbatches if own.microbatches is None else own.microbatches,
+    return batch._replace(
+        args=own.args or batch.args,
+        kwargs={**batch.kwargs, **own.kwargs},
+        target=batch.target if own.target is None else own.target,
+        loss_kwargs=own.loss_kwargs or batch.loss_kwargs,
+        microbatches=batch.microbatches if own.microbatches is None else own.microbatches,
     )

@@ -16,7 +16,8 @@ class NotRecordableError(Exception):
 
 def plain_values(batch: Batch) -> tuple[Any, ...] | None:
     """The usual batch, of positional arguments and perhaps a target, as one tuple; else None."""
-    if batch.kwargs or batch.loss_kwargs or batch.microbatches is not None:
+    is_usual = batch.microbatches is None and batch.loss_weights is None
+    if batch.kwargs or batch.loss_kwargs or not is_usual:
         return None
     return batch.args if batch.target is None else (*batch.args, batch.target)
 
@@ -35,6 +36,8 @@ def take_apart(batch: Batch) -> tuple[tuple[Tensor, ...], Any]:
     values = plain_values(batch)
     if values is not None and all(type(value) is Tensor for value in values):
         return values, plain_rest(batch)
+    if isinstance(batch.loss_weights, Tensor):
+        raise NotRecordableError("loss_weights are a tensor, which a recording would have fixed")
     leaves, structure = pytree.tree_flatten(tuple(batch))
     tensors = tuple(leaf for leaf in leaves if _is_plain(leaf))
     others = tuple(_comparable(leaf) for leaf in leaves if not _is_plain(leaf))

@@ -21,6 +21,7 @@ def options_in_use(options: Options, schedule: Schedule, stages: LocalStages) ->
         "measure_memory": options.measure_memory,
         "recompute": options.recompute != "none",
         "offload": any(a.kind == "OFFLOAD" for rank in schedule.actions for a in rank),
+        "loss_weight": options.loss_weights is not None,
         "overlap_fn": options.overlap_fn is not None,
         "copies": has_copies,
         "ties": stages.ties.cross,
@@ -86,6 +87,7 @@ def refusal_of_actions(
 
 
 _EVERYWHERE = {
+    "loss_weight": "what losses count is counted anew in each batch",
     "rng_seed": "what a step draws depends on its number",
     "recompute": "a forward that runs again sets the device's generator",
     "offload": "what goes to the host and back isn't recorded",

@@ -22,7 +22,7 @@ class RecordedResult:
     """
 
     def __init__(self, result: StepResult) -> None:
-        whole = (result.loss, result.losses, result.outputs)
+        whole = (result.loss, result.losses, result.outputs, result.metrics)
         self._leaves, self._structure = pytree.tree_flatten(whole)
         places = [i for i, leaf in enumerate(self._leaves) if isinstance(leaf, Tensor)]
         tensors = [_dense(self._leaves[i]) for i in places]
@@ -36,7 +36,7 @@ class RecordedResult:
     def of(self, tensors: Sequence[Tensor]) -> StepResult:
         """The result with these tensors: those of a replay, as `slot.copies()` gives them."""
         if self._is_loss_alone:
-            return StepResult(*tensors)
+            return StepResult(loss=tensors[0], losses=tensors[1])
         leaves = list(self._leaves)
         for place, tensor in zip(self._places, tensors, strict=True):
             leaves[place] = tensor

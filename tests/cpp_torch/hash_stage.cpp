@@ -17,7 +17,7 @@ HashStage::HashStage(StageIndex stage, const Placement& placement, int num_micro
       weights_(weights),
       states_(as_index(num_microbatches)) {}
 
-void HashStage::begin(std::vector<double> /*weights*/, std::int64_t /*rows*/) {
+void HashStage::begin(LossWeights /*weights*/, std::int64_t /*rows*/) {
   reset();
   losses_.assign(is_last_ ? states_.size() : 0, {});
   loss_weights_.assign(losses_.size(), 1.0);

@@ -44,7 +44,7 @@ class HashStage final : public Stage {
   // The action throws once its kernels are launched, in each pass; nullopt: none does.
   void set_failing(const std::optional<Action>& action) { failing_ = action; }
 
-  void begin(std::vector<double> weights, std::int64_t rows) override;
+  void begin(LossWeights weights, std::int64_t rows) override;
   Message forward(const RunContext& context, Message input) override;
   Message backward(const RunContext& context, Message gradients) override;
   void recompute(const RunContext& context) override;

@@ -51,13 +51,22 @@ def test_a_batch_in_any_kind_of_dict_is_cut(kind):
     assert output.shape == (8, 2)
 
 
-def test_a_batch_in_a_namedtuple_is_refused():
-    pair = namedtuple("Pair", "a b")(torch.randn(8, 2), torch.randn(8, 2))
+def test_a_batch_in_a_tuple_of_the_users_own_is_refused():
+    class Own(tuple):
+        """Nobody knows how to make another one."""
+
+    own = Own([torch.randn(8, 2), torch.randn(8, 2)])
     with (
         pipert.Pipeline([lambda p: p[0]], num_microbatches=4) as pipe,
-        pytest.raises(TypeError, match="tensors in tuples, lists and dicts to be cut, got Pair"),
+        pytest.raises(TypeError, match="tensors in tuples, lists and dicts to be cut, got Own"),
     ):
-        pipe(pair, torch.randn(8, 2))
+        pipe(own, torch.randn(8, 2))
+
+
+def test_a_batch_in_a_namedtuple_is_cut():
+    pair = namedtuple("Pair", "a b")(torch.randn(8, 2), torch.randn(8, 2))
+    with pipert.Pipeline([lambda p: p.b], num_microbatches=4) as pipe:
+        assert torch.equal(pipe(pair), pair.b)
 
 
 def test_a_value_that_contains_itself_is_an_error():
