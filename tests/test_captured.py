@@ -15,7 +15,7 @@ from torch import nn
 import pipert
 from pipert.captured import MAX_RECORDINGS, NUM_WARMUPS, CapturedSteps
 from pipert.captured.conditions import Conditions
-from pipert.captured.refusals import refusal_of_steps
+from pipert.captured.refusals import options_in_use, refusal_of_steps
 
 pytestmark = pytest.mark.timeout(60)
 mse = nn.functional.mse_loss
@@ -507,3 +507,69 @@ def test_on_the_cpu_stages_run_as_modules_and_say_why():
             (0, 1), "module: only a CUDA device can record, the ranks are on cpu"
         )
     assert NUM_WARMUPS > 0
+
+
+# --- losses ---------------------------------------------------------------------------------------
+
+
+def with_metrics(output, target):
+    return mse(output, target), {"worst": (output - target).abs().max(), "rows": len(output)}
+
+
+def lossy_pipeline(loss_fn, **options):
+    pipe = pipert.Pipeline(
+        pipert.split(mlp(2), 2),
+        num_microbatches=4,
+        loss_fn=loss_fn,
+        stage_kind="captured",
+        **options,
+    )
+    record_on_the_cpu(pipe, lambda: Rerun(pipe))
+    return pipe
+
+
+def test_metrics_are_those_of_the_replayed_pass():
+    reference = mlp(2)
+    with lossy_pipeline(with_metrics) as pipe:
+        for step in range(NUM_WARMUPS + 4):
+            x, y = batch(10, seed=step)
+            metrics = pipe.evaluate(x, target=y).metrics
+            worst = [
+                with_metrics(reference(a), b)[1]["worst"]
+                for a, b in zip(x.tensor_split(4), y.tensor_split(4), strict=True)
+            ]
+            assert same_bits(metrics["worst"], torch.stack(worst).detach())
+            assert metrics["rows"].tolist() == [3, 3, 2, 2]
+        assert pipe._captured.num_replays > 0
+
+
+def test_passes_with_other_loss_weights_have_recordings_of_their_own():
+    x, y = batch(8)
+    with lossy_pipeline(mse) as pipe:
+        for _ in range(NUM_WARMUPS + 2):
+            for weights in ([1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 1.0], None):
+                result = pipe.evaluate(x, target=y, loss_weights=weights)
+                factors = torch.tensor(weights or [0.25] * 4)
+                assert torch.allclose(result.loss, (result.losses * factors).sum())
+        assert pipe._captured.num_recordings == 3
+
+
+def test_weights_in_a_tensor_keep_a_pass_from_being_recorded():
+    x, y = batch(8)
+    with lossy_pipeline(mse) as pipe:
+        for _ in range(NUM_WARMUPS + 2):
+            pipe.step(x, target=y, loss_weights=torch.ones(4))
+        assert pipe._captured.reason.startswith("loss_weights are a tensor")
+
+
+def test_losses_that_are_counted_keep_passes_from_being_recorded():
+    with pipert.Pipeline(
+        pipert.split(mlp(2), 2),
+        num_microbatches=4,
+        loss_fn=mse,
+        stage_kind="captured",
+        loss_weight=len,
+    ) as pipe:
+        in_use = options_in_use(pipe._options, pipe.schedule, pipe._stages)
+    reason = refusal_of_steps(["captured"], {0: torch.device("cuda")}, in_use)
+    assert reason == "what losses count is counted anew in each batch (loss_weight)"

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from plain_loop import assert_same_gradients, batch, mlp, plain_loop, same_bits, twins
 from recorded_cpu import CpuGraph, graphs_on_cpu
 from torch import nn
+from wired import PlainLoop, ids_and_mask, wired_stages
 
 import pipert
 from pipert.captured import MAX_RECORDINGS, NUM_WARMUPS
@@ -43,10 +44,9 @@ def pipeline(group, pool):
             stages,
             schedule=schedule,
             num_microbatches=4,
-            loss_fn=mse,
             stage_kind="captured",
             group=group,
-            **options,
+            **{"loss_fn": mse, **options},
         )
         pipes.append(pipe)
         return pipe
@@ -472,3 +472,68 @@ def test_casts_that_autocast_keeps_are_those_of_the_pass(pipeline, waits):
     with torch.autocast("cpu", torch.bfloat16):
         steps(pipe, reference, NUM_WARMUPS + 4)
     assert (pipe._captured.num_replays == 0) == waits
+
+
+# --- losses and names -----------------------------------------------------------------------------
+
+
+def test_metrics_are_those_of_the_replayed_actions(pipeline):
+    def loss_fn(output, target):
+        return mse(output, target), {"worst": (output - target).abs().max(), "rows": len(output)}
+
+    model, reference = twins(mlp, 4)
+    pipe = pipeline(model, loss_fn=loss_fn)
+    for step in range(NUM_WARMUPS + 4):
+        x, y = batch(10, seed=step)
+        metrics = pipe.evaluate(x, target=y).metrics
+        pieces = zip(x.tensor_split(4), y.tensor_split(4), strict=True)
+        worst = [loss_fn(reference(a), b)[1]["worst"].detach() for a, b in pieces]
+        assert same_bits(metrics["worst"], torch.stack(worst))
+        assert metrics["rows"].tolist() == [3, 3, 2, 2]
+    assert pipe._captured.num_replays > 0
+
+
+def test_weights_of_losses_are_part_of_what_is_recorded(pipeline):
+    model, reference = twins(mlp, 4)
+    pipe = pipeline(model)
+    for step in range(NUM_WARMUPS + 4):
+        x, y = batch(8, seed=step)
+        for weights in ([1.0, 0.5, 0.25, 2.0], [0.5, 0.0, 1.0, 1.0]):
+            for p in (*pipe.parameters(), *reference.parameters()):
+                p.grad = None
+            pipe.step(x, target=y, loss_weights=weights)
+            pieces = zip(x.tensor_split(4), y.tensor_split(4), weights, strict=True)
+            for inputs, target, weight in pieces:
+                loss = mse(reference(inputs), target)
+                if weight:
+                    loss.backward(torch.full_like(loss, weight))
+            assert_same_gradients(pipe, reference)
+    assert pipe._captured.num_replays > 0
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_actions_of_wired_stages_are_replayed_with_arguments_by_name(group, pool, is_cut):
+    stages = wired_stages()
+    loop = PlainLoop(stages)
+    with pipert.Pipeline(
+        stages,
+        schedule=pipert.Schedule.build(
+            "interleaved_1f1b", num_ranks=1, num_stages=3, num_microbatches=2
+        ),
+        num_microbatches=2,
+        loss_fn=lambda output: output.square().mean(),
+        stage_kind="captured",
+        group=group,
+    ) as pipe:
+        for step in range(NUM_WARMUPS + 4):
+            ids, mask = ids_and_mask(4, seed=step)
+            pieces = list(zip(ids.split(2), mask.split(2), strict=True))
+            for stage in (*stages, *loop.stages):
+                stage.zero_grad()
+            if is_cut:
+                pipe.step(microbatches=[pipert.Microbatch((i,), {"mask": m}) for i, m in pieces])
+            else:
+                pipe.step(ids, mask=mask)
+            loop.step([(piece, {}) for piece in pieces], lambda output, _: output.square().mean())
+            loop.assert_same_gradients(pipe)
+        assert pipe._captured.num_replays > 0, pipe._captured.reason

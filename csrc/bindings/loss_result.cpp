@@ -1,7 +1,6 @@
 #include "bindings/loss_result.h"
 
 #include <ATen/ops/full.h>
-#include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/stack.h>
 #include <c10/core/ScalarType.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -79,7 +78,7 @@ class Reader {
     }
     for (std::size_t i = 0; i + 1 < second.children.size(); i += 2) {
       std::string name = read_name(second.children[i]);
-      at::Tensor number = read_number(name, second.children[i + 1]);
+      at::Tensor number = read_number(name, second.children[i + 1], result.loss.device());
       add(result.metrics, std::move(name), std::move(number));
     }
     return result;
@@ -109,15 +108,16 @@ class Reader {
         concat("losses and metrics must have names, got a key that is a ", name_of(key.kind)));
   }
 
-  at::Tensor read_number(const std::string& name, const Structure& value) {
+  // A Python number becomes a tensor beside the loss, so that one recording has both.
+  at::Tensor read_number(const std::string& name, const Structure& value, at::Device device) {
     if (value.kind == Kind::kTensor) return alone(one_number(concat("the metric ", name), next()));
     const bool is_whole = value.kind == Kind::kInt || value.kind == Kind::kBool;
     if (!is_whole && value.kind != Kind::kFloat) {
       throw TypeError(concat("the metric ", name, " must be a number, or a tensor of one, got ",
                              name_of(value.kind)));
     }
-    return at::scalar_tensor(is_whole ? static_cast<double>(value.integer) : value.real,
-                             at::TensorOptions().dtype(at::kDouble));
+    return at::full({}, is_whole ? static_cast<double>(value.integer) : value.real,
+                    at::TensorOptions().dtype(at::kDouble).device(device));
   }
 
   static at::Tensor one_number(const std::string& what, const at::Tensor& tensor) {
