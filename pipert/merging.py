@@ -37,6 +37,7 @@ def _merge(pieces: Sequence[Any], spec: Spec, what: str) -> Any:
         return spec.rest(list(pieces))
     if spec.kind == "whole":
         return first
+    _check_kinds(pieces, what)
     if isinstance(first, Tensor):
         _check_leaf(spec, what, "a tensor")
         return _join(pieces, spec, what)
@@ -81,6 +82,22 @@ def _part(spec: Spec, key: Any, position: int = 0) -> Spec:
     elif spec.kind == "sequence":
         part = spec.rest[position]
     return part
+
+
+def _check_kinds(pieces: Sequence[Any], what: str) -> None:
+    for index, piece in enumerate(pieces):
+        if _kind(piece) is not _kind(pieces[0]):
+            raise ValueError(
+                f"{what} of microbatch {index} is a {type(piece).__name__}, that of microbatch 0 "
+                f"a {type(pieces[0]).__name__}"
+            )
+
+
+def _kind(value: Any) -> type | None:
+    """Of what is merged inside; None: it becomes an entry of a list, whatever it is."""
+    if isinstance(value, Tensor | dict):
+        return Tensor if isinstance(value, Tensor) else dict
+    return type(value) if isinstance(value, tuple | list) else None
 
 
 def _check_leaf(spec: Spec, what: str, kind: str) -> None:

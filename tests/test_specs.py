@@ -435,6 +435,15 @@ def test_a_replicated_output_is_the_first_microbatchs():
         assert pipe(torch.ones(4))[1].shape == (3,)
 
 
+def test_outputs_of_different_structures_come_as_a_list_without_a_spec():
+    def stage(x):
+        return {"x": x} if x[0] else (x,)
+
+    with pipert.Pipeline([stage], num_microbatches=2) as pipe:
+        outputs = pipe(torch.tensor([0.0, 1.0]))
+    assert [type(output) for output in outputs] == [tuple, dict]
+
+
 # --- bad input ------------------------------------------------------------------------------------
 
 X = torch.ones(4, 6)
@@ -556,6 +565,16 @@ def test_an_error_of_a_custom_cut_is_the_callers():
             "output_spec has a spec for 'a', the output: its elements have no names",
         ),
         (1, lambda x: x.sum(1), "output_spec puts the output together along dimension 1, the micr"),
+        (
+            0,
+            lambda x: (x,) if x[0, 0] else [x],
+            "the output of microbatch 1 is a tuple, that of microbatch 0 a list",
+        ),
+        (
+            0,
+            lambda x: {str(int(x[0, 0])): x},
+            "the output of microbatch 1 has '1', that of microbatch 0 has '0'",
+        ),
         (
             0,
             lambda x: x[:, : 2 + int(x[0, 0])],
