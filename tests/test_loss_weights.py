@@ -5,8 +5,10 @@ import torch
 from plain_loop import assert_same_gradients, batch, mlp, plain_loop, same_bits, twins
 from torch import nn
 from torch.nn import functional
+from wired import PlainLoop
 
 import pipert
+from pipert.stages import StageSpec, Value
 
 pytestmark = pytest.mark.timeout(120)
 mse = functional.mse_loss
@@ -351,3 +353,61 @@ def test_a_wrong_global_count_is_refused(count, error, message):
         pytest.raises(ValueError, match="global_count goes with Pipeline"),
     ):
         pipe.step(x, target=y, global_count=8)
+
+
+# --- with values that pass over stages ------------------------------------------------------------
+
+
+class Down(nn.Linear):
+    def forward(self, x):
+        y = super().forward(x)
+        return y, y.tanh()
+
+
+class Middle(nn.Linear):
+    def forward(self, x):
+        return (super().forward(x).tanh(),)
+
+
+class Up(nn.Linear):
+    def forward(self, skipped, x):
+        return super().forward(x) * skipped
+
+
+def unet():
+    torch.manual_seed(0)
+    return pipert.Stages(
+        [Down(8, 8), Middle(8, 8), Up(8, 8)],
+        specs=[
+            StageSpec((), ("skipped", "h0"), ("x",)),
+            StageSpec(("h0",), ("h1",)),
+            StageSpec(("skipped", "h1")),
+        ],
+        values=[Value("skipped", 0, (2,)), Value("h0", 0, (1,)), Value("h1", 1, (2,))],
+        arguments=["x"],
+    )
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "zb_h1"])
+@pytest.mark.parametrize("recompute", ["none", "all"])
+def test_gradients_of_skip_edges_are_weighted_and_left_out_where_nothing_counts(
+    schedule, recompute
+):
+    stages = unet()
+    loop = PlainLoop(stages)
+    x, y = batch(8)
+    y[:2] = torch.nan
+    weights = [0.0, 0.25, 2.0, 0.3]
+    pieces = list(zip(x.tensor_split(4), y.tensor_split(4), strict=True))
+    with pipert.Pipeline(
+        stages, schedule=schedule, num_microbatches=4, loss_fn=mse, recompute=recompute
+    ) as pipe:
+        counted = [m for m, weight in enumerate(weights) if weight]
+        for _ in range(2):
+            pipe.step(x, target=y, loss_weights=weights)
+            loop.step(
+                [((pieces[m][0],), {}) for m in counted],
+                lambda output, index: mse(output, pieces[counted[index]][1]),
+                [weights[m] for m in counted],
+            )
+            loop.assert_same_gradients(pipe)
