@@ -31,6 +31,7 @@ from pipert.ranks import Ranks
 from pipert.recompute import Recompute
 from pipert.report import Report, UnsplitNode, make_report, summarize_stages
 from pipert.results import StepResult, result_of
+from pipert.routes import described_routes
 from pipert.specs import BatchSpecs
 from pipert.trace import Trace
 from pipert.transports import EdgeTransport
@@ -207,7 +208,8 @@ class Pipeline:
             if self._peers is not None:
                 ranks = [self._peers.rank]
                 self._peers.timeout_s = options.timeout_s
-                require_same(self._peers, self.schedule, "make the pipeline", **options.common())
+                common = {**options.common(), **described_routes(stages)}
+                require_same(self._peers, self.schedule, "make the pipeline", **common)
             on = resolve_devices(devices, ranks, self.schedule.num_ranks)
             check_compressible(compression, on)
             self._stages = LocalStages(stages, self.schedule, on, self._peers)

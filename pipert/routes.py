@@ -24,3 +24,16 @@ def routes_of(stages: Sequence[Any]) -> _C.Routes | None:
         ],
         names=[value.name for value in stages.values],
     )
+
+
+def described_routes(stages: Sequence[Any]) -> dict[str, Any]:
+    """What all ranks must say alike of the values, as require_same takes it."""
+    if not isinstance(stages, Stages) or stages.specs is None:
+        return {"stages.values": None, "stages.specs": None}
+    return {
+        "stages.values": [
+            [value.name, value.maker, list(value.readers), value.differentiable]
+            for value in stages.values
+        ],
+        "stages.specs": [[list(spec.inputs), list(spec.outputs)] for spec in stages.specs],
+    }
