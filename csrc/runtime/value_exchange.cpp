@@ -75,6 +75,7 @@ Message ValueExchange::take_in(const WiredRun& run, std::vector<Message> message
 
 std::vector<Part> ValueExchange::take_apart(const WiredRun& run, const WiredRead& read,
                                             Message message) {
+  if (values_ == nullptr) return {};
   std::optional<std::vector<Part>> parts;
   if (run.is_forward()) {
     parts = pipert::take_apart(std::move(message));
@@ -135,6 +136,7 @@ void ValueExchange::hand_on(const WiredRun& run, Message result, std::vector<Mes
 }
 
 std::vector<Part> ValueExchange::take_apart_result(const WiredRun& run, Message result) {
+  if (values_ == nullptr) return {};
   if (!run.is_forward()) {
     std::vector<std::size_t> sizes;
     for (const ValueId value : run.made()) sizes.push_back(size_of(run, value));
