@@ -232,6 +232,65 @@ def test_dropout_has_the_same_bits_and_gradients_under_every_partition(sizes, re
             assert same_bits(pipe.evaluate(x, target=y).losses, plain.evaluate(x, target=y).losses)
 
 
+class Branches(nn.Module):
+    """Runs no children in order: a value passes over blocks, and two layers are called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.4), nn.Tanh()) for _ in range(4)
+        )
+        self.noise = nn.Dropout(0.3)
+
+    def forward(self, x):
+        kept = self.noise(self.first(x))
+        x = kept
+        for block in self.blocks:
+            x = x + nn.functional.dropout(block(x), 0.2)
+        return self.noise(x) * self.first(kept)
+
+
+@pytest.mark.parametrize("recompute", ["none", "all"])
+@pytest.mark.parametrize(
+    "at", [["blocks.3"], ["blocks.1", "blocks.2"], [f"blocks.{i}" for i in range(4)]]
+)
+def test_dropout_of_a_traced_model_has_the_same_bits_under_every_cut(at, recompute):
+    torch.manual_seed(0)
+    one = Branches()
+    other = copy.deepcopy(one)
+    x, y = batch(8)
+
+    def cut(model, at):
+        return pipert.split(model, at=at, example_args=(x[:2],), by="trace")
+
+    options = {"num_microbatches": MICROBATCHES, "loss_fn": mse, "rng_seed": 5}
+    with (
+        pipert.Pipeline(cut(one, ["blocks.0"]), schedule="gpipe", **options) as expected,
+        pipert.Pipeline(cut(other, at), schedule="zb_h1", recompute=recompute, **options) as pipe,
+    ):
+        for _ in range(2):
+            losses = pipe.step(x, target=y).losses
+            assert same_bits(losses, expected.step(x, target=y).losses)
+            found = dict(pipe.named_parameters())
+            for name, parameter in expected.named_parameters():
+                torch.testing.assert_close(found[name].grad, parameter.grad)
+            assert same_bits(
+                pipe.evaluate(x, target=y).losses, expected.evaluate(x, target=y).losses
+            )
+        assert not same_bits(losses, pipe.evaluate(x, target=y).losses)
+
+
+def test_a_copy_of_a_traced_stage_knows_its_layers():
+    x, _ = batch(8)
+    stages = pipert.split(Branches(), at=["blocks.2"], example_args=(x,), by="trace")
+    for index, names in enumerate(
+        [["first", "noise", "blocks.0", "blocks.1"], ["blocks.2", "blocks.3", "noise", "first"]]
+    ):
+        for stage in (stages[index], copy.deepcopy(stages[index])):
+            assert stage.pipert_layers() == [stage.get_submodule(name) for name in names]
+
+
 def test_a_plain_loop_draws_the_same_with_keyed_random():
     one, other = twins(model)
     x, y = batch(8)

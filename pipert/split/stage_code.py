@@ -50,6 +50,7 @@ def write_stage(cut: Cut, stage: int) -> StageModule:
     trace = cut.trace
     holder = StageModule(trace.model)
     calls = [call for node in part.nodes for call in leaves_inside(trace, node) if call.is_module]
+    holder.module.meta["layers"] = [call.path for call in calls]
     for call in sorted(calls, key=lambda call: call.path.count(".")):
         holder.place_module(call.path)
     code = _StageCode(trace, holder, fx.Graph())

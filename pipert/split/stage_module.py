@@ -8,6 +8,14 @@ import torch
 from torch import Tensor, fx, nn
 
 
+class TracedStage(fx.GraphModule):
+    """A stage that knows which layers it calls, so that each draws its own random numbers."""
+
+    def pipert_layers(self) -> list[nn.Module]:
+        """The modules that it calls, in order; itself if there are none."""
+        return [self.get_submodule(path) for path in self.meta["layers"]] or [self]
+
+
 class StageModule:
     """Builds an fx.GraphModule that shares modules, parameters and buffers of a model.
 
@@ -21,9 +29,10 @@ class StageModule:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._constants: dict[int, str] = {}
-        self.module = fx.GraphModule(nn.Module(), fx.Graph(), type(model).__name__)
+        self.module = TracedStage(nn.Module(), fx.Graph(), type(model).__name__)
         self.module.training = model.training
         self.module.meta["not_saved"] = []
+        self.module.meta["layers"] = []
         self.module._register_deepcopy_hook(_restore_not_saved)
 
     def place_module(self, path: str) -> None:
