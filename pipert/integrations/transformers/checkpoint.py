@@ -116,8 +116,8 @@ def _recipes(model: Any, given: Iterable[str]) -> dict[str, _Recipe]:
 
     state = dict(model.state_dict())
     rules = get_model_conversion_mapping(model)
-    renamings = [rule for rule in rules if not isinstance(rule, WeightConverter)]
-    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    renamings: list[Any] = [rule for rule in rules if not isinstance(rule, WeightConverter)]
+    converters: list[Any] = [rule for rule in rules if isinstance(rule, WeightConverter)]
     by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
     recipes: dict[str, _Recipe] = {}
     for source in sorted(given, key=dot_natural_key):
@@ -127,7 +127,7 @@ def _recipes(model: Any, given: Iterable[str]) -> dict[str, _Recipe]:
             name, pattern = source, None
         if name not in state and _is_ignored(model, source, name):
             continue
-        recipe = recipes.setdefault(name, _Recipe(name, by_pattern.get(pattern)))
+        recipe = recipes.setdefault(name, _Recipe(name, by_pattern.get(pattern or "")))
         recipe.sources.append((source, pattern))
         if recipe.rule is not None:
             for other in recipe.rule.target_patterns[1:]:
