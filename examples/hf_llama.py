@@ -6,7 +6,7 @@
 
 The model is built on the meta device, so no process ever holds all of it; with a checkpoint, a rank
 reads its own tensors. It needs transformers. The text is read as bytes: a checkpoint is one of a
-model with a vocabulary of at least 256.
+model with a vocabulary of at least 256; of any decoder of docs/models.md that has a plan.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from gpt import read_text, training_batch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
 import pipert
 from pipert.integrations.transformers import open_checkpoint, split_by_plan
@@ -54,7 +54,7 @@ def main() -> None:
     pipe.close()
 
 
-def make_config(args: argparse.Namespace) -> LlamaConfig:
+def make_config(args: argparse.Namespace) -> PretrainedConfig:
     if args.checkpoint:
         return AutoConfig.from_pretrained(args.checkpoint)
     return LlamaConfig(

@@ -23,7 +23,7 @@ from pipert.integrations.transformers import has_plan, split_by_plan
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 BEGIN, END = "<!-- made by `make models-doc` -->", "<!-- until here -->"
-WAYS = ("plan",)
+WAYS = ("traced", "plan")
 STAGES = (2, 3, 4)
 SCHEDULES = ("1f1b", "interleaved_1f1b", "zb_h1")
 NUM_MICROBATCHES = 4
@@ -32,7 +32,7 @@ ROWS_EACH = 2
 # What must be known of a model before one reads its row.
 NOTES = {
     "bart": "two towers",
-    "clip": "two towers",
+    "clip": "two towers; a fixed number of rows; the loss compares the rows of a microbatch alone",
     "deepseek_v3": "mixture of experts",
     "gpt_oss": "mixture of experts",
     "mixtral": "mixture of experts",
@@ -115,8 +115,12 @@ def cut(name: str, way: str, num_stages: int) -> tuple[nn.Module, pipert.Stages]
     """A model and its stages, which schedules share."""
     toy = TOY_MODELS[name]
     model = toy.make()
-    assert way == "plan"
-    stages = split_by_plan(model, at=toy.cuts[num_stages], example_kwargs=batches_of(toy)[0])
+    at, example = toy.cuts[num_stages], batches_of(toy)[0]
+    if way == "plan":
+        return model, split_by_plan(model, at=at, example_kwargs=example)
+    stages = pipert.split(
+        model, at=at, example_kwargs=example, by="trace", fixed_batch=toy.fixes_batch
+    )
     return model, stages
 
 
@@ -181,7 +185,7 @@ def cell(outcomes: list[Outcome | Exception]) -> str:
 def reason_without(name: str, way: str) -> str:
     """Why a model can't be cut in a way."""
     assert way == "plan"
-    return "no plan: traced" if "traced" in WAYS else "no plan"
+    return "no plan"
 
 
 def row(name: str, cells: dict[str, str]) -> str:

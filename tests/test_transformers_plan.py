@@ -376,8 +376,14 @@ def test_stages_that_compute_something_else_are_found_with_an_example():
     torch.manual_seed(0)
     model = Louder(transformers.LlamaConfig(**LLAMA.options, use_cache=False))
     batch = unpadded_text(2)
-    with pytest.raises(ValueError, match="stages of Louder don't compute what the model does"):
+    without_labels = {"input_ids": batch["input_ids"]}
+    message = r"the stages of Louder don't compute what it does: output\['logits'\] differs"
+    with pytest.raises(ValueError, match=f"{message} by up to .*; cut it by tracing"):
+        split_by_plan(model, 2, example_kwargs=without_labels)
+    message = r"expected \['loss'\], \['logits'\], got \['logits'\]; cut it by tracing"
+    with pytest.raises(ValueError, match=message):
         split_by_plan(model, 2, example_kwargs=batch)
+    assert len(split_by_plan(model, 2, example_kwargs=batch, check=False)) == 2
 
 
 def test_a_forward_that_takes_no_hidden_state_is_refused():

@@ -57,6 +57,7 @@ class ToyModel:
         batch: makes the arguments for a number of rows.
         cuts: for the traced way, what begins each stage, by number of stages.
         ties: whether weights are tied in it.
+        fixes_batch: whether it makes a number of the rows, so that a trace holds for that alone.
     """
 
     model: str
@@ -65,6 +66,7 @@ class ToyModel:
     batch: Callable[[int], dict[str, Tensor]]
     cuts: dict[int, list[str]] = field(default_factory=dict)
     ties: bool = False
+    fixes_batch: bool = False
 
     def make(self, device: str = "cpu", **options: Any) -> nn.Module:
         """The model, with the same values each time."""
@@ -215,6 +217,7 @@ TOY_MODELS: dict[str, ToyModel] = {
         },
         images_with_text,
         cuts=two_towers("vision_model.encoder.layers", "text_model.encoder.layers"),
+        fixes_batch=True,
     ),
     "cohere": causal("Cohere", tie_word_embeddings=True),
     "deepseek_v3": causal(

@@ -23,6 +23,7 @@ def check_same(
     kwargs: Mapping[str, Any],
     own_kwargs: Mapping[str, Any],
     with_gradients: bool,
+    advice: str,
 ) -> None:
     """Runs the model and its stages on the example, in the mode that they are in.
 
@@ -35,6 +36,7 @@ def check_same(
         kwargs: its keyword arguments.
         own_kwargs: more of them, which the stages have inside.
         with_gradients: whether to compare the parameters' gradients too, of the sum of all outputs.
+        advice: the end of the message, if outputs differ.
 
     Raises:
         ValueError: an output or a gradient differs; the message says which.
@@ -46,13 +48,15 @@ def check_same(
     )
     name = type(model).__name__
     if expected.keys() != got.keys():
-        raise ValueError(f"the stages of {name} return {list(got)}, {name} {list(expected)}")
+        raise ValueError(
+            f"the stages of {name} don't compute what it does: expected {', '.join(expected)}, got "
+            f"{', '.join(got)}{advice}"
+        )
     for path, value in expected.items():
         if not _equal(value, got[path]):
             raise ValueError(
                 f"the stages of {name} don't compute what it does: output{path} differs"
-                f"{_by_how_much(value, got[path])}. A forward that keeps results in attributes, or "
-                "draws random numbers of its own, can't be traced"
+                f"{_by_how_much(value, got[path])}{advice}"
             )
     for path, value in expected_gradients.items():
         if not _equal(value, got_gradients[path]):
@@ -71,7 +75,7 @@ def _in_turn(stages: Stages, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     for stage, spec in zip(stages, stages.specs, strict=True):
         result = stage(
             *(values[name] for name in spec.inputs),
-            **{name: arguments[name] for name in spec.arguments},
+            **{name: arguments[name] for name in spec.arguments if name in arguments},
         )
         values.update(zip(spec.outputs, result, strict=True) if spec.outputs else ())
     return result

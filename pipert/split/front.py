@@ -79,9 +79,9 @@ def split(
             whose result depends on the values of tensors. They run as they are in the stage.
         fixed_batch: by tracing: whether to take a model that fixes the batch dimension. It then
             takes microbatches of the example's size alone.
-        check: by tracing: whether to run the model and its stages on the example, and to compare
-            the outputs, bit for bit; "gradients": those of all parameters too. Models on the meta
-            device can't be checked.
+        check: by tracing, and by plan where there is an example: whether to run the model and its
+            stages on it, and to compare the outputs, bit for bit; "gradients": those of all
+            parameters too. Models on the meta device can't be checked.
 
     Returns:
         The stages, with the parameter names of the unpartitioned model, and with their costs where
@@ -131,7 +131,7 @@ def split(
                 'by="trace" with them, got a model that is cut by its plan'
             )
         plan = _transformers().split_by_plan
-        made: Stages = plan(model, num_stages, at, example_args or (), kwargs, balance)
+        made: Stages = plan(model, num_stages, at, example_args or (), kwargs, balance, check)
         return made
     if example_args is None and example_kwargs is None:
         raise ValueError(

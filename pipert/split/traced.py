@@ -89,7 +89,16 @@ def split_by_trace(
         )
     stages = _stages(cut(traced, begins), cuts)
     if check and not is_on_meta(model):
-        check_same(model, stages, example_args, example_kwargs, own_kwargs, check == "gradients")
+        check_same(
+            model,
+            stages,
+            example_args,
+            example_kwargs,
+            own_kwargs,
+            with_gradients=check == "gradients",
+            advice=". A forward that keeps results in attributes, or draws random numbers of its "
+            "own, can't be traced",
+        )
     return stages
 
 

@@ -8,7 +8,6 @@ from torch import nn
 
 from pipert.integrations.transformers.plan_units import PlanUnits
 from pipert.integrations.transformers.plans import base_of, base_prefix, plan_of
-from pipert.integrations.transformers.same_output import check_same_output
 from pipert.integrations.transformers.stage_arguments import (
     CACHES,
     RECORDS,
@@ -16,6 +15,7 @@ from pipert.integrations.transformers.stage_arguments import (
     arguments_of,
 )
 from pipert.integrations.transformers.stage_maker import StageMaker
+from pipert.split.check import Check, check_same
 from pipert.stages import Stages, StageSpec, Tied, Value
 
 Balance = str | Sequence[int] | Callable[[str, nn.Module], float]
@@ -28,6 +28,7 @@ def split_by_plan(
     example_args: tuple[Any, ...] = (),
     example_kwargs: Mapping[str, Any] | None = None,
     balance: Balance = "parameters",
+    check: Check = True,
 ) -> Stages:
     """Cuts a transformers model into stages that hold its own submodules and parameters.
 
@@ -45,11 +46,12 @@ def split_by_plan(
         at: what begins a new stage, by path, in order: layers ("model.layers.4"), or the first
             module behind them ("model.norm").
         example_args: positional arguments of one forward.
-        example_kwargs: its keyword arguments. With an example it is checked that the stages compute
-            what the model does, bit for bit; it isn't looked at on the meta device.
+        example_kwargs: its keyword arguments. It isn't looked at on the meta device.
         balance: with num_stages: "parameters" (the largest stage has as few as possible), "uniform"
             (as many layers in each), the number of layers of each stage, or a function of a
             module's path and the module that says what it costs.
+        check: with an example: whether to compare what model and stages return, bit for bit;
+            "gradients": the gradients of all parameters too.
 
     Returns:
         The stages, with the parameter names of the model.
@@ -88,8 +90,16 @@ def split_by_plan(
         arguments=arguments.positional,
     )
     _check_names(model, stages)
-    if has_example:
-        check_same_output(model, stages, example_args, example_kwargs, arguments.last_fixed)
+    if has_example and check:
+        check_same(
+            model,
+            stages,
+            example_args,
+            example_kwargs,
+            arguments.last_fixed,
+            with_gradients=check == "gradients",
+            advice="; cut it by tracing",
+        )
     return stages
 
 
