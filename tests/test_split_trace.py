@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.utils._pytree as pytree
-from plain_loop import mlp
+from plain_loop import mlp, plain_loop
 from run_in_turn import run_in_turn
 from torch import Tensor, nn
 from torch.nn import functional
@@ -361,6 +361,41 @@ def test_hooks_of_leaves_run_once_and_in_the_stage():
     calls.clear()
     run_in_turn(stages, (torch.randn(3, 6),))
     assert calls == ["hook"]
+
+
+class Bottleneck(nn.Linear):
+    """Of a class of ours: torch compiles no forward of its own classes by itself."""
+
+    def forward(self, x):
+        return torch.tanh(functional.linear(x, self.weight, self.bias))
+
+
+def test_leaves_of_a_stage_may_be_compiled():
+    model, compiled = UNet(), []
+    model.middle = Bottleneck(6, 6)
+    stages = split(model, torch.randn(2, 6), at=["middle", "up.0"])
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    model.middle.compile(backend=backend)
+    run_in_turn(stages, (torch.randn(5, 6),))
+    assert len(compiled) == 1
+    assert_same(model, stages, torch.randn(5, 6))
+
+
+def test_a_stage_without_parameters_is_a_stage():
+    model, x, target = UNet(), torch.randn(5, 6), torch.randn(5, 6)
+    plain = copy.deepcopy(model)
+    stages = split(model, torch.randn(2, 6), at=["middle.1", "up.0"])
+    assert [len(list(stage.parameters())) for stage in stages] == [8, 0, 6]
+    assert_same(model, stages, x)
+    losses = plain_loop(plain, x, target, 2)
+    with pipert.Pipeline(stages, num_microbatches=2, loss_fn=functional.mse_loss) as pipe:
+        assert torch.equal(pipe.step(x, target=target).losses, losses)
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(parameter.grad, model.get_parameter(name).grad), name
 
 
 def test_a_layer_that_is_called_again_stands_in_both_stages():
