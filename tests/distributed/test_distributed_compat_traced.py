@@ -65,7 +65,13 @@ def _run_traced(package: str, name: str, cuts: list[str]) -> dict[str, object]:
 
 @pytest.mark.parametrize(
     ("name", "cuts"),
-    [("GPipe", ["layers.2"]), ("1F1B", ["head"]), ("LoopedBFS", ["layers.1", "layers.2", "head"])],
+    [
+        ("GPipe", ["layers.2"]),
+        ("1F1B", ["head"]),
+        ("LoopedBFS", ["layers.1", "layers.2", "head"]),
+        ("Interleaved1F1B", ["layers.1", "layers.2", "head"]),
+        ("InterleavedZeroBubble", ["layers.1", "layers.2", "head"]),
+    ],
 )
 @pytest.mark.processes(2)
 def test_a_traced_script_gets_torchs_bits_with_the_other_import(name: str, cuts: list) -> None:
