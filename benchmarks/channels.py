@@ -30,8 +30,8 @@ from pairs import Summary, table
 
 import pipert
 from pipert import _C
-from pipert.connection import Connection
-from pipert.distributed import Peers
+from pipert.processes.connection import Connection
+from pipert.processes.distributed import Peers
 
 QUESTION = "How fast is a message between two processes, through shared memory and through gloo?"
 CHANNELS = ("shm", "process_group")

@@ -28,8 +28,8 @@ from pairs import Summary, table
 
 import pipert
 from pipert._C import Rehearsal, rehearse, rehearse_rank
-from pipert.connection import Connection
-from pipert.distributed import Peers
+from pipert.processes.connection import Connection
+from pipert.processes.distributed import Peers
 
 QUESTION = "What does an instruction cost where stages do nothing?"
 SWEEPS: dict[str, list[tuple[int, int, int]]] = {  # (ranks, stages a rank, microbatches)

@@ -249,8 +249,8 @@ def measure_messages(
 
     import pipert
     from pipert import _C
-    from pipert.connection import Connection
-    from pipert.distributed import Peers
+    from pipert.processes.connection import Connection
+    from pipert.processes.distributed import Peers
 
     group = pipert.init()
     assert group is not None

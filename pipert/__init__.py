@@ -35,18 +35,20 @@ from pipert._C import (  # noqa: E402
     schedules,
     search_partition,
 )
-from pipert.batch import Microbatch  # noqa: E402
-from pipert.checkpoint import materialize  # noqa: E402
+from pipert.batches.batch import Microbatch  # noqa: E402
+from pipert.batches.results import StepResult  # noqa: E402
+from pipert.batches.specs import REPLICATE, CustomCut, Cut  # noqa: E402
+from pipert.checkpoints.checkpoint import materialize  # noqa: E402
 from pipert.errors import PipelineError, RemoteTraceback  # noqa: E402
-from pipert.group import init  # noqa: E402
 from pipert.keyed_random import KeyedRandom  # noqa: E402
-from pipert.memory import RankMemory  # noqa: E402
 from pipert.one_line import pipeline  # noqa: E402
 from pipert.periodic import periodic_schedule  # noqa: E402
 from pipert.pipeline import Pipeline  # noqa: E402
-from pipert.report import RankReport, Report, UnsplitNode  # noqa: E402
-from pipert.results import StepResult  # noqa: E402
-from pipert.specs import REPLICATE, CustomCut, Cut  # noqa: E402
+from pipert.processes.group import init  # noqa: E402
+from pipert.processes.transports import EdgeTransport  # noqa: E402
+from pipert.reports.memory import RankMemory  # noqa: E402
+from pipert.reports.report import RankReport, Report, UnsplitNode  # noqa: E402
+from pipert.reports.trace import Message, RankPass, Trace, TraceEvent  # noqa: E402
 from pipert.split import (  # noqa: E402
     LayerList,
     LayerSpec,
@@ -56,8 +58,6 @@ from pipert.split import (  # noqa: E402
     split,
 )
 from pipert.stages import Stages  # noqa: E402
-from pipert.trace import Message, RankPass, Trace, TraceEvent  # noqa: E402
-from pipert.transports import EdgeTransport  # noqa: E402
 
 if TYPE_CHECKING:
     from torch.distributed.pipelining import SplitPoint

@@ -71,7 +71,7 @@ def make_pipeline_error(
         action: what it ran; None: nothing.
         message: what is known beside it; of an action, what it had been given.
         cause: the user's exception, or a channel's.
-        advice: lines about it, each behind a line break; see `pipert.out_of_memory`.
+        advice: lines about it, each behind a line break; see `pipert.local.out_of_memory`.
     """
     if kind == "remote":
         return error_of_peer(message)

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from pipert.distributed import Peers
-from pipert.local_stages import LocalStages
+from pipert.local.local_stages import LocalStages
+from pipert.processes.distributed import Peers
 
 GradientOf = Callable[[nn.Parameter], Tensor | None]
 

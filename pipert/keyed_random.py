@@ -11,7 +11,7 @@ from torch import nn
 
 from pipert import _C
 from pipert.layers import LayerHooks, layers_of, next_owner
-from pipert.thread_generator import follow_thread_generator
+from pipert.local.thread_generator import follow_thread_generator
 
 
 class KeyedRandom:

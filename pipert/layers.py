@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from pipert import _C
-from pipert.distributed import Peers
-from pipert.local_stages import LocalStages
+from pipert.local.local_stages import LocalStages
+from pipert.processes.distributed import Peers
 from pipert.signatures import context_keywords
 
 _owners = itertools.count(1)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipert.group import as_group, init
 from pipert.pipeline import Pipeline
+from pipert.processes.group import as_group, init
 from pipert.split import split
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 from pipert import _C
 from pipert.arguments import check_integers
+from pipert.batches.loss_weights import LossWeights
+from pipert.batches.specs import BatchSpecs
 from pipert.compression import check_compression
 from pipert.keyed_random import check_seed
-from pipert.loss_weights import LossWeights
+from pipert.processes.transports import check_transport
 from pipert.recompute import Recompute
-from pipert.specs import BatchSpecs
-from pipert.transports import check_transport
 
 
 @dataclass(frozen=True)

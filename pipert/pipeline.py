@@ -11,30 +11,30 @@ from torch import Tensor, nn
 
 from pipert import _C
 from pipert.arguments import check_stages, choose_schedule, place_loss, resolve_devices
-from pipert.batch import Batch
-from pipert.batch_checks import BatchChecks
+from pipert.batches.batch import Batch
+from pipert.batches.batch_checks import BatchChecks
+from pipert.batches.loss_weights import make_loss_weights
+from pipert.batches.losses import make_loss
+from pipert.batches.results import StepResult, result_of
+from pipert.batches.specs import BatchSpecs
 from pipert.captured import CapturedActions, CapturedSteps, PassKind, captured_passes
-from pipert.compatibility import require_same
 from pipert.compression import check_compressible
-from pipert.distributed import Peers, telling
-from pipert.gathering import gather_traces, make_trace
 from pipert.gradients import clip_gradients, gradient_norms, own_gradient
-from pipert.group import as_group
-from pipert.local_stages import LocalStages
-from pipert.loss_weights import make_loss_weights
-from pipert.losses import make_loss
-from pipert.main_gradients import MainGradients, main_gradient
-from pipert.measured_costs import measured_costs
-from pipert.memory import summarize_memory
+from pipert.local.local_stages import LocalStages
+from pipert.local.main_gradients import MainGradients, main_gradient
+from pipert.local.ranks import Ranks
+from pipert.local.routes import described_routes
 from pipert.options import Options, stage_kinds, time_limit, traced_passes
-from pipert.ranks import Ranks
+from pipert.processes.compatibility import require_same
+from pipert.processes.distributed import Peers, telling
+from pipert.processes.group import as_group
+from pipert.processes.transports import EdgeTransport
 from pipert.recompute import Recompute
-from pipert.report import Report, UnsplitNode, make_report, summarize_stages
-from pipert.results import StepResult, result_of
-from pipert.routes import described_routes
-from pipert.specs import BatchSpecs
-from pipert.trace import Trace
-from pipert.transports import EdgeTransport
+from pipert.reports.gathering import gather_traces, make_trace
+from pipert.reports.measured_costs import measured_costs
+from pipert.reports.memory import summarize_memory
+from pipert.reports.report import Report, UnsplitNode, make_report, summarize_stages
+from pipert.reports.trace import Trace
 
 
 class Pipeline:

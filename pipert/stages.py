@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipert import _C
-from pipert.stage_table import stage_table
-from pipert.tied import Tied as Tied
-from pipert.tied import check_ties, find_ties, merge_ties
+from pipert.balancing.stage_table import stage_table
+from pipert.tied_weights.tied import Tied as Tied
+from pipert.tied_weights.tied import check_ties, find_ties, merge_ties
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import nn
 
 import pipert
 from pipert import _C, Costs, Placement, Schedule
-from pipert.stage_placement import StagePlacement, microbatches_held
+from pipert.balancing.stage_placement import StagePlacement, microbatches_held
 
 
 def all_cuts(num_layers, num_stages):

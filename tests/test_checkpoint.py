@@ -10,8 +10,8 @@ from safetensors_writer import write, write_shards
 from torch import Tensor, nn
 
 import pipert
-from pipert.checkpoint_files import CheckpointFiles
-from pipert.safetensors_file import SafetensorsFile
+from pipert.checkpoints.checkpoint_files import CheckpointFiles
+from pipert.checkpoints.safetensors_file import SafetensorsFile
 from pipert.stages import StageSpec, Tied, Value
 
 

@@ -244,7 +244,7 @@ def test_the_global_count_may_be_given():
     ],
 )
 def test_tokens_that_the_loss_function_ignores_do_not_count(loss_fn, options, expected):
-    from pipert.loss_weights import LossWeights
+    from pipert.batches.loss_weights import LossWeights
 
     weights = LossWeights("tokens", options.get("ignore_index"), None, loss_fn)
     targets = [torch.tensor([0, expected, 1]), torch.tensor([expected, 4, expected])]
@@ -252,7 +252,7 @@ def test_tokens_that_the_loss_function_ignores_do_not_count(loss_fn, options, ex
 
 
 def test_counts_may_be_numbers_or_tensors_of_any_kind():
-    from pipert.loss_weights import LossWeights
+    from pipert.batches.loss_weights import LossWeights
 
     for kind in (int, float, torch.tensor, lambda n: torch.tensor([float(n)])):
         weights = LossWeights(kind, None, None, None)

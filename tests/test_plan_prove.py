@@ -8,7 +8,7 @@ from schedule_strategies import good_schedules
 
 import pipert
 from pipert import _C, Schedule
-from pipert.programs import Programs
+from pipert.local.programs import Programs
 
 SEEDS = range(4)
 examples = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors_writer import data_of, header_of, write, write_raw
 
-from pipert import safetensors_file
-from pipert.safetensors_file import SafetensorsFile
+from pipert.checkpoints import safetensors_file
+from pipert.checkpoints.safetensors_file import SafetensorsFile
 
 TENSORS = {
     "a.weight": torch.arange(12, dtype=torch.float32).view(3, 4),

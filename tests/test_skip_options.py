@@ -15,7 +15,7 @@ from wired_stages import random_stages, u_net, unpartitioned, wired_loop
 import pipert
 from pipert import _C, Schedule
 from pipert._C import rehearse
-from pipert.routes import routes_of
+from pipert.local.routes import routes_of
 
 pytestmark = pytest.mark.timeout(120)
 mse = nn.functional.mse_loss

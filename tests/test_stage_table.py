@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import pipert
-from pipert.stage_table import abbreviate
+from pipert.balancing.stage_table import abbreviate
 from pipert.stages import StageCosts, StageSpec, Tied, Value
 
 

@@ -9,9 +9,9 @@ from tied_models import Block, builders, cross_entropy, language_model, names, w
 from torch import nn
 
 import pipert
-from pipert.checksums import checksum
 from pipert.stages import Tied
-from pipert.tied import find_ties, merge_ties
+from pipert.tied_weights.checksums import checksum
+from pipert.tied_weights.tied import find_ties, merge_ties
 
 pytestmark = pytest.mark.timeout(60)
 MICROBATCHES = 4

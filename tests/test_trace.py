@@ -15,10 +15,10 @@ from plain_loop import batch, mlp
 from torch import nn
 
 import pipert
-from pipert.clocks import Clock
-from pipert.gathering import _pack, _unpack
-from pipert.measured_costs import measured_costs
-from pipert.report import report_rank
+from pipert.reports.clocks import Clock
+from pipert.reports.gathering import _pack, _unpack
+from pipert.reports.measured_costs import measured_costs
+from pipert.reports.report import report_rank
 
 pytestmark = pytest.mark.timeout(60)
 mse = nn.functional.mse_loss

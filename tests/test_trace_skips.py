@@ -13,9 +13,10 @@ from torch import nn
 from wired_stages import random_stages
 
 import pipert
-from pipert import _C, in_flight
-from pipert.measured_costs import measured_costs
-from pipert.report import report_rank
+from pipert import _C
+from pipert.reports import in_flight
+from pipert.reports.measured_costs import measured_costs
+from pipert.reports.report import report_rank
 
 pytestmark = pytest.mark.timeout(60)
 LATENCY, SENDING = 0.25, 0.015625

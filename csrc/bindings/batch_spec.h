@@ -39,7 +39,7 @@ struct BatchSpecs {
   BatchSpec target;
 };
 
-// From (args, kwargs, target), each as pipert/specs.py has it: (kind, name, dim, function or
+// From (args, kwargs, target), each as pipert/batches/specs.py has it: (kind, name, dim, function or
 // parts).
 BatchSpecs batch_specs(const pybind11::tuple& trees);
 

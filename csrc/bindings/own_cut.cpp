@@ -51,7 +51,7 @@ std::vector<py::object> own_pieces(py::handle value, int num_microbatches, std::
   if (PyObject_HasAttrString(value.ptr(), "pipert_cut") != 0)
     return pieces_of(value.attr("pipert_cut")(num_microbatches), num_microbatches,
                      concat(what, ".pipert_cut"));
-  const auto cut = py::module_::import("pipert.block_mask").attr("cut_block_mask");
+  const auto cut = py::module_::import("pipert.batches.block_mask").attr("cut_block_mask");
   return pieces_of(cut(value, num_microbatches, rows, what), num_microbatches, what);
 }
 

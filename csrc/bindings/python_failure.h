@@ -14,7 +14,7 @@ namespace pipert {
 pybind11::object python_exception(const std::exception_ptr& cause);
 
 // Raises pipert.PipelineError for `failure`, with the user's exception as its cause.
-// `advise`: pipert.out_of_memory's, for a failure of which it knows more; or None.
+// `advise`: pipert.local.out_of_memory's, for a failure of which it knows more; or None.
 [[noreturn]] void raise_pipeline_error(const Failure& failure, const pybind11::object& advise);
 
 // What other processes are told of it; pipert.errors reads it back.

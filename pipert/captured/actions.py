@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pipert import _C
-from pipert.batch import Batch, Microbatch
+from pipert.batches.batch import Batch, Microbatch
+from pipert.batches.results import StepResult
 from pipert.captured.batch import NotRecordableError, put_together, take_apart
 from pipert.captured.conditions import Conditions, replacement
 from pipert.captured.kinds import (
@@ -19,8 +20,7 @@ from pipert.captured.kinds import (
     RunPass,
     describe,
 )
-from pipert.local_stages import LocalStages
-from pipert.results import StepResult
+from pipert.local.local_stages import LocalStages
 
 _MAX_KINDS = 64
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pipert.batch import Batch
+from pipert.batches.batch import Batch
 
 
 class NotRecordableError(Exception):

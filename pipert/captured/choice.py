@@ -13,8 +13,8 @@ from pipert.captured.cuda_graph import recordings_on
 from pipert.captured.graphs import make_graph
 from pipert.captured.refusals import options_in_use, refusal_of_actions, refusal_of_steps
 from pipert.captured.steps import CapturedSteps
-from pipert.local_stages import LocalStages
-from pipert.main_gradients import MainGradients
+from pipert.local.local_stages import LocalStages
+from pipert.local.main_gradients import MainGradients
 from pipert.options import Options
 
 

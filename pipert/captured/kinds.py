@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pipert.batch import Batch
+from pipert.batches.batch import Batch
+from pipert.batches.results import StepResult
 from pipert.captured.batch import NotRecordableError
-from pipert.results import StepResult
 
 # Passes of a kind that run as they are before one is recorded: libraries are loaded, workspaces
 # made, algorithms chosen.

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pipert._C import Schedule
-from pipert.local_stages import LocalStages
+from pipert.local.local_stages import LocalStages
 from pipert.options import Options
 
 

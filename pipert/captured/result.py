@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pipert import _C
+from pipert.batches.results import StepResult
 from pipert.captured.batch import NotRecordableError
-from pipert.results import StepResult
 
 
 class RecordedResult:

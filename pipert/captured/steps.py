@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pipert import _C
-from pipert.batch import Batch
+from pipert.batches.batch import Batch
+from pipert.batches.results import StepResult
 from pipert.captured.batch import (
     NotRecordableError,
     plain_rest,
@@ -28,7 +29,6 @@ from pipert.captured.kinds import (
     describe,
 )
 from pipert.captured.result import RecordedResult
-from pipert.results import StepResult
 
 T = TypeVar("T")
 

@@ -4,9 +4,9 @@ import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipert.balance import Balance, Cuts, choose_cuts, needs_profiles
-from pipert.layer_profile import LayerProfile
-from pipert.stage_placement import PlacementLike
+from pipert.balancing.balance import Balance, Cuts, choose_cuts, needs_profiles
+from pipert.balancing.layer_profile import LayerProfile
+from pipert.balancing.stage_placement import PlacementLike
 
 
 def cuts_of(

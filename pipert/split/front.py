@@ -7,13 +7,13 @@ from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
-from pipert.balance import Balance, check_balance
+from pipert.balancing.balance import Balance, check_balance
+from pipert.balancing.stage_placement import PlacementLike, StagePlacement
 from pipert.split import structure
 from pipert.split.check import Check
 from pipert.split.example import is_on_meta
 from pipert.split.layer_list import LayerList
 from pipert.split.points import points_of
-from pipert.stage_placement import PlacementLike, StagePlacement
 from pipert.stages import Stages
 
 Way = Literal["auto", "structure", "trace", "plan"]

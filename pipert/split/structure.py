@@ -6,14 +6,14 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from pipert.balance import Balance, Cuts, check_balance, costs_of
-from pipert.layer_profile import LayerProfile, profile_in_turn, to_meta
+from pipert.balancing.balance import Balance, Cuts, check_balance, costs_of
+from pipert.balancing.layer_profile import LayerProfile, profile_in_turn, to_meta
+from pipert.balancing.stage_placement import PlacementLike
 from pipert.split.cuts import cuts_of
 from pipert.split.layer_list import LayerList, ListedModel
 from pipert.split.layer_paths import in_order, layers_of_model, list_of_layers
 from pipert.split.layer_spec import BuiltStage, ties_of
 from pipert.split.same_output import check_same, evaluating, is_on_meta
-from pipert.stage_placement import PlacementLike
 from pipert.stages import Stages
 
 _Layer = TypeVar("_Layer")

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from pipert.balance import Balance, Cuts, choose_cuts, costs_of
-from pipert.layer_profile import LayerProfile, profile_calls, record_calls
+from pipert.balancing.balance import Balance, Cuts, choose_cuts, costs_of
+from pipert.balancing.layer_profile import LayerProfile, profile_calls, record_calls
+from pipert.balancing.stage_placement import PlacementLike
 from pipert.split.check import Check, check_same
 from pipert.split.cut import Cut, cut, is_mark, simplify
 from pipert.split.example import Example, is_on_meta
@@ -20,7 +21,6 @@ from pipert.split.points import Point, points_of
 from pipert.split.stage_code import argument_names, write_stage
 from pipert.split.stage_module import StageModule
 from pipert.split.trace import Trace, is_list, trace
-from pipert.stage_placement import PlacementLike
 from pipert.stages import Stages, StageSpec, Tied
 
 

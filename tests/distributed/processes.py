@@ -168,7 +168,7 @@ def serve(descriptor: int, listener: int) -> None:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     import torch
 
-    from pipert import ranks
+    from pipert.local import ranks
 
     torch.set_num_threads(1)
     join_group(listener)

@@ -13,8 +13,9 @@ from models import data, layers, segment_names, within
 from torch.nn import functional
 
 import pipert
-from pipert import _C, connection
-from pipert.distributed import Peers
+from pipert import _C
+from pipert.processes import connection
+from pipert.processes.distributed import Peers
 
 
 def _pipeline(**options: Any) -> pipert.Pipeline:

@@ -7,8 +7,8 @@ import torch
 
 import pipert
 from pipert._C import lower_blindly, rehearse_rank
-from pipert.connection import Connection
-from pipert.distributed import Peers
+from pipert.processes.connection import Connection
+from pipert.processes.distributed import Peers
 
 CPU = torch.device("cpu")
 

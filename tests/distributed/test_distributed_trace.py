@@ -14,7 +14,7 @@ import torch.distributed as dist
 from models import data, layers, plain_loop, same, same_everywhere, same_gradients, within
 
 import pipert
-from pipert import clocks
+from pipert.reports import clocks
 
 PARTS = ("compute_s", "transfer_s", "upstream_s", "downstream_s", "end_s", "host_s")
 

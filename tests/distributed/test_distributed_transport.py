@@ -30,7 +30,8 @@ from torch import nn
 from torch.nn import functional
 
 import pipert
-from pipert import _C, transports
+from pipert import _C
+from pipert.processes import transports
 
 SHM = Path("/dev/shm")
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pipert import _C
-from pipert.batch import Microbatch
+from pipert.batches.batch import Microbatch
+from pipert.batches.results import StepResult
 from pipert.compat.torch_pipelining.microbatch import (
     TensorChunkSpec,
     merge_chunks,
@@ -19,7 +20,6 @@ from pipert.compat.torch_pipelining.overlap import Overlap, _PipelineContext
 from pipert.compat.torch_pipelining.pipelines import CurrentLoss, check_stages, make_pipeline
 from pipert.compat.torch_pipelining.stage import _PipelineStageBase
 from pipert.pipeline import Pipeline
-from pipert.results import StepResult
 
 Microbatches = list[Any]
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from pipert.group import as_group
+from pipert.processes.group import as_group
 from pipert.stages import Stages
 
 # What torch's runtime calls on its stages, and pipert's has no use for.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipert.checkpoint_files import CheckpointFiles
+from pipert.checkpoints.checkpoint_files import CheckpointFiles
 
 
 def open_checkpoint(model: nn.Module, path: "str | os.PathLike[str]") -> "TransformersCheckpoint":

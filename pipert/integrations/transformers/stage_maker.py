@@ -4,12 +4,12 @@ import copy
 
 from torch import nn
 
+from pipert.checkpoints.meta_copy import on_meta
 from pipert.integrations.transformers.plan_stage import PlanStage
 from pipert.integrations.transformers.plans import Plan
 from pipert.integrations.transformers.shallow_copy import ShallowCopy
 from pipert.integrations.transformers.stage_arguments import StageArguments
 from pipert.integrations.transformers.stand_ins import Entry, Giver, HandOver, StandIn
-from pipert.meta_copy import on_meta
 
 
 class StageMaker:

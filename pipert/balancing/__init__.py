@@ -1,0 +1,1 @@
+"""Which layers a stage gets, and what each takes."""

@@ -1,0 +1,1 @@
+"""What one process has of a pipeline: its stages and its ranks."""

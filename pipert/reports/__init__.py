@@ -1,0 +1,1 @@
+"""What a pass did: traces, times, memory, and costs measured from them."""
