@@ -193,17 +193,21 @@ def test_a_batch_that_does_not_divide_works_and_counts_each_microbatch_alike() -
 
 
 @pytest.mark.processes(2)
-def test_three_microbatches_equal_torchs_up_to_rounding() -> None:
+def test_three_microbatches_equal_torchs_up_to_rounding_and_their_sum_to_the_bit() -> None:
     """The engine's seed is a third; torch divides by three at the end."""
-    seen = {}
+    seen: dict[tuple[str, bool], Tensor] = {}
     for package in (OURS, THEIRS):
-        own, num_stages = _own_stages("GPipe")
-        model, (x, y) = layers(num_stages), data(9)
-        modules = {s: model[2 * s : 2 * s + 2] for s in own}
-        schedule = _schedule(package, "GPipe", modules, num_stages, num_microbatches=3)
-        _feed(schedule, num_stages, own, (x,), y)
-        seen[package] = torch.cat([p.grad.flatten() for p in modules[own[0]].parameters()])
-    torch.testing.assert_close(seen[OURS], seen[THEIRS], rtol=1e-6, atol=1e-7)
+        for scale_grads in (True, False):
+            own, num_stages = _own_stages("GPipe")
+            model, (x, y) = layers(num_stages), data(9)
+            modules = {s: model[2 * s : 2 * s + 2] for s in own}
+            options = {"num_microbatches": 3, "scale_grads": scale_grads}
+            schedule = _schedule(package, "GPipe", modules, num_stages, **options)
+            _feed(schedule, num_stages, own, (x,), y)
+            parts = [p.grad.flatten() for p in modules[own[0]].parameters()]
+            seen[package, scale_grads] = torch.cat(parts)
+    torch.testing.assert_close(seen[OURS, True], seen[THEIRS, True], rtol=1e-6, atol=1e-7)
+    same(seen[OURS, False], seen[THEIRS, False])
 
 
 @pytest.mark.parametrize("name", ["Interleaved1F1B", "InterleavedZeroBubble"])

@@ -244,6 +244,7 @@ class _PipelineSchedule:
                     target=target_mbs,
                     loss_kwargs=loss_kwargs,
                     return_outputs=return_outputs,
+                    loss_weights=None if self.scale_grads else [1.0] * self._n_microbatches,
                 )
         if last is not None:
             if losses is not None:
@@ -258,7 +259,7 @@ class _PipelineSchedule:
     def _ready(self) -> Pipeline:
         """The Pipeline, made or brought up to date with what was changed since the last pass."""
         schedule = self._chosen()
-        self._loss.set(self._loss_fn, self.scale_grads, self._n_microbatches, self._last_stage())
+        self._loss.set(self._loss_fn, self._last_stage())
         pipeline = self._pipelines.pop(self._n_microbatches, None)
         if pipeline is None:
             pipeline = make_pipeline(self._stages, schedule, self._loss, self._overlap)

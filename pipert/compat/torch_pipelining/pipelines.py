@@ -129,45 +129,18 @@ class CurrentLoss:
 
     def __init__(self) -> None:
         self._loss_fn: Callable[..., Tensor] | None = None
-        self._factor = 1
 
-    def set(
-        self,
-        loss_fn: Callable[..., Tensor] | None,
-        scale_grads: bool,
-        num_microbatches: int,
-        last: _PipelineStageBase | None,
-    ) -> None:
-        """Takes another one, if it is another, on the last stage's rank.
+    def set(self, loss_fn: Callable[..., Tensor] | None, last: _PipelineStageBase | None) -> None:
+        """Takes another one, if it is another.
 
         Args:
             loss_fn: of an output and a target.
-            scale_grads: whether gradients are of the mean of the losses, not of their sum.
-            num_microbatches: whose losses they are.
             last: the last stage, if it is here; a module is moved to its device.
         """
         if last is not None and isinstance(loss_fn, nn.Module) and loss_fn is not self._loss_fn:
             loss_fn.to(last.device)
         self._loss_fn = loss_fn
-        self._factor = 1 if scale_grads else num_microbatches  # of the engine's: those of the mean
 
     def __call__(self, output: Any, target: Any, **kwargs: Any) -> Tensor:  # noqa: D102
         assert self._loss_fn is not None
-        loss = self._loss_fn(output, target, **kwargs)
-        if self._factor == 1:
-            return loss
-        scaled: Tensor = _TimesGradient.apply(loss, self._factor)  # type: ignore[no-untyped-call]
-        return scaled
-
-
-class _TimesGradient(torch.autograd.Function):
-    """The value as it is; its gradient times a factor."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, factor: int) -> Tensor:
-        ctx.factor = factor
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient * ctx.factor, None
+        return self._loss_fn(output, target, **kwargs)
