@@ -215,6 +215,7 @@ class Pipeline:
             self._stages = LocalStages(stages, self.schedule, on, self._peers)
             if deferred_batch_norm:
                 self._stages.defer_batch_norm(options.stage_kinds)
+            self._stages.reduce_once_a_pass(options.stage_kinds, main_grads)
             place_loss(loss_fn, self.schedule, on)
             self._main_gradients = MainGradients(self._stages) if main_grads else None
             self._checks = BatchChecks(self.schedule, self._stages, options, self._peers)
@@ -324,7 +325,7 @@ class Pipeline:
         with self._ranks.one_pass() as runtime:
             args, kwargs = self._checks.check(batch, kind.training, kind.compute_loss)
             loss_weights, weigh = self._checks.weights(batch, kind.compute_loss)
-            with self._stages.one_pass(), torch.set_grad_enabled(kind.training):
+            with self._stages.one_pass(kind.training), torch.set_grad_enabled(kind.training):
                 runtime.step(
                     args=args,
                     kwargs=kwargs,

@@ -88,6 +88,8 @@ def needs_target(loss_fn: Callable[..., Any]) -> bool:
 
 
 def _forward(call: Callable[..., Any]) -> Callable[..., Any]:
+    while isinstance(call, nn.parallel.DistributedDataParallel):  # hands on whatever it gets
+        call = call.module
     return call.forward if isinstance(call, nn.Module) else call
 
 

@@ -15,6 +15,7 @@ from pipert.local.batch_norm import DeferredBatchNorm
 from pipert.local.copies import LocalCopies, RemoteCopy
 from pipert.local.local_stage import LocalStage, make_second, make_stage
 from pipert.local.parameters import check_state, copy_state
+from pipert.local.replicas import Replicas, check_replicas
 from pipert.local.routes import routes_of
 from pipert.processes.distributed import Peers
 from pipert.stages import Stages
@@ -52,6 +53,7 @@ class LocalStages:
         self.routes = routes_of(stages)
         self.local_copies = LocalCopies()
         self._batch_norm: DeferredBatchNorm | None = None
+        self._replicas: Replicas | None = None
         self.remote_copies: list[RemoteCopy] = []
         made: dict[int, LocalStage] = {}  # by stage of the model
         indices = range(placement.num_stages)
@@ -73,6 +75,7 @@ class LocalStages:
         check_placed((stage.index, stage, where[stage.index]) for stage in self)
         self._model = [made[piece] for piece in sorted(made)]  # each piece of the model once
         self._num_pieces = placement.stages_per_copy
+        self._num_copies = placement.num_copies
         self._ranks = {stage.index: placement.rank_of(stage.index) for stage in self._stages}
         if placement.num_copies > 1:
             self._find_remote_copies(schedule)
@@ -134,15 +137,28 @@ class LocalStages:
             self.modules, self._ranks, kinds, self.local_copies.pairs()
         )
 
+    def reduce_once_a_pass(self, kinds: Sequence[str], main_grads: bool) -> None:
+        """From now on gradients are reduced over replicas behind a pass. `kinds`: see Options.
+
+        Raises:
+            ValueError: a stage is wrapped so that they can't.
+        """
+        copies = self._num_copies
+        check_replicas(self.modules, self._ranks, kinds, num_copies=copies, main_grads=main_grads)
+        can_wait = copies == 1 and not main_grads and not self.ties.all
+        self._replicas = Replicas(self.modules, defer_sharded=can_wait)
+
     @contextmanager
-    def one_pass(self) -> Iterator[None]:
+    def one_pass(self, training: bool) -> Iterator[None]:
         """Does before a pass, and after one that ends well, what these stages need there.
 
         What stands for something else here is made equal, and its gradients are added to the
-        other's; running statistics that were deferred are updated.
+        other's; running statistics that were deferred are updated; gradients are reduced over
+        replicas.
         """
         norms = nullcontext() if self._batch_norm is None else self._batch_norm.one_pass()
-        with self.ties.one_pass(), self.local_copies.one_pass(), norms:
+        replicas = self._replicas.one_pass() if training and self._replicas else nullcontext()
+        with replicas, self.ties.one_pass(), self.local_copies.one_pass(), norms:
             yield
 
     def release(self) -> None:

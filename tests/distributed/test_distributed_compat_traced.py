@@ -18,7 +18,9 @@ from test_distributed_compat import (
     _same_everything,
 )
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
 
 class _Traced(nn.Module):
@@ -80,7 +82,7 @@ def test_a_traced_script_gets_torchs_bits_with_the_other_import(name: str, cuts:
 
 @pytest.mark.processes(2)
 def test_a_stage_of_a_pipe_takes_its_arguments_by_name() -> None:
-    """PyTorch has them in the first stage alone."""
+    """PyTorch has them in the first stage alone. Wrapped ones too, in a replica alone."""
     api, _ = _import(OURS)
     [s], num_stages = _own_stages("1F1B")
     x, y = data(8)
@@ -89,7 +91,9 @@ def test_a_stage_of_a_pipe_takes_its_arguments_by_name() -> None:
     reference = copy.deepcopy(model)
     spec = {"layers.2": api.SplitPoint.END}
     pipe = api.pipeline(model, (x[:2],), {"scale": scale[:2]}, split_spec=spec)
-    stage = pipe.build_stage(s, CPU)
+    alone = init_device_mesh("cpu", (2, 1), mesh_dim_names=("pp", "dp")).get_group("dp")
+    wrapped = DistributedDataParallel(pipe.get_stage_module(s), process_group=alone)
+    stage = api.build_stage(wrapped, s, pipe.info(), CPU)
     schedule = api.Schedule1F1B(stage, 4, functional.mse_loss)
     result = _feed(schedule, num_stages, [s], (x,), y, scale=scale)
     losses = []
@@ -99,5 +103,5 @@ def test_a_stage_of_a_pipe_takes_its_arguments_by_name() -> None:
     if result.losses:
         same(torch.stack(result.losses), torch.stack(losses).detach())
     expected = dict(reference.named_parameters())
-    for name, parameter in stage.submod.named_parameters():
+    for name, parameter in wrapped.module.named_parameters():
         same(parameter.grad, expected[name].grad, name)

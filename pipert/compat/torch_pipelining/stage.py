@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 
 from pipert.processes.group import as_group
 from pipert.stages import Stages
@@ -98,7 +97,6 @@ class _PipelineStageBase:
                 "dw_builder: pipert's engine takes backward apart itself, at every operator "
                 "(docs/backward.md): expected None"
             )
-        _refuse_replicas(submodule)
         if group is not None:
             group = as_group(group)
         elif dist.is_available() and dist.is_initialized():
@@ -234,18 +232,6 @@ def build_stage(
         group: as of PipelineStage.
     """
     return _PipelineStage(stage_module, stage_index, pipe_info, device, group)
-
-
-def _refuse_replicas(module: Any) -> None:
-    """They would reduce the gradients of each microbatch, and not know of W."""
-    kinds = (nn.parallel.DistributedDataParallel, FSDPModule)
-    for name, part in module.named_modules() if isinstance(module, nn.Module) else ():
-        if isinstance(part, kinds):
-            raise NotImplementedError(
-                f"{name or 'the stage'} is wrapped in {type(part).__name__}, which reduces the "
-                "gradients of each microbatch: expected the plain module; average the gradients "
-                "over its replicas after the step"
-            )
 
 
 def _check_example(name: str, example: Any) -> None:
