@@ -9,9 +9,11 @@ import torch
 from models import WIDTH, data, same
 from test_distributed_compat import (
     CPU,
+    LOOPED,
     ONE_STAGE,
     OURS,
     THEIRS,
+    V_SHAPED,
     _feed,
     _import,
     _own_stages,
@@ -78,6 +80,45 @@ def _run_traced(package: str, name: str, cuts: list[str]) -> dict[str, object]:
 @pytest.mark.processes(2)
 def test_a_traced_script_gets_torchs_bits_with_the_other_import(name: str, cuts: list) -> None:
     _same_everything(_run_traced(OURS, name, cuts), _run_traced(THEIRS, name, cuts))
+
+
+class _Skipping(_Traced):
+    """What its first layer makes goes to all others, and to the head."""
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        first = x = torch.tanh(self.layers[0](x))
+        for layer in self.layers[1:]:
+            x = torch.tanh(layer(x)) * first
+        return self.head(x) + first
+
+
+@pytest.mark.parametrize("name", [*ONE_STAGE, *LOOPED, *V_SHAPED])
+@pytest.mark.processes(2)
+def test_skip_edges_of_a_traced_script_have_the_plain_loops_bits(name: str) -> None:
+    """PyTorch's traced stages hang under V-shaped schedules, without skips too."""
+    api, schedules = _import(OURS)
+    own, num_stages = _own_stages(name)
+    cuts = ["layers.2"] if num_stages == 2 else ["layers.1", "layers.3", "head"]
+    model, (x, y) = _Skipping(), data(8)
+    reference = copy.deepcopy(model)
+    pipe = api.pipeline(model, (x[:2],), split_spec=dict.fromkeys(cuts, api.SplitPoint.BEGINNING))
+    assert len(pipe.stages.skip_edges) == num_stages - 2  # from the first to all but the next
+    stages = [pipe.build_stage(s, CPU) for s in own]
+    schedule = schedules.get_schedule_class(name)(
+        stages[0] if name in ONE_STAGE else stages, 4, functional.mse_loss
+    )
+    result = _feed(schedule, num_stages, own, (x,), y)
+    losses = [
+        functional.mse_loss(reference(p), q) for p, q in zip(x.chunk(4), y.chunk(4), strict=True)
+    ]
+    for loss in reversed(losses) if name == "LoopedBFS" else losses:
+        (loss / 4).backward()
+    if result.losses:
+        same(torch.stack(result.losses), torch.stack(losses).detach())
+    gradients = {n: p.grad for n, p in reference.named_parameters()}
+    for stage in stages:
+        for parameter_name, parameter in stage.submod.named_parameters():
+            same(parameter.grad, gradients[parameter_name], parameter_name)
 
 
 @pytest.mark.processes(2)
