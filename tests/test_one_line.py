@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 import pipert
-from pipert.compat.torchgpipe import GPipe
+from pipert.compat.torchgpipe import GPipe, balance_by_size, balance_by_time
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -87,3 +87,22 @@ def test_torchgpipes_line_makes_a_pipeline_of_threads():
         GPipe(net)
     with pytest.raises(ValueError, match="checkpoint must be 'always', 'except_last' or 'never'"):
         GPipe(net, [2, 2], checkpoint="sometimes")
+
+
+def test_torchgpipes_users_balance_and_defer_batch_norm():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.BatchNorm1d(WIDTH), nn.Linear(WIDTH, 512), nn.Linear(512, 512), nn.Linear(512, WIDTH)
+    )
+    x, y = batch()
+    assert sum(balance_by_time(2, net, x[:4])) == 4
+    balance = balance_by_size(2, net, x[:4])
+    assert balance == [2, 2]
+    whole = copy.deepcopy(net[0])
+    whole(x)
+    options = {"chunks": 4, "deferred_batch_norm": True, "loss_fn": functional.mse_loss}
+    with GPipe(net, balance, checkpoint="always", **options) as pipe:
+        pipe.step(x, target=y)
+    assert net[0].num_batches_tracked == 1
+    torch.testing.assert_close(net[0].running_mean, whole.running_mean)
+    torch.testing.assert_close(net[0].running_var, whole.running_var)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pipert.one_line import pipeline
 from pipert.pipeline import Pipeline
+from pipert.split import split
 
 _RECOMPUTE = {"always": "all", "except_last": "except_last", "never": "none"}
 
@@ -17,6 +18,7 @@ def GPipe(  # noqa: N802 - torchgpipe's class
     devices: Any = None,
     chunks: int = 1,
     checkpoint: str = "except_last",
+    deferred_batch_norm: bool = False,
     *,
     loss_fn: Callable[..., Tensor] | None = None,
     **options: Any,
@@ -34,6 +36,9 @@ def GPipe(  # noqa: N802 - torchgpipe's class
         chunks: how many microbatches a batch is cut into.
         checkpoint: which microbatches keep their input alone and run forward again: "always",
             "except_last" or "never".
+        deferred_batch_norm: whether batch norms update their running statistics once a pass, from
+            the whole batch. Their variance is torch's, that of a sample; torchgpipe's is divided by
+            the number of values.
         loss_fn: as of Pipeline.
         **options: of Pipeline.
 
@@ -59,5 +64,27 @@ def GPipe(  # noqa: N802 - torchgpipe's class
         schedule="gpipe",
         devices=devices,
         recompute=_RECOMPUTE[checkpoint],
+        deferred_batch_norm=deferred_batch_norm,
         **options,
     )
+
+
+def balance_by_time(partitions: int, module: nn.Sequential, sample: Any) -> list[int]:
+    """How many layers each stage has, if all are to take the same time.
+
+    Args:
+        partitions: how many stages.
+        module: the unpartitioned model.
+        sample: a microbatch: a tensor, or a tuple for a model that takes a tuple.
+    """
+    return _sizes(partitions, module, sample, "time")
+
+
+def balance_by_size(partitions: int, module: nn.Sequential, sample: Any) -> list[int]:
+    """How many layers each stage has, if all are to take the same memory; see `balance_by_time`."""
+    return _sizes(partitions, module, sample, "memory")
+
+
+def _sizes(partitions: int, module: nn.Sequential, sample: Any, balance: str) -> list[int]:
+    stages = split(module, partitions, example_args=(sample,), balance=balance)
+    return [len(stage) for stage in stages]
