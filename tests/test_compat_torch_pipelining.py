@@ -163,8 +163,6 @@ def test_a_stage_that_cannot_be_is_refused():
         PipelineStage(module, 3, 2, CPU)
     with pytest.raises(NotImplementedError, match="dw_builder: "):
         PipelineStage(module, 0, 2, CPU, dw_builder=lambda: lambda: None)
-    with pytest.raises(NotImplementedError, match="get_mesh: "):
-        PipelineStage(module, 0, 2, CPU, get_mesh=lambda *names: None)
     with pytest.raises(TypeError, match="input_args must be a tensor or a tuple of tensors"):
         PipelineStage(module, 0, 2, CPU, input_args=8)
     PipelineStage(module, 0, 2, CPU, input_args=torch.ones(2), output_args=(torch.ones(2),))

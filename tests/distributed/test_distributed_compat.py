@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from models import WIDTH, data, layers, plain_loop, same, within
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.nn import functional
 
 import pipert
@@ -169,6 +171,68 @@ def _with_specs(package: str) -> dict[str, object]:
 @pytest.mark.processes(2)
 def test_chunk_specs_merged_outputs_keywords_and_summed_gradients_are_torchs() -> None:
     _same_everything(_with_specs(OURS), _with_specs(THEIRS))
+
+
+class _Sharded(nn.Module):
+    """A linear whose rows are spread over a mesh, and with them its output."""
+
+    def __init__(self, stage: int, mesh: DeviceMesh) -> None:
+        super().__init__()
+        torch.manual_seed(stage)
+        self.weight = nn.Parameter(distribute_tensor(torch.randn(WIDTH, WIDTH), mesh, [Shard(0)]))
+        self.mesh = mesh
+
+    def forward(self, x: Tensor) -> DTensor:
+        if not isinstance(x, DTensor):
+            x = DTensor.from_local(x, self.mesh, [Replicate()])
+        return torch.tanh(functional.linear(x, self.weight))
+
+
+def _dtensor_loss(output: DTensor, target: Tensor) -> Tensor:
+    return functional.mse_loss(output.full_tensor(), target)
+
+
+def _with_dtensors(package: str, name: str) -> dict[str, object]:
+    api, schedules = _import(package)
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pp", "tp"))
+    tp, rank = mesh["tp"], mesh.get_local_rank("pp")
+    own = [rank] if name == "1F1B" else [rank, 3 - rank]
+    num_stages = 2 * len(own)
+    options = {"group": mesh.get_group("pp"), "get_mesh": lambda names, layout: mesh[names]}
+    stages = [api.PipelineStage(_Sharded(s, tp), s, num_stages, CPU, **options) for s in own]
+    schedule = schedules.get_schedule_class(name)(
+        stages[0] if len(stages) == 1 else stages, 4, _dtensor_loss
+    )
+    x, y = data(8)
+    losses = _feed(schedule, num_stages, own, (x,), y).losses
+    gradients = [stage.submod.weight.grad.full_tensor() for stage in stages]
+    return {"losses": [loss.detach() for loss in losses], "gradients": gradients}
+
+
+@pytest.mark.parametrize("name", ["1F1B", "DualPipeV"])
+@pytest.mark.processes(4)
+def test_dtensors_go_from_stage_to_stage_with_torchs_bits(name: str) -> None:
+    _same_everything(_with_dtensors(OURS, name), _with_dtensors(THEIRS, name))
+
+
+@pytest.mark.processes(4)
+def test_a_dtensor_whose_mesh_nobody_finds_says_so() -> None:
+    api, _ = _import(OURS)
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pp", "tp"))
+    [s], group = [mesh.get_local_rank("pp")], mesh.get_group("pp")
+    module = _Sharded(s, mesh["tp"])
+    stage = api.PipelineStage(module, s, 2, CPU, group=group, get_mesh=lambda *key: None)
+    schedule = api.Schedule1F1B(stage, 4, _dtensor_loss)
+    x, y = data(8)
+    with pytest.raises(
+        pipert.PipelineError, match=r"dimensions \('tp',\), .* expected .*get_mesh="
+    ):
+        _feed(schedule, 2, [s], (x,), y)
+    example = DTensor.from_local(torch.empty(2, WIDTH // 2), mesh["tp"], [Shard(1)])
+    stage = api.PipelineStage(module, s, 2, CPU, input_args=example, group=group)
+    schedule = api.Schedule1F1B(stage, 4, _dtensor_loss)
+    _feed(schedule, 2, [s], (x,), y)
+    assert isinstance(module(x), DTensor)
 
 
 @pytest.mark.processes(2)

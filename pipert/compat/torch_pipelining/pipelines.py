@@ -90,6 +90,9 @@ def _whole_model(stages: Sequence[_PipelineStageBase], problem: str) -> Sequence
     """
     first = stages[0]
     here = {} if problem else {stage.stage_index: stage.submod for stage in stages}
+    for stage in stages:
+        if stage._edges is not None:
+            stage._edges.put_on(stage.submod)
     refuse = functools.partial(_refuse, problem or "the stage belongs to another rank")
     whole = [here.get(s, refuse) for s in range(first.num_stages)]
     wired = first._stages

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from pipert.compat.torch_pipelining.dtensors import DTensorEdges, is_dtensor
 from pipert.processes.group import as_group
 from pipert.stages import Stages
 
@@ -120,6 +121,7 @@ class _PipelineStageBase:
         self.grad_recv_info: dict[int, Any] = {}
         self.stage_index_to_group_rank = {s: s % self.group_size for s in range(num_stages)}
         self._stages: Stages | None = None
+        self._edges: DTensorEdges | None = None
 
     @property
     def is_first(self) -> bool:
@@ -159,7 +161,9 @@ class PipelineStage(_PipelineStageBase):
         submodule, stage_index, num_stages, device, group, dw_builder: see _PipelineStageBase.
         input_args, output_args, output_grads, input_grads: example tensors. Not needed: shapes
             travel with each message, and may change from one microbatch to the next.
-        get_mesh: must be None.
+        get_mesh: `get_mesh(mesh_dim_names, mesh_layout)` gives the mesh of DTensors that the stage
+            before hands over. Where stages exchange DTensors all must have it, or DTensors
+            among their examples, whose meshes are then known.
     """
 
     def __init__(
@@ -177,18 +181,15 @@ class PipelineStage(_PipelineStageBase):
         get_mesh: "Callable[..., Any] | None" = None,
     ) -> None:
         super().__init__(submodule, stage_index, num_stages, device, group, dw_builder)
-        for name, example in (
-            ("input_args", input_args),
-            ("output_args", output_args),
-            ("output_grads", output_grads),
-            ("input_grads", input_grads),
-        ):
-            _check_example(name, example)
-        if get_mesh is not None:
-            raise NotImplementedError(
-                "get_mesh: a stage must hand over plain tensors, not DTensors of which the next "
-                "rank would have to find the mesh: expected None"
-            )
+        given = {
+            "input_args": input_args,
+            "output_args": output_args,
+            "output_grads": output_grads,
+            "input_grads": input_grads,
+        }
+        examples = [e for name, example in given.items() for e in _examples(name, example)]
+        if get_mesh is not None or any(map(is_dtensor, examples)):
+            self._edges = DTensorEdges(examples, get_mesh, self.is_first, self.is_last)
 
 
 class _PipelineStage(_PipelineStageBase):
@@ -234,10 +235,11 @@ def build_stage(
     return _PipelineStage(stage_module, stage_index, pipe_info, device, group)
 
 
-def _check_example(name: str, example: Any) -> None:
-    values = example if isinstance(example, tuple | list) else (example,)
+def _examples(name: str, given: Any) -> list[torch.Tensor]:
+    values = given if isinstance(given, tuple | list) else (given,)
     for value in values:
         if value is not None and not isinstance(value, torch.Tensor):
             raise TypeError(
                 f"{name} must be a tensor or a tuple of tensors, got {type(value).__name__}"
             )
+    return [value for value in values if value is not None]
