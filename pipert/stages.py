@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from pipert import _C
 from pipert.balancing.stage_table import stage_table
 from pipert.tied_weights.tied import Tied as Tied
-from pipert.tied_weights.tied import check_ties, find_ties, merge_ties
+from pipert.tied_weights.tied import check_ties, find_ties, merge_ties, ties_by_name
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,17 @@ class Stages(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         return self._modules[index]
+
+    def tie(self, groups: Iterable[Sequence[str]]) -> None:
+        """Declares that parameters are one, beside those that are known to be.
+
+        Args:
+            groups: for each such parameter all its names in the unpartitioned model.
+
+        Raises:
+            ValueError, TypeError: these aren't names of parameters; the message says which.
+        """
+        self.tied = merge_ties([*self.tied, *ties_by_name(groups, self.names)])
 
     @property
     def skip_edges(self) -> list[SkipEdge]:

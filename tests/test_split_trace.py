@@ -162,6 +162,73 @@ def test_an_encoder_and_a_decoder_share_one_embedding(at, has_mask):
     assert_same(model, stages, words(4, 7), **other)
 
 
+class Shows(UNet):
+    """Returns what its first level makes, too."""
+
+    def forward(self, x):
+        early = self.down[0](x).relu()
+        return {"up": super().forward(x), "shown": [early, early + 1]}
+
+
+def test_outputs_that_nobody_wants_do_not_travel():
+    x = torch.randn(3, 6)
+    model = Shows()
+    both = split(model, x, at=["middle", "up.2"])
+    few = split(model, x, at=["middle", "up.2"], outputs=["up"], check="gradients")
+    carried = {edge[:2]: edge.values for edge in both.skip_edges}
+    pruned = {edge[:2]: edge.values for edge in few.skip_edges}
+    assert len(pruned[0, 2]) < len(carried[0, 2])
+    got = run_in_turn(few, (x,))
+    assert torch.equal(got["up"], model(x)["up"])
+    assert got["shown"] == [None, None]
+    assert "add" not in few[0].code
+
+
+@pytest.mark.parametrize(
+    ("outputs", "error", "message"),
+    [
+        (
+            ["upp"],
+            ValueError,
+            "returns: expected some of up, shown; got 'upp': did you mean",
+        ),
+        ([0], ValueError, "got 0"),
+        ([], ValueError, "outputs must name one at least"),
+        ("up", TypeError, "outputs must be names in what forward returns"),
+    ],
+)
+def test_outputs_that_are_not_there_are_refused(outputs, error, message):
+    with pytest.raises(error, match=message):
+        split(Shows(), torch.randn(3, 6), at=["middle"], outputs=outputs)
+
+
+def test_a_model_of_one_output_returns_that():
+    with pytest.raises(ValueError, match="UNet returns one value"):
+        split(UNet(), torch.randn(3, 6), at=["middle"], outputs=[0])
+    with pytest.raises(ValueError, match="outputs are for cuts by tracing and by plan"):
+        pipert.split(mlp(4), 2, outputs=[0])
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_stages_cut_at_names_have_costs_where_a_balance_asks_for_them(device):
+    x = torch.randn(3, 6)
+    with torch.device(device):
+        model = UNet()
+    at = ["middle", "up.1"]
+    assert split(model, x, at=at).costs is None
+    stages = split(model, x, at=at, balance="time")
+    costs = stages.costs
+    assert costs.is_estimated == (device == "meta")
+    assert min(*costs.forward, *costs.input[1:], *costs.weight) > 0
+    assert costs.input[0] == 0  # x needs no gradient
+    # x, and what three ReLUs return.
+    assert costs.activation_bytes[0] == 4 * x.nbytes
+    schedule = pipert.Schedule.build("1f1b", num_ranks=3, num_microbatches=4)
+    assert schedule.simulate(costs).makespan > sum(costs.forward)
+    with pytest.raises(ValueError, match="memory_limit is for cuts that split chooses"):
+        split(model, x, at=at, memory_limit=1e6)
+
+
 def test_what_depends_on_arguments_alone_is_computed_where_it_is_read():
     stages = split(EncoderDecoder(), words(), words(), at=["decoder"])
     assert stages.specs[0].arguments == ("ids",)

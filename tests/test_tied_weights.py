@@ -210,12 +210,42 @@ def test_declared_weights_become_the_owners(devices):
     [
         (((0, "0.weight"),), "must have two uses at least, got"),
         (((0, "0.weight"), (2, "5.weight")), "stages from 0 to 1, got 5.weight in stage 2"),
-        (((0, "0.weigth"), (1, "5.weight")), r"stage 0 has no parameter 0\.weigth.*mean 0\.weight"),
+        (
+            ((0, "0.weigth"), (1, "5.weight")),
+            "has no parameter 0.weigth.*mean '0.weight'",
+        ),
     ],
 )
 def test_what_can_not_be_tied_is_refused(uses, message):
     with pytest.raises(ValueError, match=message):
         untied_stages(uses)
+
+
+def test_split_takes_the_names_of_what_is_tied():
+    model = language_model(tied=False)
+    reference = copy.deepcopy(model)
+    reference[5].weight = reference[0].weight
+    stages = pipert.split(model, 2, balance="uniform", tied=[("0.weight", "5.weight")])
+    assert stages.tied == (Tied(((0, "0.weight"), (1, "5.weight"))),)
+    x, y = words(8)
+    with make_pipe(stages) as pipe:
+        pipe.step(x, target=y)
+        plain_loop(reference, x, y, MICROBATCHES, cross_entropy)
+        assert_close_gradients(pipe, reference)
+
+
+@pytest.mark.parametrize(
+    ("tied", "error", "message"),
+    [
+        ([("0.weight", "5.wieght")], ValueError, r"got '5.wieght', which no stage has: did you m"),
+        ([("0.weight",)], ValueError, "two names at least"),
+        (["0.weight"], TypeError, "groups of names of one parameter"),
+        ("0.weight", TypeError, "groups of names of one parameter"),
+    ],
+)
+def test_names_that_are_not_there_cannot_be_tied(tied, error, message):
+    with pytest.raises(error, match=message):
+        pipert.split(language_model(tied=False), 2, tied=tied)
 
 
 def test_tied_weights_must_be_alike():

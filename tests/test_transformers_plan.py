@@ -112,6 +112,57 @@ def test_a_function_says_what_modules_cost():
     assert stages.specs[0].layers == ("model.embed_tokens", "model.layers.0")
 
 
+def test_a_long_head_gets_no_layers_by_time_and_costs_go_with_the_stages():
+    """On the meta device: estimates are the same each time. The mask has padding."""
+    model, batch = LLAMA.make("meta", vocab_size=4096), LLAMA.batch(2)
+    stages = pipert.split(model, 3, example_kwargs=batch, balance="time")
+    assert stages.specs[2].layers == ("model.norm", "lm_head")
+    costs = stages.costs
+    assert costs.is_estimated
+    assert costs.forward[2] > costs.forward[1] > 0
+    assert costs.weight[2] > 0
+    hidden = 2 * 8 * 32 * 4
+    assert costs.bytes == [hidden, hidden, 0]
+    assert [value.bytes for value in stages.values] == [hidden, hidden]
+    schedule = pipert.Schedule.build("1f1b", num_ranks=3, num_microbatches=4)
+    assert schedule.simulate(costs).makespan > sum(costs.forward)
+    assert "time (estimated)" in str(stages)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mamba"])
+def test_layers_are_measured_and_a_rank_s_memory_is_limited(name):
+    toy = TOY_MODELS[name]
+    stages = split_by_plan(toy.make(), 2, example_kwargs=toy.batch(2), balance="memory")
+    kept = stages.costs.activation_bytes
+    assert not stages.costs.is_estimated
+    assert min(*kept, *stages.costs.forward, *stages.costs.weight) > 0
+    how = {"num_stages": 2, "example_kwargs": toy.batch(2), "memory_limit": 1000}
+    with pytest.raises(ValueError, match="no cuts keep the limit"):
+        split_by_plan(toy.make(), **how)
+
+
+def test_a_rank_of_a_v_that_has_embeddings_and_head_gets_no_layers_if_they_cost_half():
+    stages = split_by_plan(
+        LLAMA.make(),
+        placement="v",
+        num_stages=4,
+        balance=lambda path, module: 3 if path in ("model.embed_tokens", "lm_head") else 2,
+    )
+    layers = [sum("layers" in path for path in spec.layers) for spec in stages.specs]
+    assert layers[0] == layers[3] == 0
+
+
+def test_the_last_stage_returns_the_outputs_that_are_asked_for():
+    batch = LLAMA.batch(2)
+    expected = LLAMA.make()(**batch).logits
+    stages = pipert.split(LLAMA.make(), 2, example_kwargs=batch, outputs=["logits"])
+    got = run_in_turn(stages, kwargs=batch)
+    assert list(got) == ["logits"]
+    assert torch.equal(got.logits, expected)
+    with pytest.raises(ValueError, match="returns: expected some of loss, logits; got 'logit'"):
+        split_by_plan(LLAMA.make(), 2, example_kwargs=batch, outputs=["logit"])
+
+
 def test_arguments_by_position_have_the_model_s_names():
     model, plain = LLAMA.make(), LLAMA.make()
     batch = LLAMA.batch(2)
@@ -290,12 +341,16 @@ def test_first_values_do_not_depend_on_the_partition(name):
         ({"num_stages": 5}, "num_stages must be from 1 to 4"),
         ({"num_stages": 0}, "num_stages must be from 1 to 4"),
         ({"num_stages": 3, "at": ["model.layers.1"]}, "makes 2 stages, got num_stages=3"),
-        ({"at": ["model.layer.1"]}, r"expected one of model\.layers\.1, .*got 'model\.layer\.1'"),
-        ({"at": ["model.layers.2", "model.layers.1"]}, "in order, got 'model.layers.1'"),
+        ({"at": ["model.layer.1"]}, r"got 'model\.layer\.1': did you mean 'model\.layers\.1'"),
+        ({"at": ["model.layers.2", "model.layers.1"]}, "in order; got 'model.layers.1'"),
         ({"at": ["model.embed_tokens"]}, "at must name layers"),
         ({"num_stages": 2, "balance": [1, 2]}, "2 numbers with the sum 4"),
         ({"num_stages": 3, "balance": [2, 0, 2]}, "positive but for the first and the last"),
         ({"num_stages": 2, "balance": "best"}, "balance must be 'parameters'"),
+        ({"num_stages": 2, "balance": lambda *layer: -1}, r"for layer model\.embed_tokens got -1"),
+        ({"num_stages": 2, "balance": "time"}, "expected example_args or example_kwargs, the arg"),
+        ({"num_stages": 3, "placement": "v"}, "a V has two stages on each rank"),
+        ({"at": ["model.layers.1"], "memory_limit": 1}, "memory_limit is for cuts that split"),
         ({"num_stages": 2, "example_kwargs": {"use_cache": True}}, "expected no use_cache"),
         (
             {"num_stages": 2, "example_kwargs": {"output_attentions": True}},

@@ -1,5 +1,6 @@
 """Balance: which layers a stage gets, so that the longest rank is as short as can be."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from pipert import _C
-from pipert.balancing.layer_profile import LayerProfile
+from pipert.balancing.layer_profile import LayerProfile, add_up
 from pipert.balancing.stage_placement import PlacementLike, StagePlacement
 from pipert.stages import StageCosts
 
@@ -113,21 +114,35 @@ def costs_of(cuts: Cuts, output_bytes: Sequence[int] | None = None) -> StageCost
     """
     if cuts.profiles is None:
         return None
-    stages: list[list[LayerProfile]] = []
-    begin = 0
-    for size in cuts.sizes:
-        stages.append(cuts.profiles[begin : begin + size])
-        begin += size
-    if output_bytes is None:
-        output_bytes = [stage[-1].output_bytes for stage in stages]
+    edges = itertools.pairwise([0, *itertools.accumulate(cuts.sizes)])
+    stages = [add_up("", cuts.profiles[begin:end]) for begin, end in edges]
     return StageCosts(
-        forward=[sum(layer.forward for layer in stage) for stage in stages],
-        input=[sum(layer.input for layer in stage) for stage in stages],
-        weight=[sum(layer.weight for layer in stage) for stage in stages],
-        bytes=output_bytes,
-        activation_bytes=[sum(layer.saved_bytes for layer in stage) for stage in stages],
-        is_estimated=any(layer.is_estimated for layer in cuts.profiles),
+        forward=[stage.forward for stage in stages],
+        input=[stage.input for stage in stages],
+        weight=[stage.weight for stage in stages],
+        bytes=output_bytes or [stage.output_bytes for stage in stages],
+        activation_bytes=[stage.saved_bytes for stage in stages],
+        is_estimated=any(stage.is_estimated for stage in stages),
     )
+
+
+def layer_cost(balance: Callable[[str, Any], float], path: str, layer: Any) -> float:
+    """What a function says that a layer costs.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    value = balance(path, layer)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not math.isfinite(number) or number < 0:
+        raise ValueError(
+            f"balance must return a finite number that is at least 0; for layer {path} got "
+            f"{value!r}"
+        )
+    return number
 
 
 def state_bytes(layer: Any) -> int:
@@ -163,7 +178,7 @@ def _work(layers: Layers, balance: Balance, profiles: list[LayerProfile] | None)
     if balance == "uniform":
         return [1.0] * len(layers)
     if callable(balance):
-        return [_number(balance(path, layer), path) for path, layer in layers]
+        return [layer_cost(balance, path, layer) for path, layer in layers]
     return [
         float(sum(p.numel() for p in layer.parameters())) if isinstance(layer, nn.Module) else 0.0
         for _, layer in layers
@@ -188,19 +203,6 @@ def _step(
         )
     schedule = placed.usual_schedule()
     return {} if schedule is None else {"schedule": schedule, "costs": costs}
-
-
-def _number(value: Any, path: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = -1.0
-    if not math.isfinite(number) or number < 0:
-        raise ValueError(
-            f"balance must return a finite number that is at least 0; for layer {path} got "
-            f"{value!r}"
-        )
-    return number
 
 
 def _memory(layers: Layers, profiles: list[LayerProfile], placed: StagePlacement) -> _C.Measure:

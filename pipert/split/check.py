@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -11,6 +10,8 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from pipert.split.in_turn import run_in_turn
+from pipert.split.outputs import Outputs, only
 from pipert.stages import Stages
 
 Check = bool | Literal["gradients"]
@@ -24,6 +25,7 @@ def check_same(
     own_kwargs: Mapping[str, Any],
     with_gradients: bool,
     advice: str,
+    outputs: Outputs = None,
 ) -> None:
     """Runs the model and its stages on the example, in the mode that they are in.
 
@@ -37,14 +39,18 @@ def check_same(
         own_kwargs: more of them, which the stages have inside.
         with_gradients: whether to compare the parameters' gradients too, of the sum of all outputs.
         advice: the end of the message, if outputs differ.
+        outputs: those of the model that the stages return; None: all.
 
     Raises:
         ValueError: an output or a gradient differs; the message says which.
     """
-    plain = functools.partial(model, **own_kwargs)
+
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        return only(outputs, model(*args, **kwargs, **own_kwargs), type(model).__name__)
+
     expected, expected_gradients = _run(model, plain, args, kwargs, with_gradients)
     got, got_gradients = _run(
-        model, lambda *a, **k: _in_turn(stages, a, k), args, kwargs, with_gradients
+        model, lambda *a, **k: run_in_turn(stages, a, k), args, kwargs, with_gradients
     )
     name = type(model).__name__
     if expected.keys() != got.keys():
@@ -64,21 +70,6 @@ def check_same(
                 f"the stages of {name} don't compute its gradients: that of {path} differs"
                 f"{_by_how_much(value, got_gradients[path])}"
             )
-
-
-def _in_turn(stages: Stages, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """What the last stage returns, with gradients from stage to stage."""
-    assert stages.specs is not None
-    arguments = {**dict(zip(stages.arguments, args, strict=False)), **kwargs}
-    values: dict[str, Any] = {}
-    result = None
-    for stage, spec in zip(stages, stages.specs, strict=True):
-        result = stage(
-            *(values[name] for name in spec.inputs),
-            **{name: arguments[name] for name in spec.arguments if name in arguments},
-        )
-        values.update(zip(spec.outputs, result, strict=True) if spec.outputs else ())
-    return result
 
 
 def _run(

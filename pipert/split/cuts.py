@@ -1,12 +1,12 @@
 """Cuts that the caller names, or leaves to a balance."""
 
-import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipert.balancing.balance import Balance, Cuts, choose_cuts, needs_profiles
 from pipert.balancing.layer_profile import LayerProfile
 from pipert.balancing.stage_placement import PlacementLike
+from pipert.near_names import near_names
 
 
 def cuts_of(
@@ -61,7 +61,7 @@ def _sizes_at(pieces: Sequence[Sequence[str]], at: Sequence[str]) -> list[int]:
         ]
         if not inside:
             known = [path for paths in pieces for path in paths]
-            near = suggestion(point, known)
+            near = near_names(point, known)
             raise ValueError(
                 f"at names no layer: expected one of {', '.join(known)}; got {point!r}{near}"
             )
@@ -71,9 +71,3 @@ def _sizes_at(pieces: Sequence[Sequence[str]], at: Sequence[str]) -> list[int]:
             )
         starts.append(inside[0])
     return [end - start for start, end in zip(starts, [*starts[1:], len(pieces)], strict=True)]
-
-
-def suggestion(name: str, known: Sequence[str]) -> str:
-    """The known name that is nearest, as a question."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f": did you mean {near[0]!r}?" if near else ""

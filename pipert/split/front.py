@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from torch import nn
@@ -13,6 +14,7 @@ from pipert.split import structure
 from pipert.split.check import Check
 from pipert.split.example import is_on_meta
 from pipert.split.layer_list import LayerList
+from pipert.split.outputs import Outputs, check_outputs
 from pipert.split.points import points_of
 from pipert.stages import Stages
 
@@ -35,6 +37,8 @@ def split(
     placement: PlacementLike = None,
     leaf_functions: Iterable[Callable[..., Any]] = (),
     fixed_batch: bool = False,
+    outputs: Outputs = None,
+    tied: Iterable[Sequence[str]] = (),
     check: Check = True,
 ) -> Stages:
     """Cuts a model into stages that hold its own submodules and parameters.
@@ -79,6 +83,12 @@ def split(
             whose result depends on the values of tensors. They run as they are in the stage.
         fixed_batch: by tracing: whether to take a model that fixes the batch dimension. It then
             takes microbatches of the example's size alone.
+        outputs: by tracing and by plan: what the last stage returns, by name (or place) in what the
+            model does, such as ["loss", "logits"]; in place of all else it has None. What only
+            other outputs need then doesn't travel, nor is it computed where that can be left out.
+        tied: parameters that are one beside those that the model has as one object: for each a
+            group of names, such as ("embed.weight", "head.weight"). For those that are built, or
+            loaded, apart.
         check: by tracing, and by plan where there is an example: whether to run the model and its
             stages on it, and to compare the outputs, bit for bit; "gradients": those of all
             parameters too. Models on the meta device can't be checked.
@@ -97,66 +107,50 @@ def split(
         if at is not None:
             raise ValueError("expected at or pipeline_cuts, which mean the same; got both")
         at = pipeline_cuts
-    kwargs = example_kwargs or {}
     check_balance(balance)
-    num_stages = _num_stages(num_stages, at, balance, placement)
-    limits = _Limits(memory_limit, placement)
-
-    def by_structure() -> Stages:
-        return structure.split(
-            model, num_stages, at, example_args, kwargs, balance, layers=layers, **limits._asdict()
-        )
-
-    if layers is not None:
-        if by not in ("auto", "structure"):
-            raise ValueError(f"layers are for a cut by structure, got by={by!r}")
-        return by_structure()
-    if not isinstance(model, nn.Module):
-        if by not in ("auto", "structure"):
-            raise ValueError(f"a list of layers can only be cut by structure, got by={by!r}")
-        return by_structure()
-    structure.check_types(model, num_stages, at, example_args, layers)
-    way = _way(model, at, example_args, kwargs) if by == "auto" else by
-    if way == "either":
-        try:
-            return by_structure()
-        except ValueError:
-            way = "trace"
-    if way == "structure":
-        return by_structure()
-    if way == "plan":
-        if limits != _Limits():
-            raise ValueError(
-                "memory_limit and placement are for cuts by structure and by tracing: expected "
-                'by="trace" with them, got a model that is cut by its plan'
-            )
-        plan = _transformers().split_by_plan
-        made: Stages = plan(model, num_stages, at, example_args or (), kwargs, balance, check)
-        return made
-    if example_args is None and example_kwargs is None:
-        raise ValueError(
-            f"expected example_args or example_kwargs, to trace {type(model).__name__} with; "
-            "got None"
-        )
-    return _by_trace(
-        model,
-        num_stages,
-        at,
-        example_args or (),
-        kwargs,
-        balance,
-        limits,
-        leaf_functions,
-        fixed_batch,
-        check,
+    check_outputs(outputs)
+    asked = _Asked(
+        model=model,
+        num_stages=_num_stages(num_stages, at, balance, placement),
+        at=at,
+        example_args=example_args,
+        example_kwargs=example_kwargs,
+        balance=balance,
+        layers=layers,
+        limits=_Limits(memory_limit, placement),
+        leaf_functions=leaf_functions,
+        fixed_batch=fixed_batch,
+        outputs=outputs,
+        check=check,
     )
+    stages = _BY_WAY[_way(asked, by)](asked)
+    stages.tie(tied)
+    return stages
 
 
 class _Limits(NamedTuple):
     """What a balance goes by beside its measure."""
 
-    memory_limit: float | Sequence[float] | None = None
-    placement: PlacementLike = None
+    memory_limit: float | Sequence[float] | None
+    placement: PlacementLike
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The arguments of `split`, which see."""
+
+    model: Any
+    num_stages: int | None
+    at: Sequence[str] | None
+    example_args: tuple[Any, ...] | None
+    example_kwargs: Mapping[str, Any] | None
+    balance: Balance
+    layers: str | Sequence[str] | LayerList | None
+    limits: _Limits
+    leaf_functions: Iterable[Callable[..., Any]]
+    fixed_batch: bool
+    outputs: Outputs
+    check: Check
 
 
 def _num_stages(
@@ -172,43 +166,90 @@ def _num_stages(
     return None
 
 
-def _way(
-    model: nn.Module,
-    at: Sequence[str] | None,
-    example_args: tuple[Any, ...] | None,
-    kwargs: Mapping[str, Any],
-) -> Literal["structure", "plan", "trace", "either"]:
-    """The way that fits a model; "either": by structure if it runs its children in order."""
+def _way(asked: _Asked, by: Way) -> Literal["structure", "plan", "trace", "either"]:
+    """The way that is asked for, or else that fits the model."""
+    for is_given, what in (
+        (asked.layers is not None, "layers are for a cut"),
+        (not isinstance(asked.model, nn.Module), "a list of layers can only be cut"),
+    ):
+        if is_given:
+            if by not in ("auto", "structure"):
+                raise ValueError(f"{what} by structure, got by={by!r}")
+            return "structure"
+    structure.check_types(asked.model, asked.num_stages, asked.at, asked.example_args, asked.layers)
+    return _way_that_fits(asked) if by == "auto" else by
+
+
+def _way_that_fits(asked: _Asked) -> Literal["structure", "plan", "trace", "either"]:
+    """As `_way`; "either": by structure if it runs its children in order."""
+    model, args, kwargs = asked.model, asked.example_args, asked.example_kwargs
     is_marked = bool(points_of(model, None))
     if isinstance(model, nn.Sequential) and type(model).forward is nn.Sequential.forward:
         return "trace" if is_marked else "structure"
     if (
-        at is None
+        asked.at is None
         and not is_marked
         and _is_of_transformers(model)
         and _transformers().has_plan(model)
     ):
         return "plan"
-    if example_args is None and not kwargs:
+    if args is None and not kwargs:
         return "structure"  # which says why it needs an example
-    one_by_one = len(example_args or ()) == 1 and not kwargs and not is_marked
-    return "either" if one_by_one and not is_on_meta(model) else "trace"
+    one_by_one = len(args or ()) == 1 and not kwargs and not is_marked
+    can_be_either = one_by_one and asked.outputs is None and not is_on_meta(model)
+    return "either" if can_be_either else "trace"
 
 
-def _by_trace(
-    model: nn.Module,
-    num_stages: int | None,
-    at: Sequence[str] | None,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    balance: Balance,
-    limits: _Limits,
-    leaf_functions: Iterable[Callable[..., Any]],
-    fixed_batch: bool,
-    check: Check,
-) -> Stages:
+def _by_structure(asked: _Asked) -> Stages:
+    if asked.outputs is not None:
+        raise ValueError(
+            "outputs are for cuts by tracing and by plan: expected None, since layers that run one "
+            f"after the other return what the last one does; got {list(asked.outputs)}"
+        )
+    return structure.split(
+        asked.model,
+        asked.num_stages,
+        asked.at,
+        asked.example_args,
+        asked.example_kwargs,
+        asked.balance,
+        layers=asked.layers,
+        **asked.limits._asdict(),
+    )
+
+
+def _by_structure_or_trace(asked: _Asked) -> Stages:
+    try:
+        return _by_structure(asked)
+    except ValueError:
+        return _by_trace(asked)
+
+
+def _by_plan(asked: _Asked) -> Stages:
+    stages: Stages = _transformers().split_by_plan(
+        asked.model,
+        asked.num_stages,
+        asked.at,
+        asked.example_args or (),
+        asked.example_kwargs,
+        asked.balance,
+        asked.check,
+        outputs=asked.outputs,
+        **asked.limits._asdict(),
+    )
+    return stages
+
+
+def _by_trace(asked: _Asked) -> Stages:
     from pipert.split.traced import split_by_trace  # torch.export is slow to import
 
+    model, kwargs = asked.model, asked.example_kwargs or {}
+    if asked.example_args is None and asked.example_kwargs is None:
+        raise ValueError(
+            f"expected example_args or example_kwargs, to trace {type(model).__name__} with; "
+            "got None"
+        )
+    leaf_functions = asked.leaf_functions
     own: Mapping[str, Any] = {}
     if any(map(_is_of_transformers, model.modules())):
         from pipert.integrations.transformers.traced_arguments import traced_arguments
@@ -217,18 +258,26 @@ def _by_trace(
         own = traced_arguments(model, kwargs)
     return split_by_trace(
         model,
-        num_stages,
-        at,
-        args,
+        asked.num_stages,
+        asked.at,
+        asked.example_args or (),
         kwargs,
-        balance=balance,
-        memory_limit=limits.memory_limit,
-        placement=limits.placement,
+        balance=asked.balance,
         own_kwargs=own,
         leaf_functions=leaf_functions,
-        fixed_batch=fixed_batch,
-        check=check,
+        fixed_batch=asked.fixed_batch,
+        outputs=asked.outputs,
+        check=asked.check,
+        **asked.limits._asdict(),
     )
+
+
+_BY_WAY: Mapping[str, Callable[[_Asked], Stages]] = {
+    "structure": _by_structure,
+    "either": _by_structure_or_trace,
+    "plan": _by_plan,
+    "trace": _by_trace,
+}
 
 
 def _is_of_transformers(module: nn.Module) -> bool:

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 from torch import nn
 
 from pipert.balancing.balance import Balance, Cuts, check_balance, costs_of
-from pipert.balancing.layer_profile import LayerProfile, profile_in_turn, to_meta
+from pipert.balancing.example_values import to_meta
+from pipert.balancing.layer_profile import LayerProfile, profile_in_turn
 from pipert.balancing.stage_placement import PlacementLike
 from pipert.split.cuts import cuts_of
 from pipert.split.layer_list import LayerList, ListedModel

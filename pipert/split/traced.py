@@ -9,19 +9,22 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from pipert.balancing.balance import Balance, Cuts, choose_cuts, costs_of
-from pipert.balancing.layer_profile import LayerProfile, profile_calls, record_calls
+from pipert.balancing.balance import Balance, Cuts, choose_cuts, costs_of, needs_profiles
+from pipert.balancing.layer_calls import record_calls
+from pipert.balancing.layer_profile import LayerProfile, profile_calls
 from pipert.balancing.stage_placement import PlacementLike
 from pipert.split.check import Check, check_same
-from pipert.split.cut import Cut, cut, is_mark, simplify
+from pipert.split.cut import Cut, cut, is_mark, leave_out, simplify
 from pipert.split.example import Example, is_on_meta
 from pipert.split.graph_nodes import is_leaf, leaf_of
 from pipert.split.leaf_calls import SPLIT_POINT
+from pipert.split.outputs import Outputs
 from pipert.split.points import Point, points_of
 from pipert.split.stage_code import argument_names, write_stage
 from pipert.split.stage_module import StageModule
+from pipert.split.stage_profile import profile_stages
 from pipert.split.trace import Trace, is_list, trace
-from pipert.stages import Stages, StageSpec, Tied
+from pipert.stages import Stages, StageSpec
 
 
 def split_by_trace(
@@ -37,6 +40,7 @@ def split_by_trace(
     own_kwargs: Mapping[str, Any] | None = None,
     leaf_functions: Iterable[Callable[..., Any]] = (),
     fixed_batch: bool = False,
+    outputs: Outputs = None,
     check: Check = True,
 ) -> Stages:
     """Cuts a model into stages along a trace of its forward; see `pipert.split`.
@@ -54,6 +58,7 @@ def split_by_trace(
             them.
         leaf_functions: see there.
         fixed_batch: see there.
+        outputs: see there.
         check: see there.
     """
     own_kwargs = own_kwargs or {}
@@ -63,6 +68,8 @@ def split_by_trace(
     chooses = num_stages is not None and not points
     opened = _owners_of_lists(model) if chooses else []
     traced = trace(model, example, points, opened, leaf_functions, fixed_batch)
+    if outputs is not None:
+        leave_out(traced, outputs)
     simplify(traced)
     begins = _marks(traced)
     cuts = None
@@ -77,17 +84,18 @@ def split_by_trace(
             profile=partial(_profiles, traced, calls, example_args, all_kwargs),
         )
         begins = [calls[start] for start in itertools.accumulate(cuts.sizes[:-1])]
-    if num_stages is not None and len(begins) != num_stages - 1:
+    elif memory_limit is not None:
         raise ValueError(
-            f"the cuts of {type(model).__name__} make {len(begins) + 1} stages, "
-            f"got num_stages={num_stages}"
+            "memory_limit is for cuts that split chooses: expected num_stages alone, got cuts at "
+            "named places"
         )
-    if not begins and num_stages is None:
-        raise ValueError(
-            f"expected num_stages, at, annotate_split_points or a pipe_split() that the forward of "
-            f"{type(model).__name__} calls, got none of them"
-        )
-    stages = _stages(cut(traced, begins), cuts)
+    _check_count(model, len(begins) + 1, num_stages)
+    stages = _stages(cut(traced, begins))
+    if cuts is None and needs_profiles(balance, memory_limit):
+        profiles = profile_stages(stages, example_args, example_kwargs)
+        cuts = Cuts([1] * len(stages), profiles)
+    if cuts is not None:
+        stages.costs = costs_of(cuts, _bytes_sent(stages))
     if check and not is_on_meta(model):
         check_same(
             model,
@@ -98,8 +106,21 @@ def split_by_trace(
             with_gradients=check == "gradients",
             advice=". A forward that keeps results in attributes, or draws random numbers of its "
             "own, can't be traced",
+            outputs=outputs,
         )
     return stages
+
+
+def _check_count(model: nn.Module, made: int, num_stages: int | None) -> None:
+    if num_stages is not None and made != num_stages:
+        raise ValueError(
+            f"the cuts of {type(model).__name__} make {made} stages, got num_stages={num_stages}"
+        )
+    if made == 1 and num_stages is None:
+        raise ValueError(
+            "expected num_stages, at, annotate_split_points or a pipe_split() that the forward of "
+            f"{type(model).__name__} calls, got none of them"
+        )
 
 
 def _owners_of_lists(model: nn.Module) -> list[str]:
@@ -187,7 +208,7 @@ def _profiles(
     return profile_calls(recorded)
 
 
-def _stages(made: Cut, cuts: Cuts | None) -> Stages:
+def _stages(made: Cut) -> Stages:
     trace = made.trace
     holders = [write_stage(made, stage) for stage in range(len(made.parts))]
     _place_rest(trace.model, holders)
@@ -201,16 +222,15 @@ def _stages(made: Cut, cuts: Cuts | None) -> Stages:
         )
         for stage, part in enumerate(made.parts)
     ]
-    values = list(made.values.values())
-    sent = [sum(v.bytes or 0 for v in values if v.maker == stage) for stage in range(len(modules))]
-    return Stages(
-        modules,
-        specs=specs,
-        values=values,
-        tied=_tied(modules),
-        arguments=trace.positional,
-        costs=None if cuts is None else costs_of(cuts, sent),
-    )
+    return Stages(modules, specs=specs, values=made.values.values(), arguments=trace.positional)
+
+
+def _bytes_sent(stages: Stages) -> list[int]:
+    """By stage, of all that it hands to others."""
+    return [
+        sum(value.bytes or 0 for value in stages.values if value.maker == stage)
+        for stage in range(len(stages))
+    ]
 
 
 def _place_rest(model: nn.Module, holders: Sequence[StageModule]) -> None:
@@ -230,12 +250,3 @@ def _place_rest(model: nn.Module, holders: Sequence[StageModule]) -> None:
             owners.get(id(state), nearest).place_state(name)
     for holder in holders:
         holder.arrange()
-
-
-def _tied(modules: Sequence[nn.Module]) -> list[Tied]:
-    """The parameters that several stages have."""
-    uses: dict[nn.Parameter, list[tuple[int, str]]] = {}
-    for stage, module in enumerate(modules):
-        for name, parameter in module.named_parameters():
-            uses.setdefault(parameter, []).append((stage, name))
-    return [Tied(tuple(places)) for places in uses.values() if len(places) > 1]

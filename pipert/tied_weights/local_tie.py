@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from pipert.local.local_stage import LocalStage
-from pipert.tied_weights.tied import Tied, near_names
+from pipert.near_names import near_names
+from pipert.tied_weights.tied import Tied
 
 
 class Place(NamedTuple):

@@ -1,11 +1,16 @@
 """Tied: one parameter that several stages use, found or declared."""
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+
+from pipert.near_names import near_names
+
+_EXPECTED_GROUPS = (
+    "tied must be groups of names of one parameter, such as [('embed.weight', 'head.weight')]"
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,31 @@ def check_ties(ties: Iterable[Tied], names: Sequence[Sequence[str]]) -> list[Tie
     return ties
 
 
-def near_names(name: str, names: Iterable[str]) -> str:
-    """The end of an error message, about names that are like this one; empty where none is."""
-    near = difflib.get_close_matches(name, names, n=3)
-    return f": did you mean {' or '.join(near)}?" if near else ""
+def ties_by_name(groups: Iterable[Sequence[str]], names: Sequence[Sequence[str]]) -> list[Tied]:
+    """The parameters that are declared to be one, by their names in the unpartitioned model.
+
+    Args:
+        groups: of names, each of one parameter.
+        names: of parameters, by stage.
+
+    Raises:
+        TypeError, ValueError: a group isn't one, or names what isn't there.
+    """
+    if isinstance(groups, str) or not isinstance(groups, Iterable):
+        raise TypeError(f"{_EXPECTED_GROUPS}; got {groups!r}")
+    known = {name: None for of in names for name in of}
+    ties = []
+    for group in groups:
+        if isinstance(group, str) or not all(isinstance(name, str) for name in group):
+            raise TypeError(f"{_EXPECTED_GROUPS}; got {group!r}")
+        if len(set(group)) < 2:
+            raise ValueError(f"tied must have two names at least of each parameter, got {group}")
+        for name in group:
+            if name not in known:
+                raise ValueError(
+                    f"tied must name parameters of the model: got {name!r}, which no stage has"
+                    + near_names(name, known)
+                )
+        uses = [(stage, name) for stage, of in enumerate(names) for name in of if name in group]
+        ties.append(Tied(tuple(uses)))
+    return ties

@@ -1,11 +1,17 @@
 """split_by_plan: cuts a transformers model into stages by what it says of itself."""
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from pipert.balancing.balance import Balance, check_balance, costs_of, needs_profiles
+from pipert.balancing.example_values import is_on_meta
+from pipert.balancing.stage_placement import PlacementLike
+from pipert.integrations.transformers.plan_cuts import cut_units
+from pipert.integrations.transformers.plan_example import PlanExample, Seen
 from pipert.integrations.transformers.plan_units import PlanUnits
 from pipert.integrations.transformers.plans import base_of, base_prefix, plan_of
 from pipert.integrations.transformers.stage_arguments import (
@@ -16,9 +22,9 @@ from pipert.integrations.transformers.stage_arguments import (
 )
 from pipert.integrations.transformers.stage_maker import StageMaker
 from pipert.split.check import Check, check_same
-from pipert.stages import Stages, StageSpec, Tied, Value
-
-Balance = str | Sequence[int] | Callable[[str, nn.Module], float]
+from pipert.split.outputs import Outputs, check_outputs
+from pipert.split.structure import check_types
+from pipert.stages import StageCosts, Stages, StageSpec, Value
 
 
 def split_by_plan(
@@ -29,6 +35,10 @@ def split_by_plan(
     example_kwargs: Mapping[str, Any] | None = None,
     balance: Balance = "parameters",
     check: Check = True,
+    *,
+    memory_limit: float | Sequence[float] | None = None,
+    placement: PlacementLike = None,
+    outputs: Outputs = None,
 ) -> Stages:
     """Cuts a transformers model into stages that hold its own submodules and parameters.
 
@@ -46,51 +56,50 @@ def split_by_plan(
         at: what begins a new stage, by path, in order: layers ("model.layers.4"), or the first
             module behind them ("model.norm").
         example_args: positional arguments of one forward.
-        example_kwargs: its keyword arguments. It isn't looked at on the meta device.
-        balance: with num_stages: "parameters" (the largest stage has as few as possible), "uniform"
-            (as many layers in each), the number of layers of each stage, or a function of a
-            module's path and the module that says what it costs.
+        example_kwargs: its keyword arguments. On the meta device they are only looked at where
+            layers are to be estimated.
+        balance: as `pipert.split`'s, where what comes before the layers is one more, and so is
+            what comes behind, but for "uniform" and the number of layers of each stage. A function
+            gets each module of these.
         check: with an example: whether to compare what model and stages return, bit for bit;
             "gradients": the gradients of all parameters too.
+        memory_limit: as `pipert.split`'s.
+        placement: as `pipert.split`'s.
+        outputs: as `pipert.split`'s.
 
     Returns:
-        The stages, with the parameter names of the model.
+        The stages, with the parameter names of the model, and with their costs where layers were
+        measured.
 
     Raises:
         ValueError: the model can't be cut as asked for; the message says why.
     """
     example_kwargs = dict(example_kwargs or {})
+    check_types(model, num_stages, at, example_args, None)
+    check_balance(balance)
+    check_outputs(outputs)
     _refuse(model, example_kwargs)
     units = PlanUnits(model, base_prefix(model), plan_of(model))
-    begins = units.begins(num_stages, at, balance)
     arguments = arguments_of(model, base_of(model))
-    has_example = bool(example_args or example_kwargs) and not _is_meta(model)
-    plan = units.plan
-    if has_example:
-        plan = replace(plan, returns_tuples=units.return_tuples(example_args, example_kwargs))
-    maker = StageMaker(model, units.base, plan, arguments)
-    last = len(begins) - 1
-    modules = [
-        maker.make(*units.layers_of(begins, i), is_first=i == 0, is_last=i == last)
-        for i in range(len(begins))
-    ]
-    stages = Stages(
-        modules,
-        specs=[
-            StageSpec(
-                inputs=(f"hidden_{i - 1}",) if i > 0 else (),
-                outputs=(f"hidden_{i}",) if i < last else (),
-                arguments=_taken(arguments, i, last),
-                layers=tuple(units.paths_of(begins, i)),
-            )
-            for i in range(len(begins))
-        ],
-        values=[Value(f"hidden_{i}", i, (i + 1,)) for i in range(last)],
-        tied=_tied(modules),
-        arguments=arguments.positional,
+    example = seen = None
+    if example_args or example_kwargs:
+        example = PlanExample(units, example_args, {**example_kwargs, **arguments.last_fixed})
+    cuts = cut_units(
+        units,
+        num_stages,
+        at,
+        balance,
+        memory_limit=memory_limit,
+        placement=placement,
+        example=example,
     )
+    on_meta = is_on_meta(model)
+    if example is not None and (not on_meta or needs_profiles(balance, memory_limit)):
+        seen = example.look()
+    sent = [0 if seen is None else seen.hidden_bytes] * (len(cuts.sizes) - 1)
+    stages = _stages(units, cuts.sizes, arguments, seen, outputs, costs_of(cuts, [*sent, 0]))
     _check_names(model, stages)
-    if has_example and check:
+    if example is not None and check and not on_meta:
         check_same(
             model,
             stages,
@@ -99,8 +108,47 @@ def split_by_plan(
             arguments.last_fixed,
             with_gradients=check == "gradients",
             advice="; cut it by tracing",
+            outputs=outputs,
         )
     return stages
+
+
+def _stages(
+    units: PlanUnits,
+    sizes: Sequence[int],
+    arguments: StageArguments,
+    seen: Seen | None,
+    outputs: Outputs,
+    costs: StageCosts | None,
+) -> Stages:
+    """The stages that have so many units each."""
+    plan = units.plan
+    if seen is not None:
+        plan = replace(plan, returns_tuples=seen.returns_tuples)
+    maker = StageMaker(units.model, units.base, plan, arguments, outputs)
+    edges = list(itertools.pairwise([0, *itertools.accumulate(sizes)]))
+    last = len(edges) - 1
+    modules = [
+        maker.make(*units.layers_between(*edge), is_first=i == 0, is_last=i == last)
+        for i, edge in enumerate(edges)
+    ]
+    specs = [
+        StageSpec(
+            inputs=(f"hidden_{i - 1}",) if i > 0 else (),
+            outputs=(f"hidden_{i}",) if i < last else (),
+            arguments=_taken(arguments, i, last),
+            layers=tuple(units.paths_between(*edge)),
+        )
+        for i, edge in enumerate(edges)
+    ]
+    hidden_bytes = None if seen is None else seen.hidden_bytes
+    return Stages(
+        modules,
+        specs=specs,
+        values=[Value(f"hidden_{i}", i, (i + 1,), bytes=hidden_bytes) for i in range(last)],
+        arguments=arguments.positional,
+        costs=costs,
+    )
 
 
 def _refuse(model: nn.Module, example_kwargs: Mapping[str, Any]) -> None:
@@ -133,22 +181,9 @@ def _taken(arguments: StageArguments, stage: int, last: int) -> tuple[str, ...]:
     return (*arguments.first, *(n for n in arguments.last if n not in arguments.first))
 
 
-def _tied(modules: Sequence[nn.Module]) -> list[Tied]:
-    """The parameters that several stages use."""
-    uses: dict[nn.Parameter, list[tuple[int, str]]] = {}
-    for stage, module in enumerate(modules):
-        for name, parameter in module.named_parameters(remove_duplicate=False):
-            uses.setdefault(parameter, []).append((stage, name))
-    return [Tied(tuple(of)) for of in uses.values() if of[0][0] != of[-1][0]]
-
-
 def _check_names(model: nn.Module, stages: Stages) -> None:
     kept = {name for names in stages.names for name in names}
     if lost := [name for name in model.state_dict(keep_vars=True) if name not in kept]:
         raise ValueError(
             f"every parameter must have a place in the plan; {', '.join(lost)} have none"
         )
-
-
-def _is_meta(model: nn.Module) -> bool:
-    return any(parameter.device.type == "meta" for parameter in model.parameters())

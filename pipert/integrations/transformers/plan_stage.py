@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipert.integrations.transformers.stand_ins import HandOver
+from pipert.split.outputs import Outputs, only
 
 
 class PlanStage(nn.Module):
@@ -23,6 +24,7 @@ class PlanStage(nn.Module):
         received_as: the model's argument that stands for the hidden state, so that its forward sees
             a batch of that shape; None: none does.
         fixed: arguments that are always these.
+        outputs: those of the model that the last stage returns; None: all.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class PlanStage(nn.Module):
         is_last: bool,
         received_as: str | None,
         fixed: Mapping[str, Any],
+        outputs: Outputs = None,
     ) -> None:
         super().__init__()
         # The same dicts: a parameter that is put in another's place is in both.
@@ -48,6 +51,7 @@ class PlanStage(nn.Module):
         self._is_last = is_last
         self._received_as = received_as
         self._fixed = dict(fixed)
+        self._outputs = outputs
 
     def forward(self, *inputs: Tensor, **arguments: Any) -> Any:
         """The hidden state in a tuple; of the last stage, what the model returns."""
@@ -64,7 +68,7 @@ class PlanStage(nn.Module):
             with self._hand_over.giving(hidden):
                 output = call(**arguments)
         if self._is_last:
-            return output
+            return only(self._outputs, output, type(model).__name__)
         return (output[0] if isinstance(output, tuple) else output.last_hidden_state,)
 
     def pipert_init_weights(self, module: nn.Module) -> None:

@@ -10,6 +10,7 @@ from pipert.integrations.transformers.plans import Plan
 from pipert.integrations.transformers.shallow_copy import ShallowCopy
 from pipert.integrations.transformers.stage_arguments import StageArguments
 from pipert.integrations.transformers.stand_ins import Entry, Giver, HandOver, StandIn
+from pipert.split.outputs import Outputs
 
 
 class StageMaker:
@@ -20,6 +21,7 @@ class StageMaker:
         base: the path in it of the model without its head; empty: itself.
         plan: how that is built.
         arguments: what the forwards take.
+        outputs: those that the last stage returns; None: all.
     """
 
     def __init__(
@@ -28,11 +30,13 @@ class StageMaker:
         base: str,
         plan: Plan,
         arguments: StageArguments,
+        outputs: Outputs = None,
     ) -> None:
         self._model = model
         self._base = base
         self._plan = plan
         self._arguments = arguments
+        self._outputs = outputs
         self._shapes: dict[nn.Module, nn.Module] = {}
 
     def make(self, begin: int, end: int, *, is_first: bool, is_last: bool) -> PlanStage:
@@ -60,6 +64,7 @@ class StageMaker:
             is_last=is_last,
             received_as=names.last_received_as if is_last else names.received_as,
             fixed=names.last_fixed if is_last else names.fixed,
+            outputs=self._outputs,
         )
 
     def _path(self, path: str) -> str:
