@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,6 @@ from pipert.split.graph_nodes import (
     leaves_inside,
 )
 from pipert.split.leaf_calls import SPLIT_POINT, Slot
-from pipert.split.outputs import kept_leaves
 from pipert.split.sinking import sink
 from pipert.split.trace import Trace
 from pipert.split.writes import Writes
@@ -76,18 +75,6 @@ class Cut:
         """The paths of the modules that a stage calls, in order."""
         calls = [c for node in self.parts[stage].nodes for c in leaves_inside(self.trace, node)]
         return tuple(dict.fromkeys(call.path for call in calls if call.is_module))
-
-
-def leave_out(trace: Trace, outputs: Sequence[str | int]) -> None:
-    """Puts None for all results of a trace but those, so that nothing is computed for others.
-
-    Raises:
-        ValueError: forward returns nothing of that name.
-    """
-    kept = kept_leaves(outputs, trace.result_spec, type(trace.model).__name__)
-    trace.results = [r if keep else None for r, keep in zip(trace.results, kept, strict=True)]
-    output = next(node for node in trace.module.graph.nodes if node.op == "output")
-    output.args = (tuple(trace.results),)
 
 
 def simplify(trace: Trace) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.utils._pytree as pytree
 
 from pipert.near_names import near_names
+
+if TYPE_CHECKING:
+    from pipert.split.trace import Trace
 
 Outputs = Sequence[str | int] | None
 
@@ -42,12 +45,24 @@ def only(outputs: Outputs, result: Any, model: str) -> Any:
     if outputs is None:
         return result
     leaves, spec = pytree.tree_flatten(result)
-    kept = kept_leaves(outputs, spec, model)
+    kept = _kept_leaves(outputs, spec, model)
     chosen = [leaf if keep else None for leaf, keep in zip(leaves, kept, strict=True)]
     return pytree.tree_unflatten(chosen, spec)
 
 
-def kept_leaves(outputs: Sequence[str | int], spec: pytree.TreeSpec, model: str) -> list[bool]:
+def leave_out(trace: Trace, outputs: Sequence[str | int]) -> None:
+    """Puts None for all results of a trace but those, so that nothing is computed for others.
+
+    Raises:
+        ValueError: forward returns nothing of that name.
+    """
+    kept = _kept_leaves(outputs, trace.result_spec, type(trace.model).__name__)
+    trace.results = [r if keep else None for r, keep in zip(trace.results, kept, strict=True)]
+    output = next(node for node in trace.module.graph.nodes if node.op == "output")
+    output.args = (tuple(trace.results),)
+
+
+def _kept_leaves(outputs: Sequence[str | int], spec: pytree.TreeSpec, model: str) -> list[bool]:
     """For each leaf of a result of this structure, whether `outputs` names what it is in.
 
     Raises:

@@ -23,11 +23,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def is_on_meta(model: nn.Module) -> bool:
-    """Whether it has parameters or buffers without values."""
-    return any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
-
-
 def check_same(
     model: nn.Module,
     stages: Sequence[nn.Module],

@@ -7,14 +7,14 @@ from typing import Any, TypeVar
 from torch import nn
 
 from pipert.balancing.balance import Balance, Cuts, check_balance, costs_of
-from pipert.balancing.example_values import to_meta
+from pipert.balancing.example_values import is_on_meta, to_meta
 from pipert.balancing.layer_profile import LayerProfile, profile_in_turn
 from pipert.balancing.stage_placement import PlacementLike
 from pipert.split.cuts import cuts_of
 from pipert.split.layer_list import LayerList, ListedModel
 from pipert.split.layer_paths import in_order, layers_of_model, list_of_layers
 from pipert.split.layer_spec import BuiltStage, ties_of
-from pipert.split.same_output import check_same, evaluating, is_on_meta
+from pipert.split.same_output import check_same, evaluating
 from pipert.stages import Stages
 
 _Layer = TypeVar("_Layer")

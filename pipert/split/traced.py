@@ -14,11 +14,11 @@ from pipert.balancing.layer_calls import record_calls
 from pipert.balancing.layer_profile import LayerProfile, profile_calls
 from pipert.balancing.stage_placement import PlacementLike
 from pipert.split.check import Check, check_same
-from pipert.split.cut import Cut, cut, is_mark, leave_out, simplify
+from pipert.split.cut import Cut, cut, is_mark, simplify
 from pipert.split.example import Example, is_on_meta
 from pipert.split.graph_nodes import is_leaf, leaf_of
 from pipert.split.leaf_calls import SPLIT_POINT
-from pipert.split.outputs import Outputs
+from pipert.split.outputs import Outputs, leave_out
 from pipert.split.points import Point, points_of
 from pipert.split.stage_code import argument_names, write_stage
 from pipert.split.stage_module import StageModule

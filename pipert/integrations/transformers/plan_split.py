@@ -15,10 +15,9 @@ from pipert.integrations.transformers.plan_example import PlanExample, Seen
 from pipert.integrations.transformers.plan_units import PlanUnits
 from pipert.integrations.transformers.plans import base_of, base_prefix, plan_of
 from pipert.integrations.transformers.stage_arguments import (
-    CACHES,
-    RECORDS,
     StageArguments,
     arguments_of,
+    refuse_arguments,
 )
 from pipert.integrations.transformers.stage_maker import StageMaker
 from pipert.split.check import Check, check_same
@@ -152,20 +151,13 @@ def _stages(
 
 
 def _refuse(model: nn.Module, example_kwargs: Mapping[str, Any]) -> None:
-    config = getattr(model, "config", None)
-    for name in RECORDS:
-        if getattr(config, name, False) or example_kwargs.get(name):
-            raise ValueError(
-                f"expected {name}=False, got True: a stage has the layers of its own alone, and "
-                f"can't return what all of {type(model).__name__}'s layers did"
-            )
-    for name in CACHES:
-        if example_kwargs.get(name) not in (None, False):
-            raise ValueError(
-                f"expected no {name}, got one: stages don't keep what their layers did for later "
-                "tokens; they are for whole sequences"
-            )
-    layerdrop = getattr(config, "layerdrop", 0) or 0
+    refuse_arguments(
+        model,
+        example_kwargs,
+        "a stage has the layers of its own alone, and can't return what all of "
+        f"{type(model).__name__}'s layers did",
+    )
+    layerdrop = getattr(getattr(model, "config", None), "layerdrop", 0) or 0
     if layerdrop > 0:
         raise ValueError(
             f"expected a config with layerdrop=0, got {layerdrop}: which layers run would be drawn "

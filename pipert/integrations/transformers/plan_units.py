@@ -1,10 +1,8 @@
 """PlanUnits: what of a transformers model can be on a stage of its own."""
 
-from typing import Any
-
 from torch import nn
 
-from pipert.integrations.transformers.plans import Plan
+from pipert.integrations.transformers.plans import Plan, find_module
 
 
 class PlanUnits:
@@ -32,10 +30,13 @@ class PlanUnits:
         inner = model.get_submodule(base)
         layers = inner.get_submodule(plan.layers)
         heads = [name for name, child in model._modules.items() if child is not None and base]
-        tail = [f"{self._prefix}{path}" for path in plan.last if _has(inner, path)]
-        tail += [name for name in heads if name != base]
+        first, last = (
+            [f"{self._prefix}{path}" for path in paths if find_module(inner, path) is not None]
+            for paths in (plan.first, plan.last)
+        )
+        tail = last + [name for name in heads if name != base]
         units = [
-            [f"{self._prefix}{path}" for path in plan.first if _has(inner, path)],
+            first,
             *([f"{self._prefix}{plan.layers}.{name}"] for name, _ in layers.named_children()),
             *([tail] if tail else []),
         ]
@@ -92,10 +93,3 @@ class PlanUnits:
         names = f"{self._prefix}{self.plan.layers}".split(".")
         paths = [".".join(names[:i]) for i in range(len(names) + 1)]
         return [(path, self.model.get_submodule(path)) for path in paths]
-
-
-def _has(module: nn.Module, path: str) -> bool:
-    found: Any = module
-    for name in path.split("."):
-        found = getattr(found, name, None)
-    return found is not None

@@ -99,7 +99,7 @@ def _find_plan(base: nn.Module) -> Plan | None:
         return None
     given = getattr(config, "base_model_pp_plan", None)
     plan = _from_config(base, given) if given else _PLANS.get(getattr(config, "model_type", ""))
-    if plan is None or not isinstance(_at(base, plan.layers), nn.ModuleList):
+    if plan is None or not isinstance(find_module(base, plan.layers), nn.ModuleList):
         return None
     return plan
 
@@ -107,14 +107,17 @@ def _find_plan(base: nn.Module) -> Plan | None:
 def _from_config(base: nn.Module, given: dict[str, Any]) -> Plan | None:
     """The plan's one list of layers, with what stands before it and behind it."""
     paths = list(given)
-    lists = [i for i, path in enumerate(paths) if isinstance(_at(base, path), nn.ModuleList)]
+    lists = [
+        i for i, path in enumerate(paths) if isinstance(find_module(base, path), nn.ModuleList)
+    ]
     if len(lists) != 1:
         return None
     (at,) = lists
     return Plan(tuple(paths[:at]), paths[at], tuple(paths[at + 1 :]))
 
 
-def _at(module: nn.Module, path: str) -> nn.Module | None:
+def find_module(module: nn.Module, path: str) -> nn.Module | None:
+    """What is at `path`; None: no module."""
     found: Any = module
     for name in path.split("."):
         found = getattr(found, name, None)

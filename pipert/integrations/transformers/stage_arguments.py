@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 # What stages don't take: caches, and what would have to be gathered from all layers.
-CACHES = ("cache", "cache_params", "cache_position", "past_key_values", "use_cache")
-RECORDS = ("output_attentions", "output_hidden_states", "output_router_logits")
-_LEFT_OUT = {*CACHES, *RECORDS, "return_dict"}
+_CACHES = ("cache", "cache_params", "cache_position", "past_key_values", "use_cache")
+_RECORDS = ("output_attentions", "output_hidden_states", "output_router_logits")
+_LEFT_OUT = {*_CACHES, *_RECORDS, "return_dict"}
 # Of the embeddings alone.
 _EMBEDDED = {"bool_masked_pos", "input_ids", "inputs_embeds", "pixel_values"}
 # Arguments that forwards with **kwargs hand on to attention, and to the loss.
@@ -78,6 +78,29 @@ def arguments_of(model: nn.Module, base: nn.Module) -> StageArguments:
         fixed=without_cache,
         last_fixed=without_cache if "use_cache" in whole or is_open else {},
     )
+
+
+def refuse_arguments(model: nn.Module, kwargs: Mapping[str, Any], because: str) -> None:
+    """Refuses caches, and what would have to be gathered from all layers.
+
+    Args:
+        model: whose config may ask for the latter, too.
+        kwargs: of its forward.
+        because: why stages can't gather, for the message.
+
+    Raises:
+        ValueError: one is asked for.
+    """
+    config = getattr(model, "config", None)
+    for name in _RECORDS:
+        if getattr(config, name, False) or kwargs.get(name):
+            raise ValueError(f"expected {name}=False, got True: {because}")
+    for name in _CACHES:
+        if kwargs.get(name) not in (None, False):
+            raise ValueError(
+                f"expected no {name}, got one: stages don't keep what their layers did for later "
+                "tokens; they are for whole sequences"
+            )
 
 
 def _main_input(model: nn.Module, names: list[str]) -> str | None:

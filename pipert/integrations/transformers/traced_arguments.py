@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from pipert.integrations.transformers.stage_arguments import CACHES, RECORDS
+from pipert.integrations.transformers.stage_arguments import refuse_arguments
 
 
 def traced_arguments(model: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -18,17 +18,10 @@ def traced_arguments(model: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, A
     Raises:
         ValueError: it is to record what its layers do, or to use a cache.
     """
-    config = getattr(model, "config", None)
-    for name in RECORDS:
-        if getattr(config, name, False) or kwargs.get(name):
-            raise ValueError(
-                f"expected {name}=False, got True: {type(model).__name__} gathers it in hooks "
-                "inside of its layers, where no stage finds it"
-            )
-    for name in CACHES:
-        if kwargs.get(name) not in (None, False):
-            raise ValueError(
-                f"expected no {name}, got one: stages don't keep what their layers did for later "
-                "tokens; they are for whole sequences"
-            )
-    return {"use_cache": False} if getattr(config, "use_cache", False) else {}
+    refuse_arguments(
+        model,
+        kwargs,
+        f"{type(model).__name__} gathers it in hooks inside of its layers, where no stage finds it",
+    )
+    uses_cache = getattr(getattr(model, "config", None), "use_cache", False)
+    return {"use_cache": False} if uses_cache else {}
