@@ -19,6 +19,11 @@ def stage_table(stages: "Stages") -> str:
     Bytes are of parameters and buffers. Time is that of forward and backward of one microbatch,
     "kept" what stays of it between the two, "out" what goes to the next stage.
     """
+    return "\n".join([*_aligned(_rows(stages)), *_notes(stages)])
+
+
+def _rows(stages: "Stages") -> list[list[str]]:
+    """The titles, and the cells of each stage."""
     costs = stages.costs
     columns = ["stage", "layers", "parameters", "bytes"]
     if costs is not None:
@@ -28,27 +33,27 @@ def stage_table(stages: "Stages") -> str:
         columns.append("out")
     rows = [columns]
     for index in range(len(stages)):
-        row = [
-            str(index),
-            _shortened(abbreviate(_layers_of(stages, index))),
-            *_sizes(stages, index),
-        ]
+        layers = _shortened(abbreviate(_layers_of(stages, index)))
+        row = [str(index), layers, *_sizes(stages, index)]
         if costs is not None:
             seconds = sum(_of(c, index) for c in (costs.forward, costs.input, costs.weight))
             row += [_seconds(seconds), _bytes(_of(costs.activation_bytes or [0.0], index))]
         if out is not None:
             row.append(_bytes(out[index]))
         rows.append(row)
-    lines = _aligned(rows)
+    return rows
+
+
+def _notes(stages: "Stages") -> Iterator[str]:
+    """A line for each skip edge, and for each weight that stages share."""
     sizes = {value.name: value.bytes for value in stages.values}
     for edge in stages.skip_edges:
         size = [sizes[name] for name in edge.values]
         total = "" if None in size else f" ({_bytes(sum(s for s in size if s is not None))})"
-        lines.append(f"skip {edge.maker} -> {edge.reader}: {', '.join(edge.values)}{total}")
+        yield f"skip {edge.maker} -> {edge.reader}: {', '.join(edge.values)}{total}"
     for tied in stages.tied:
         uses = ", ".join(f"{name} (stage {stage})" for stage, name in tied.uses)
-        lines.append(f"tied: {uses}")
-    return "\n".join(lines)
+        yield f"tied: {uses}"
 
 
 def abbreviate(paths: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
-from pipert.checkpoints.checkpoint_files import CheckpointFiles
+from pipert.checkpoints.checkpoint_files import CheckpointFiles, some_names
 from pipert.checkpoints.stage_builder import Sources, StageBuilder
 from pipert.checkpoints.tensor_source import TensorSource
 from pipert.stages import Stages
@@ -59,8 +59,10 @@ def materialize(
     files = _open(checkpoint, rename)
     aliases = _aliases(stages)
     if files is not None:
-        _check_names(stages, files, aliases)
-        files.close()
+        try:
+            _check_names(stages, files, aliases)
+        finally:
+            files.close()
     sources = Sources(files, aliases, seed, init_weights)
     shared: WeakValueDictionary[tuple[str, torch.device], nn.Parameter] = WeakValueDictionary()
     lock = threading.Lock()
@@ -116,15 +118,9 @@ def _check_names(
     missing = [name for name in needed if not files.names & {name, *aliases.get(name, ())}]
     unknown = files.names - needed
     if missing:
-        raise ValueError(f"the checkpoint lacks {_some(missing)}")
+        raise ValueError(f"the checkpoint lacks {some_names(missing)}")
     if unknown:
         raise ValueError(
-            f"the checkpoint has names that the model does not have: {_some(unknown)}; rename=... "
-            "can leave them out"
+            "the checkpoint has names that the model does not have: "
+            f"{some_names(unknown)}; rename=... can leave them out"
         )
-
-
-def _some(names: Iterable[str]) -> str:
-    ordered = sorted(names)
-    shown = ", ".join(ordered[:5])
-    return shown if len(ordered) <= 5 else f"{shown} and {len(ordered) - 5} more"

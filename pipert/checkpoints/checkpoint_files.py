@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -90,7 +90,8 @@ class CheckpointFiles:
             found = [os.path.join(path, name) for name in (_INDEX, _SINGLE)]
             there = [file for file in found if os.path.isfile(file)]
             if not there:
-                raise ValueError(f"expected {_SINGLE} or {_INDEX} in {path}, got {_listing(path)}")
+                names = some_names(os.listdir(path))
+                raise ValueError(f"expected {_SINGLE} or {_INDEX} in {path}, got {names}")
             path = there[0]
         if not os.path.isfile(path):
             raise ValueError(f"checkpoint must be a file or a folder, got {path!r}: nothing there")
@@ -118,7 +119,8 @@ def _places_of_index(path: str) -> dict[str, str]:
     return {name: os.path.join(folder, file) for name, file in files.items()}
 
 
-def _listing(path: str) -> str:
-    names = sorted(os.listdir(path))
-    shown = ", ".join(names[:5]) or "nothing"
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+def some_names(names: Iterable[str]) -> str:
+    """The first five, and how many more there are."""
+    ordered = sorted(names)
+    shown = ", ".join(ordered[:5]) or "nothing"
+    return shown if len(ordered) <= 5 else f"{shown} and {len(ordered) - 5} more"

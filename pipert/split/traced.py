@@ -84,18 +84,11 @@ def split_by_trace(
             profile=partial(_profiles, traced, calls, example_args, all_kwargs),
         )
         begins = [calls[start] for start in itertools.accumulate(cuts.sizes[:-1])]
-    elif memory_limit is not None:
-        raise ValueError(
-            "memory_limit is for cuts that split chooses: expected num_stages alone, got cuts at "
-            "named places"
-        )
     _check_count(model, len(begins) + 1, num_stages)
     stages = _stages(cut(traced, begins))
-    if cuts is None and needs_profiles(balance, memory_limit):
-        profiles = profile_stages(stages, example_args, example_kwargs)
-        cuts = Cuts([1] * len(stages), profiles)
-    if cuts is not None:
-        stages.costs = costs_of(cuts, _bytes_sent(stages))
+    if cuts is None:
+        cuts = _profiled(stages, balance, memory_limit, example_args, example_kwargs)
+    stages.costs = costs_of(cuts, _bytes_sent(stages))
     if check and not is_on_meta(model):
         check_same(
             model,
@@ -109,6 +102,23 @@ def split_by_trace(
             outputs=outputs,
         )
     return stages
+
+
+def _profiled(
+    stages: Stages,
+    balance: Balance,
+    memory_limit: float | Sequence[float] | None,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Cuts:
+    """Cuts at named places, with what the stages take if the balance asks for it."""
+    if memory_limit is not None:
+        raise ValueError(
+            "memory_limit is for cuts that split chooses: expected num_stages alone, got cuts at "
+            "named places"
+        )
+    is_asked = needs_profiles(balance, memory_limit)
+    return Cuts([1] * len(stages), profile_stages(stages, args, kwargs) if is_asked else None)
 
 
 def _check_count(model: nn.Module, made: int, num_stages: int | None) -> None:
