@@ -1,13 +1,12 @@
 """What train_gpt.py trains: a GPT that reads and writes a text byte by byte."""
 
-from pydoc_data.topics import topics
-
 import torch
 import torch.distributed as dist
+from text import CONTEXT
 from torch import nn
 from torch.nn import functional
 
-CONTEXT, WIDTH, HEADS, LAYERS = 64, 128, 4, 4
+WIDTH, HEADS, LAYERS = 128, 4, 4
 
 
 class Embedding(nn.Module):
@@ -41,33 +40,6 @@ def gpt():
 def loss_fn(logits, target):
     """Nats a byte."""
     return functional.cross_entropy(logits.flatten(0, 1), target.flatten())
-
-
-def read_text(path, batch):
-    """A text as int64 bytes, the part of it to train on, and batches of windows of the rest."""
-    raw = path.read_bytes() if path else "\n\n".join(topics.values()).encode()
-    shortest = 10 * CONTEXT * (2 * batch + 1) + 1
-    if len(raw) < shortest:
-        raise ValueError(f"the text must have at least {shortest} bytes, got {len(raw)}")
-    text = torch.frombuffer(bytearray(raw), dtype=torch.uint8).long()
-    train, held_out = text.tensor_split([len(text) * 9 // 10])
-    windows = held_out.unfold(0, CONTEXT + 1, 2 * CONTEXT)
-    return text, train, windows.split(batch)[:-1]  # whole batches
-
-
-def training_batch(text, step, batch):
-    """A function of the step alone: all ranks draw the same, and a resumed run goes on."""
-    generator = torch.Generator().manual_seed(step)
-    starts = torch.randint(len(text) - CONTEXT, (batch, 1), generator=generator)
-    windows = text[starts + torch.arange(CONTEXT + 1)]
-    return windows[:, :-1], windows[:, 1:]
-
-
-def entropies(text):
-    """Nats a byte of the text to one who knows how frequent bytes are, and how frequent pairs."""
-    pairs = torch.bincount(text[:-1] * 256 + text[1:], minlength=256 * 256).view(256, 256)
-    single, double = (torch.special.entr(n / n.sum()).sum().item() for n in (pairs.sum(1), pairs))
-    return single, double - single
 
 
 def sample(pipe, text, num_bytes, group):

@@ -10,11 +10,10 @@ model with a vocabulary of at least 256; of any decoder of docs/models.md that h
 """
 
 import argparse
-import os
 from pathlib import Path
 
 import torch
-from gpt import read_text, training_batch
+from text import read_text, text_options, training_batch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
 import pipert
@@ -22,10 +21,12 @@ from pipert.integrations.transformers import open_checkpoint, split_by_plan
 
 
 def main() -> None:
-    args = parse_args()
+    parser = text_options(__doc__, layers=8)
+    parser.add_argument("--checkpoint", type=Path, help="a folder that save_pretrained wrote")
+    args = parser.parse_args()
     group = pipert.init()  # None unless torchrun started us
     num_ranks = 2 if group is None else group.size()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # one for each rank
 
     config = make_config(args)
     with torch.device("meta"):
@@ -36,8 +37,8 @@ def main() -> None:
         pipert.materialize(stages, checkpoint, seed=0),
         schedule=args.schedule,
         num_microbatches=args.microbatches,
-        num_ranks=None if group is not None else num_ranks,
-        loss_fn=lambda output: output.loss,
+        num_ranks=num_ranks,
+        loss_fn="output",  # which has it, given labels
         group=group,
         broadcast_loss=True,
     )
@@ -68,23 +69,5 @@ def make_config(args: argparse.Namespace) -> PretrainedConfig:
     )
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--text", type=Path, default=None, help="the text to learn (default: Python's manual)"
-    )
-    parser.add_argument("--checkpoint", type=Path, help="a folder that save_pretrained wrote")
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--stages", type=int, help="by default one for each rank")
-    parser.add_argument("--schedule", default="1f1b")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--microbatches", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    return parser.parse_args()
-
-
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     main()

@@ -7,12 +7,8 @@ What the encoder returns goes to each stage of the decoder, past those between; 
 head share one embedding, which stays one parameter. It needs transformers.
 """
 
-import argparse
-import os
-from pathlib import Path
-
 import torch
-from gpt import read_text, training_batch
+from text import read_text, text_options, training_batch
 from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration
 
@@ -22,10 +18,10 @@ GAP, FIRST_BYTE = 2, 3  # ids; 0 fills up and starts the decoder, 1 ends a text
 
 
 def main() -> None:
-    args = parse_args()
+    args = text_options(__doc__, layers=4).parse_args()
     group = pipert.init()  # None unless torchrun started us
     num_ranks = 2 if group is None else group.size()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # one for each rank
 
     model = make_model(args.layers, args.width)
     text = read_text(args.text, args.batch)[1]
@@ -35,15 +31,15 @@ def main() -> None:
         at=cuts(args.layers, args.stages or num_ranks),
         example_kwargs=gaps_batch(text, 0, rows),
     )
-    if group is None or group.rank() == 0:
-        for edge in stages.skip_edges:
-            print(f"stage {edge.maker} sends {', '.join(edge.values)} to stage {edge.reader}")
+    is_first = group is None or group.rank() == 0
+    if is_first:
+        print(stages)
     pipe = pipert.Pipeline(
         stages,
         schedule=args.schedule,
         num_microbatches=args.microbatches,
-        num_ranks=None if group is not None else num_ranks,
-        loss_fn=lambda output: output.loss,
+        num_ranks=num_ranks,
+        loss_fn="output",  # which has it, given labels
         group=group,
         broadcast_loss=True,
     )
@@ -53,7 +49,7 @@ def main() -> None:
         pipe.clip_grad_norm_(1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if group is None or group.rank() == 0:
+        if is_first:
             print(f"step {step + 1:3}/{args.steps}  loss {loss.item():.9g}", flush=True)
     pipe.close()
 
@@ -92,22 +88,5 @@ def gaps_batch(text: Tensor, step: int, rows: int) -> dict[str, Tensor]:
     }
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--text", type=Path, default=None, help="the text to learn (default: Python's manual)"
-    )
-    parser.add_argument("--layers", type=int, default=4, help="of encoder and decoder each")
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--stages", type=int, help="by default one for each rank")
-    parser.add_argument("--schedule", default="1f1b")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--microbatches", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    return parser.parse_args()
-
-
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     main()

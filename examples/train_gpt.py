@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from gpt import LAYERS, entropies, gpt, loss_fn, read_text, sample, training_batch
+from gpt import LAYERS, gpt, loss_fn, sample
+from text import entropies, read_text, training_batch
 
 import pipert
 

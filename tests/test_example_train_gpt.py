@@ -2,64 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
-import os
 import pathlib
 import re
-import signal
-import subprocess
 import sys
 
 import pytest
+from example_script import imported, run, run_in_processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-EXAMPLE = pathlib.Path(__file__).parents[1] / "examples" / "train_gpt.py"
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-TORCHRUN += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # a free port
-SMALL = ["--batch", "8", "--microbatches", "4", "--steps", "6", "--validate-every", "1"]
-SMALL += ["--sample", "8"]
+SMALL = ["--batch", 8, "--microbatches", 4, "--steps", 6, "--validate-every", 1, "--sample", 8]
 LINE = re.compile(r"step +(\d+)/\d+  loss (\S+) .* validation loss (\S+)")
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A short text, so that a validation takes no time."""
+def small(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    """The example and its options, with a short text, so that a validation takes no time."""
     from pydoc_data.topics import topics
 
     file = tmp_path_factory.mktemp("text") / "text.txt"
     file.write_bytes("\n\n".join(topics.values()).encode()[:40_000])
-    return file
-
-
-def run(
-    text: pathlib.Path, *options: str, launcher: list[str] | None = None
-) -> tuple[int, str, str]:
-    """Runs the example, and returns its exit status, what it printed, and its errors."""
-    command = [*(launcher or [sys.executable]), str(EXAMPLE), "--text", str(text), *SMALL, *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, errors = process.communicate(timeout=240)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-    return process.returncode, output, errors
-
-
-def train(text: pathlib.Path, *options: str, launcher: list[str] | None = None) -> str:
-    """Runs the example to its end, and returns what it printed."""
-    status, output, errors = run(text, *options, launcher=launcher)
-    assert status == 0, errors[-4000:]
-    return output
+    return ["train_gpt.py", "--text", file, *SMALL]
 
 
 def losses(output: str) -> dict[int, tuple[str, str]]:
@@ -68,8 +31,27 @@ def losses(output: str) -> dict[int, tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(text: pathlib.Path) -> str:
-    return train(text)
+def uninterrupted(small: list[object]) -> str:
+    return run(*small)
+
+
+@pytest.fixture(scope="module")
+def in_two_processes(
+    small: list[object], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """What it prints under torchrun. "resumes" goes on from a checkpoint of threads."""
+    folder = tmp_path_factory.mktemp("gpt")
+    run(*small, "--checkpoint", folder / "of-threads", "--stop-at", 3)
+    runs = {
+        "1f1b": [],
+        "interleaved_1f1b": ["--schedule", "interleaved_1f1b"],
+        "resumes": ["--checkpoint", folder / "of-threads", "--resume"],
+        "stops": ["--checkpoint", folder / "of-processes", "--stop-at", 3],
+    }
+    (folder / "printed").mkdir()
+    scripts = [[*small, *options] for options in runs.values()]
+    outputs = run_in_processes(2, folder / "printed", *scripts)
+    return dict(zip(runs, outputs, strict=True)) | {"folder": str(folder / "of-processes")}
 
 
 def test_loss_falls_below_that_of_a_guess(uninterrupted: str) -> None:
@@ -86,19 +68,18 @@ def test_last_table_has_entropies_speed_and_bubble(uninterrupted: str) -> None:
 
 
 def test_resumed_run_equals_uninterrupted_bit_for_bit(
-    uninterrupted: str, text: pathlib.Path, tmp_path: pathlib.Path
+    uninterrupted: str, small: list[object], tmp_path: pathlib.Path
 ) -> None:
-    checkpoint = ["--checkpoint", str(tmp_path / "gpt")]
-    before = losses(train(text, *checkpoint, "--stop-at", "3"))
-    after = train(text, *checkpoint, "--resume")
+    checkpoint = ["--checkpoint", tmp_path / "gpt"]
+    before = losses(run(*small, *checkpoint, "--stop-at", 3))
+    after = run(*small, *checkpoint, "--resume")
     assert before | losses(after) == losses(uninterrupted)
     assert list(losses(after)) == [4, 5, 6]
     assert _sample(after) == _sample(uninterrupted)
-    status, _, errors = run(text, *checkpoint, "--resume")
-    assert (status, errors) == (1, f"nothing to do: {tmp_path / 'gpt'} has seen 6 of 6 steps\n")
-    status, _, errors = run(text, *checkpoint, "--resume", "--batch", "4")
-    assert status == 1
-    assert "is of a run with {'steps': 6, 'batch': 8," in errors
+    with pytest.raises(SystemExit, match=f"nothing to do: {tmp_path / 'gpt'} has seen 6 of 6"):
+        run(*small, *checkpoint, "--resume")
+    with pytest.raises(SystemExit, match=r"is of a run with {'steps': 6, 'batch': 8,"):
+        run(*small, *checkpoint, "--resume", "--batch", 4)
 
 
 MISTAKES = {
@@ -123,12 +104,11 @@ def test_mistakes_in_options_are_told_before_anything_runs(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.syspath_prepend(EXAMPLE.parent)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train_gpt.py", *options.split()])
     (tmp_path / "tiny.txt").write_text("tiny\n")
     with pytest.raises(SystemExit) as ended:
-        importlib.import_module("train_gpt").parse_args(num_ranks=2)
+        imported("train_gpt").parse_args(num_ranks=2)
     assert ended.value.code == 2
     assert f"train_gpt.py: error: {MISTAKES[options]}" in capsys.readouterr().err.replace(
         "[Errno 2] ", ""
@@ -138,25 +118,28 @@ def test_mistakes_in_options_are_told_before_anything_runs(
 @pytest.mark.distributed
 @pytest.mark.parametrize("schedule", ["1f1b", "interleaved_1f1b"])
 def test_two_processes_equal_two_threads_bit_for_bit(
-    uninterrupted: str, text: pathlib.Path, schedule: str
+    uninterrupted: str, in_two_processes: dict[str, str], schedule: str
 ) -> None:
-    processes = train(text, "--schedule", schedule, launcher=TORCHRUN)
-    assert losses(processes) == losses(uninterrupted)
-    assert _sample(processes) == _sample(uninterrupted)
+    assert losses(in_two_processes[schedule]) == losses(uninterrupted)
+    assert _sample(in_two_processes[schedule]) == _sample(uninterrupted)
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("launchers", [(None, TORCHRUN), (TORCHRUN, None)], ids=["to", "from"])
-def test_checkpoint_goes_from_threads_to_processes_and_back_bit_for_bit(
-    uninterrupted: str,
-    text: pathlib.Path,
-    tmp_path: pathlib.Path,
-    launchers: tuple[list[str] | None, list[str] | None],
+def test_checkpoint_goes_from_threads_to_processes_bit_for_bit(
+    uninterrupted: str, in_two_processes: dict[str, str]
 ) -> None:
-    checkpoint = ["--checkpoint", str(tmp_path / "gpt")]
-    before = losses(train(text, *checkpoint, "--stop-at", "3", launcher=launchers[0]))
-    after = losses(train(text, *checkpoint, "--resume", launcher=launchers[1]))
+    expected = losses(uninterrupted)
+    assert losses(in_two_processes["resumes"]) == {step: expected[step] for step in (4, 5, 6)}
+
+
+@pytest.mark.distributed
+def test_checkpoint_goes_from_processes_to_threads_bit_for_bit(
+    uninterrupted: str, small: list[object], in_two_processes: dict[str, str]
+) -> None:
+    before = losses(in_two_processes["stops"])
+    after = losses(run(*small, "--checkpoint", in_two_processes["folder"], "--resume"))
     assert before | after == losses(uninterrupted)
+    assert list(before) == [1, 2, 3]
 
 
 def _sample(output: str) -> str:

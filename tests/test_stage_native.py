@@ -2,15 +2,14 @@
 
 import copy
 import ctypes
-import importlib.util
 import random
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from example_script import imported
 from plain_loop import batch, same_bits
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -212,10 +211,7 @@ def test_every_kind_of_schedule_runs_native_stages(schedule):
 
 
 def test_the_gpt_of_the_examples_runs_native():
-    path = Path(__file__).resolve().parent.parent / "examples" / "gpt.py"
-    spec = importlib.util.spec_from_file_location("gpt", path)
-    gpt = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(gpt)
+    gpt = imported("gpt")
     torch.manual_seed(0)
     stages = pipert.split(gpt.gpt(), num_stages=2)
     text = torch.randint(256, (3, 4, gpt.CONTEXT + 1))
