@@ -11,7 +11,16 @@ import torch
 import torch.distributed as dist
 from models import same, within
 from plain_loop import plain_loop
-from tied_models import VOCABULARY, WIDTH, builders, cross_entropy, language_model, names, words
+from tied_models import (
+    VOCABULARY,
+    WIDTH,
+    Block,
+    builders,
+    cross_entropy,
+    language_model,
+    names,
+    words,
+)
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -362,6 +371,52 @@ def test_declared_ties_of_stages_that_are_built_apart_start_as_the_owners() -> N
         plain_loop(reference, x, y, MICROBATCHES, cross_entropy)
         _close_gradients(pipe, reference)
         _same_on_all(_tied(pipe).grad, 2)
+
+
+def _specs() -> list[object]:
+    """The language model of 4 blocks as DeepSpeed's users have it, each layer still to be built."""
+    table = (nn.Embedding, VOCABULARY, WIDTH)
+    head = pipert.TiedLayerSpec(
+        "words", *table, forward_fn=lambda embed, x: functional.linear(x, embed.weight)
+    )
+    return [pipert.TiedLayerSpec("words", *table), *[pipert.LayerSpec(Block)] * 4, head]
+
+
+@pytest.mark.processes(2)
+@pytest.mark.parametrize(
+    ("schedule", "num_stages", "holders"),
+    [("1f1b", 2, 2), ("interleaved_1f1b", 4, 2), ("zb_v", 4, 1)],
+)
+def test_layers_of_one_key_that_ranks_build_apart_train_as_one(
+    schedule: str, num_stages: int, holders: int
+) -> None:
+    """In a V both are on rank 0."""
+    stages = pipert.split(_specs(), num_stages, balance="uniform")
+    torch.manual_seed(pipert.init().rank())
+    with _pipe(stages, schedule, num_ranks=2) as pipe:
+        reference = language_model()
+        reference.load_state_dict(_whole_state(pipe))
+        ours = torch.optim.AdamW(pipe.parameters(), lr=0.05)
+        theirs = torch.optim.AdamW(reference.parameters(), lr=0.05)
+        for step in range(2):
+            x, y = words(8, seed=step)
+            ours.zero_grad()
+            theirs.zero_grad()
+            pipe.step(x, target=y)
+            plain_loop(reference, x, y, MICROBATCHES, cross_entropy)
+            expected = dict(reference.named_parameters())
+            for name, parameter in pipe.named_parameters():
+                torch.testing.assert_close(parameter.grad, expected[name].grad, msg=name)
+            tied = _tied(pipe)
+            _same_on_all(None if tied is None else tied.grad, holders)
+            ours.step()
+            theirs.step()
+        pipe.check_tied()
+        state = _whole_state(pipe)
+        assert pipert.init().rank() == 0 or not {"0.weight", "5.weight"} & pipe.state_dict().keys()
+    assert state.keys() == reference.state_dict().keys()
+    for name, value in reference.state_dict().items():
+        torch.testing.assert_close(state[name], value, msg=name)
 
 
 @pytest.mark.processes(2)
