@@ -35,8 +35,16 @@ def gradient_norms(
 
 
 def _norms(gradients: Iterable[Tensor | None]) -> list[float]:
+    """Of a DTensor the norm of the whole tensor: a collective call over its mesh."""
     found = [gradient for gradient in gradients if gradient is not None]
-    return [float(norm) for norm in torch._foreach_norm(found)] if found else []
+    plain = [gradient for gradient in found if not hasattr(gradient, "full_tensor")]
+    norms = iter(torch._foreach_norm(plain) if plain else ())
+    return [
+        float(torch.linalg.vector_norm(gradient).full_tensor())
+        if hasattr(gradient, "full_tensor")
+        else float(next(norms))
+        for gradient in found
+    ]
 
 
 def clip_gradients(

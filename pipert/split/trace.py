@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +72,7 @@ def trace(
     Raises:
         ValueError: forward can't be traced, or allows one batch size alone.
     """
+    _refuse_sharded(model)
     paths = [*opened, *(path for point in points for path in _ancestors(point.path))]
     open_modules = {model, *map(model.get_submodule, paths)}
     marks = [(model.get_submodule(point.path), point.behind) for point in points]
@@ -128,6 +130,19 @@ def _refuse_hooks(module: nn.Module, prefix: str) -> None:
     if any(hooks):
         name = prefix.rstrip(".") or type(module).__name__
         raise ValueError(f"{name} has hooks, and is cut inside: they would be lost")
+
+
+def _refuse_sharded(model: nn.Module) -> None:
+    """Their hooks gather parameters before forward, and a trace's tensors have nothing in them."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, fsdp.FSDPModule | fsdp.FullyShardedDataParallel):
+            raise ValueError(
+                f"{name or type(model).__name__} is sharded already, and can't be traced: split "
+                "the model first, then call fully_shard on the modules of a rank's own stages"
+            )
 
 
 def _ancestors(path: str) -> list[str]:
