@@ -31,13 +31,20 @@ class AddToMain final : public PostAccumulateGradHook {
   at::Tensor main_;
 };
 
+// A float32 weight's optimizer may have been given the main gradient itself. Tensors that wrap
+// others, as those of fully_shard do, have no data of their own.
+bool is_main(const at::Tensor& gradient, const at::Tensor& main) {
+  if (gradient.is_same(main)) return true;
+  const void* data = gradient.has_storage() ? gradient.const_data_ptr() : nullptr;
+  return data != nullptr && main.has_storage() && data == main.const_data_ptr();
+}
+
 }  // namespace
 
 void add_to_main(const at::Tensor& parameter, const at::Tensor& main) {
   at::Tensor& gradient = parameter.mutable_grad();
   if (!gradient.defined()) return;
-  // A float32 weight's optimizer may have been given the main gradient itself.
-  if (gradient.has_storage() && gradient.const_data_ptr() == main.const_data_ptr()) return;
+  if (is_main(gradient, main)) return;
   const c10::AutoGradMode no_grad(false);
   main.add_(gradient);
   gradient.reset();

@@ -53,7 +53,7 @@ def _average(gradient: Tensor, group: torch.distributed.ProcessGroup) -> None:
     [
         ("1f1b", 2, {"recompute": "all"}),
         ("interleaved_1f1b", 4, {}),
-        ("zb_h1", 2, {}),
+        ("zb_h1", 2, {"main_grads": True}),
     ],
 )
 def test_sharded_leaves_train_as_whole_ones(
