@@ -6,6 +6,7 @@ import pytest
 import torch
 from plain_loop import mlp
 from torch import nn
+from torch.nn import functional
 
 import pipert
 
@@ -152,6 +153,54 @@ def test_a_model_that_does_not_run_in_order_is_refused():
         pipert.split(Branching(), 2, example_args=(torch.randn(1, 4),), by="structure")
 
 
+class Flips(torch.autograd.Function):
+    """The identity, but for its gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -gradient
+
+
+@pytest.mark.parametrize(
+    ("between", "text"),
+    [
+        (
+            lambda model, x: functional.dropout(x, 0.5, model.training),
+            "output differs .* in training",
+        ),
+        (lambda model, x: x.detach(), "gradient of embed.weight differs"),
+        (lambda model, x: Flips.apply(x), "gradient of embed.weight differs"),
+    ],
+    ids=["dropout", "detach", "own_gradient"],
+)
+def test_what_a_forward_does_in_training_alone_is_not_lost(between, text):
+    class Between(Named):
+        def forward(self, x):
+            x = self.embed(x)
+            for layer in self.layers:
+                x = layer(x)
+            return self.head(between(self, x))
+
+    model, example = Between(), (torch.randn(3, 4),)
+    with pytest.raises(ValueError, match=text):
+        pipert.split(model, 2, example_args=example, by="structure")
+    stages = pipert.split(model, at=["layers.2"], example_args=example, check="gradients")
+    assert stages.specs is not None  # it was traced
+
+
+def test_what_a_forward_does_for_nothing_may_be_left_out():
+    class Views(Named):
+        def forward(self, x):
+            return super().forward(x.view(-1, 4)).view(-1, 2)
+
+    stages = pipert.split(Views(), 2, example_args=(torch.randn(3, 4),))
+    assert stages.specs is None
+
+
 def test_a_model_whose_children_do_not_fit_each_other_is_refused_with_the_cause():
     class Reversed(nn.Module):
         def __init__(self):
@@ -230,7 +279,7 @@ def test_a_sequential_with_a_forward_of_its_own_is_not_taken_for_its_layers():
     model = Doubled(nn.Linear(2, 2), nn.Linear(2, 2))
     with pytest.raises(ValueError, match="expected example_args"):
         pipert.split(model, 2)
-    with pytest.raises(ValueError, match="the outputs differ"):
+    with pytest.raises(ValueError, match="output differs"):
         pipert.split(model, 2, example_args=(torch.randn(3, 2),), by="structure")
 
 

@@ -211,6 +211,17 @@ def test_hooks_of_what_is_cut_inside_are_refused():
         split(model, at=["net.layers.1"])
 
 
+def hooks(self, x):
+    x.register_hook(lambda gradient: 2 * gradient)
+    return x
+
+
+def test_hooks_of_tensors_between_layers_are_refused_with_their_line():
+    text = message_of(ValueError, Net(hooks))
+    assert "a trace would lose what Tensor.register_hook registers" in text
+    assert line_of(hooks, "register_hook") in text
+
+
 def test_a_write_that_another_stage_would_not_see_is_refused():
     class Model(nn.Module):
         def __init__(self):

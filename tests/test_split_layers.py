@@ -179,7 +179,7 @@ def test_named_layers_of_a_model_on_meta_are_taken_at_their_word():
         ("body.blocks", r"layers names no module of Unordered"),
         (["body.layers"], "body.first.weight, .* belong to Unordered itself, or to what doesn't"),
         (["body.first", "head"], "body.layers.0.weight"),
-        (["head", "body.first"], "body.layers.0.weight|outputs differ"),
+        (["head", "body.first"], "body.layers.0.weight|output differs"),
     ],
 )
 def test_paths_that_do_not_fit_are_refused(layers, message):
@@ -315,7 +315,7 @@ def test_layers_draw_the_same_random_numbers_whatever_the_cuts(tokens):
 
 def test_functions_that_compute_something_else_are_refused(tokens):
     other = LayerList(AROUND.path, before=AROUND.before, after=AROUND.after, each=lambda at, x: x)
-    with pytest.raises(ValueError, match="not what its LayerList runs: the outputs differ"):
+    with pytest.raises(ValueError, match="not what its LayerList runs: output differs"):
         pipert.split(Decoder(), 2, layers=other, example_args=(tokens,))
 
 

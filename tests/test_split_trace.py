@@ -621,3 +621,36 @@ class Masks(nn.Module):
     def forward(self, x, mask):
         mask = mask_or_none(mask)
         return self.b(self.a(x, mask), mask)
+
+
+class Scale(torch.autograd.Function):
+    """Scales by a parameter, and its gradients by 10; says where the largest stood."""
+
+    @staticmethod
+    def forward(ctx, x, by):
+        ctx.save_for_backward(x, by)
+        return x * by, x.argmax(-1)
+
+    @staticmethod
+    def backward(ctx, gradient, _):
+        x, by = ctx.saved_tensors
+        return 10 * gradient * by, 10 * (gradient * x).sum()
+
+
+class Scales(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.by = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x):
+        x = torch.utils.checkpoint.checkpoint(self.a, x, use_reentrant=True)
+        x, largest = Scale.apply(x, self.by)
+        return self.b(x) + largest[:, None]
+
+
+def test_autograd_functions_keep_their_own_backward():
+    model, x = Scales(), torch.randn(3, 4, requires_grad=True)
+    stages = split(model, x, at=["b"], check=False)
+    assert_same(model, stages, torch.randn(5, 4, requires_grad=True))
+    assert [value.differentiable for value in stages.values] == [True, False]

@@ -90,8 +90,8 @@ def split(
             group of names, such as ("embed.weight", "head.weight"). For those that are built, or
             loaded, apart.
         check: by tracing, and by plan where there is an example: whether to run the model and its
-            stages on it, and to compare the outputs, bit for bit; "gradients": those of all
-            parameters too. Models on the meta device can't be checked.
+            stages on it, and to compare the outputs, bit for bit, and what autograd recorded;
+            "gradients": to run a backward in any case. Models on the meta device can't be checked.
 
     Returns:
         The stages, with the parameter names of the unpartitioned model, and with their costs where

@@ -14,6 +14,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from pipert.split.example import hides_tensors
+from pipert.split.own_gradients import own_gradients_kept
 from pipert.split.points import torch_mark_of
 
 _library: Any = torch.library.Library("pipert", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -110,6 +111,7 @@ class LeafCalls:
                 for function in functions:
                     undo.enter_context(self._leaf_function(function))
                 undo.enter_context(self._watched_pipe_split())
+                undo.enter_context(own_gradients_kept(lambda: self._depth > 0, self._record_call))
                 yield
         finally:
             _recording = None
@@ -169,6 +171,9 @@ class LeafCalls:
             [results[x.index] if isinstance(x, Slot) else x for x in call.outputs.leaves],
             call.outputs.spec,
         )
+
+    def _record_call(self, name: str, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        return self._record(name, call, call, args, kwargs)
 
     @contextlib.contextmanager
     def _leaf_module(self, path: str, module: nn.Module) -> Iterator[None]:

@@ -1,36 +1,34 @@
 """Whether stages that run one after the other compute what their model does, bit for bit."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from pipert.signatures import takes_keywords
+from pipert.split.trial_run import difference
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Without dropout, running statistics and gradients; then the model is as it was."""
-    was_training = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in was_training:
-            module.training = training
+    with _in_mode([model], training=False), torch.no_grad():
+        yield
 
 
-def check_same(
+def check_same_in_turn(
     model: nn.Module,
     stages: Sequence[nn.Module],
     how: str,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> None:
-    """Runs both.
+    """Runs both, in evaluation and in training mode.
+
+    In training a forward may drop out what its modules return, or cut its gradient off.
 
     Args:
         model: the unpartitioned model.
@@ -40,30 +38,36 @@ def check_same(
         kwargs: of one forward; a stage gets those that it takes.
 
     Raises:
-        ValueError: the outputs differ, or a stage fails.
+        ValueError: the outputs or the gradients differ, or a stage fails.
     """
-    with evaluating(model):
-        expected = model(*args, **kwargs)
-        value = args
-        for index, stage in enumerate(stages):
-            # Their modes aren't all the model's own: a part of a model is a module of its own.
-            with evaluating(stage):
-                try:
-                    taken = takes_keywords(stage, kwargs, is_first=index == 0)
-                    value = (stage(*value, **taken),)
-                except Exception as error:
-                    raise ValueError(
-                        f"{type(model).__name__} {how}: stage {index} fails when it does"
-                    ) from error
-    if not _equal(value[0], expected):
-        raise ValueError(f"{type(model).__name__} {how}: the outputs differ")
+    name = type(model).__name__
+    in_turn = partial(_in_turn, stages, f"{name} {how}")
+    for training in (False, True):
+        # Stages have modes of their own: a part of a model is another module.
+        with _in_mode([model, *stages], training), torch.set_grad_enabled(training):
+            found = difference(model, model, in_turn, args, kwargs)
+        if found is not None:
+            mode = "training" if training else "evaluation"
+            raise ValueError(f"{name} {how}: {found.text} in {mode} mode")
 
 
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(_equal, a, b))
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
-    return bool(a == b)
+@contextmanager
+def _in_mode(modules: Iterable[nn.Module], training: bool) -> Iterator[None]:
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        for part, _ in modes:
+            part.training = training
+        yield
+    finally:
+        for part, before in modes:
+            part.training = before
+
+
+def _in_turn(stages: Sequence[nn.Module], what: str, *args: Any, **kwargs: Any) -> Any:
+    value = args
+    for index, stage in enumerate(stages):
+        try:
+            value = (stage(*value, **takes_keywords(stage, kwargs, is_first=index == 0)),)
+        except Exception as error:
+            raise ValueError(f"{what}: stage {index} fails when it does") from error
+    return value[0]

@@ -190,7 +190,8 @@ class _StageCode:
             return value
         if isinstance(value, nn.Module):
             return self.module(value)
-        return self.attribute(self._holder.place_constant(value, type(value).__name__.lower()))
+        name = getattr(value, "__name__", type(value).__name__)
+        return self.attribute(self._holder.place_constant(value, name.lower()))
 
     def tree(self, spec: pytree.TreeSpec, leaves: Sequence[Any]) -> Any:
         """Leaves in their structure: as code for tuples, lists and dicts."""

@@ -14,7 +14,7 @@ from pipert.split.cuts import cuts_of
 from pipert.split.layer_list import LayerList, ListedModel
 from pipert.split.layer_paths import in_order, layers_of_model, list_of_layers
 from pipert.split.layer_spec import BuiltStage, ties_of
-from pipert.split.same_output import check_same, evaluating
+from pipert.split.same_output import check_same_in_turn, evaluating
 from pipert.stages import Stages
 
 _Layer = TypeVar("_Layer")
@@ -168,7 +168,7 @@ class _Ordered:
             )
         paths = " -> ".join(path for path, _ in self._layers)
         how = f"does not run its children one after the other ({paths})"
-        check_same(model, stages, how, self._args, {})
+        check_same_in_turn(model, stages, how, self._args, {})
 
 
 class _Listed:
@@ -204,7 +204,7 @@ class _Listed:
         _check_names(self._model, result)
         if not is_on_meta(self._model):
             how = "is not what its LayerList runs"
-            check_same(self._model, result, how, self._args, self._kwargs)
+            check_same_in_turn(self._model, result, how, self._args, self._kwargs)
         return result
 
 
