@@ -23,7 +23,7 @@ from pipert.gradients import clip_gradients, gradient_norms, own_gradient
 from pipert.local.local_stages import LocalStages
 from pipert.local.main_gradients import MainGradients, main_gradient
 from pipert.local.ranks import Ranks
-from pipert.local.routes import described_routes
+from pipert.local.routes import described_stages
 from pipert.options import Options, stage_kinds, time_limit, traced_passes
 from pipert.processes.compatibility import require_same
 from pipert.processes.distributed import Peers, telling
@@ -208,7 +208,7 @@ class Pipeline:
             if self._peers is not None:
                 ranks = [self._peers.rank]
                 self._peers.timeout_s = options.timeout_s
-                common = {**options.common(), **described_routes(stages)}
+                common = {**options.common(), **described_stages(stages)}
                 require_same(self._peers, self.schedule, "make the pipeline", **common)
             on = resolve_devices(devices, ranks, self.schedule.num_ranks)
             check_compressible(compression, on)

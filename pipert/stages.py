@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipert import _C
-from pipert.balancing.stage_table import stage_table
+from pipert.balancing.stage_table import layers_of, stage_table
 from pipert.tied_weights.tied import Tied as Tied
 from pipert.tied_weights.tied import check_ties, find_ties, merge_ties, ties_by_name
 
@@ -94,6 +94,7 @@ class Stages(Sequence[Any]):
     Attributes:
         specs, values, arguments, names, costs: as given; names of modules are their own.
         tied: all of them, those of modules that share objects found here.
+        layers: by stage, the paths of its layers, or what its names begin with if no more is known.
 
     Raises:
         ValueError: specs and values don't fit together, or a tied parameter isn't there; the
@@ -121,6 +122,7 @@ class Stages(Sequence[Any]):
         self.names = [list(of) for of in names]
         _check_counts(self)
         _check_values(self)
+        self.layers = [layers_of(self, index) for index in range(len(self))]
         self.tied = merge_ties([*check_ties(tied, self.names), *find_ties(self._modules)])
 
     def __len__(self) -> int:

@@ -33,8 +33,7 @@ def _rows(stages: "Stages") -> list[list[str]]:
         columns.append("out")
     rows = [columns]
     for index in range(len(stages)):
-        layers = _shortened(abbreviate(_layers_of(stages, index)))
-        row = [str(index), layers, *_sizes(stages, index)]
+        row = [str(index), _shortened(abbreviate(stages.layers[index])), *_sizes(stages, index)]
         if costs is not None:
             seconds = sum(_of(c, index) for c in (costs.forward, costs.input, costs.weight))
             row += [_seconds(seconds), _bytes(_of(costs.activation_bytes or [0.0], index))]
@@ -82,8 +81,8 @@ def leaf_children(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn
             yield path, child
 
 
-def _layers_of(stages: "Stages", index: int) -> list[str]:
-    """Paths of its layers, as far as it tells them."""
+def layers_of(stages: "Stages", index: int) -> list[str]:
+    """Paths of a stage's layers, as far as it tells them, or else what its names begin with."""
     if stages.specs is not None and stages.specs[index].layers:
         return list(stages.specs[index].layers)
     stage = stages[index]

@@ -1,9 +1,13 @@
 """Routes: what the values of Stages with specs mean to the C++ runtime."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
+
 from pipert import _C
+from pipert.balancing.stage_table import abbreviate
 from pipert.stages import Stages
 
 
@@ -26,14 +30,35 @@ def routes_of(stages: Sequence[Any]) -> _C.Routes | None:
     )
 
 
-def described_routes(stages: Sequence[Any]) -> dict[str, Any]:
-    """What all ranks must say alike of the values, as require_same takes it."""
-    if not isinstance(stages, Stages) or stages.specs is None:
-        return {"stages.values": None, "stages.specs": None}
+def described_stages(stages: Sequence[Any]) -> dict[str, Any]:
+    """What all ranks must say alike of the stages and their values, as require_same takes it.
+
+    A layer that stood in two stages would run twice, and one that stood in none not at all.
+    """
+    values = specs = layers = names = None
+    if isinstance(stages, Stages):
+        names = [_summary(of) for of in stages.names]
+        if stages.specs is not None or all(map(_tells_layers, stages)):
+            layers = [abbreviate(of) for of in stages.layers]
+        if stages.specs is not None:
+            values = [
+                [value.name, value.maker, list(value.readers), value.differentiable]
+                for value in stages.values
+            ]
+            specs = [[list(spec.inputs), list(spec.outputs)] for spec in stages.specs]
     return {
-        "stages.values": [
-            [value.name, value.maker, list(value.readers), value.differentiable]
-            for value in stages.values
-        ],
-        "stages.specs": [[list(spec.inputs), list(spec.outputs)] for spec in stages.specs],
+        "stages.values": values,
+        "stages.specs": specs,
+        "stages.layers": layers,
+        "stages.names": names,
     }
+
+
+def _tells_layers(stage: Any) -> bool:
+    return isinstance(stage, nn.Module) or hasattr(stage, "pipert_paths")
+
+
+def _summary(names: Sequence[str]) -> str:
+    """Short, and another one for other names."""
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
+    return f"{len(names)} names from {names[0]} to {names[-1]} ({digest})" if names else "none"

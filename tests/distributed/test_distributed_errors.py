@@ -247,6 +247,20 @@ def test_different_arguments_are_a_value_error_everywhere(
 
 
 @pytest.mark.processes(2)
+@pytest.mark.parametrize("is_built", [True, False], ids=["modules", "builders"])
+def test_cuts_at_other_places_are_a_value_error_everywhere(is_built: bool) -> None:
+    group = pipert.init()
+    kinds = [nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU()]
+    model = kinds if is_built else [lambda kind=kind: kind for kind in kinds]
+    stages = pipert.split(model, balance=[[1, 3], [2, 2]][group.rank()])
+    with (
+        within(1.0),
+        pytest.raises(ValueError, match=r"stages.layers\[0\] is 0 on rank 0 and 0-1 on rank 1"),
+    ):
+        pipert.Pipeline(stages, num_microbatches=4, group=group, timeout_s=20)
+
+
+@pytest.mark.processes(2)
 def test_an_overlap_fn_on_some_ranks_alone_is_a_value_error_everywhere() -> None:
     group = pipert.init()
 
