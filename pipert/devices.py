@@ -1,5 +1,6 @@
 """Devices: what the user names, what a machine has, and where stages must be."""
 
+import itertools
 import os
 import warnings
 from collections import Counter
@@ -50,6 +51,25 @@ def _cuda_device(resolved: torch.device, device: Any) -> torch.device:
         there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
         raise ValueError(f"devices: got {device!r}, but this process sees {count}: {there}")
     return resolved
+
+
+def move_stage(stage: int, module: nn.Module, device: torch.device) -> None:
+    """Moves a stage's module to its rank's device.
+
+    Raises:
+        ValueError: there are no values to move.
+    """
+    try:
+        module.to(device)
+    except NotImplementedError as error:
+        state = itertools.chain(module.named_parameters(), module.named_buffers())
+        name = next((name for name, tensor in state if tensor.is_meta), None)
+        if name is None:
+            raise
+        raise ValueError(
+            f"stage {stage} has no values yet: {name!r} is on the meta device; expected the stages "
+            "that pipert.materialize(stages, checkpoint) returns"
+        ) from error
 
 
 def check_placed(stages: Iterable[tuple[int, _HasParameters, torch.device]]) -> None:

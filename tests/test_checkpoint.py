@@ -74,6 +74,11 @@ def one_file(folder, tensors):
     return folder
 
 
+def test_stages_without_values_are_refused_with_what_gives_them_some():
+    with pytest.raises(ValueError, match=r"stage 0 has no values yet: .*materialize"):
+        pipert.Pipeline(pipert.split(model("meta"), 2), num_microbatches=2)
+
+
 @pytest.mark.parametrize(
     "save",
     [

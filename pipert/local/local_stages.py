@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pipert._C import Schedule
 from pipert.batches.argument_names import ArgumentNames
 from pipert.batches.specs import BatchSpecs
-from pipert.devices import check_placed
+from pipert.devices import check_placed, move_stage
 from pipert.local.batch_norm import DeferredBatchNorm
 from pipert.local.copies import LocalCopies, RemoteCopy
 from pipert.local.local_stage import LocalStage, make_second, make_stage
@@ -67,7 +67,7 @@ class LocalStages:
         )
         for stage in here.values():
             if isinstance(stage.call, nn.Module):
-                stage.call.to(where[stage.index])
+                move_stage(stage.index, stage.call, where[stage.index])
         for index in where.keys() - here.keys():
             first = made[index % placement.stages_per_copy]
             here[index] = make_second(first, index, placement, self.local_copies, where[index])
