@@ -1,7 +1,8 @@
 """Stages: a model in pieces, and what they hand to each other."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pipert import _C
@@ -87,12 +88,14 @@ class Stages(Sequence[Any]):
         values: what the stages of `specs` hand to each other.
         tied: parameters that several stages use, beside those that modules share as objects.
         arguments: with specs: the positional arguments of the model's forward, by name, in order.
+        fixed: with specs: arguments of the model's forward that the stages have inside, by name,
+            with the only value that they may be given as.
         names: by stage, the names of its parameters and buffers in the unpartitioned model; needed
             where there are builders.
         costs: what the stages take, if it is known.
 
     Attributes:
-        specs, values, arguments, names, costs: as given; names of modules are their own.
+        specs, values, arguments, fixed, names, costs: as given; names of modules are their own.
         tied: all of them, those of modules that share objects found here.
         layers: by stage, the paths of its layers, or what its names begin with if no more is known.
 
@@ -109,6 +112,7 @@ class Stages(Sequence[Any]):
         values: Iterable[Value] = (),
         tied: Iterable[Tied] = (),
         arguments: Iterable[str] = (),
+        fixed: Mapping[str, Any] = MappingProxyType({}),
         names: Sequence[Sequence[str]] | None = None,
         costs: _C.Costs | None = None,
     ) -> None:
@@ -116,6 +120,7 @@ class Stages(Sequence[Any]):
         self.specs = None if specs is None else tuple(specs)
         self.values = tuple(values)
         self.arguments = tuple(arguments)
+        self.fixed = dict(fixed)
         self.costs = costs
         if names is None:
             names = [list(module.state_dict(keep_vars=True)) for module in self._modules]
@@ -151,6 +156,19 @@ class Stages(Sequence[Any]):
                 if reader > value.maker + 1:
                     pairs.setdefault((value.maker, reader), []).append(value.name)
         return [SkipEdge(*pair, tuple(names)) for pair, names in sorted(pairs.items())]
+
+    def with_modules(self, modules: Sequence[Any]) -> "Stages":
+        """The same stages, made of others: of builders, say."""
+        return Stages(
+            modules,
+            specs=self.specs,
+            values=self.values,
+            tied=self.tied,
+            arguments=self.arguments,
+            fixed=self.fixed,
+            names=self.names,
+            costs=self.costs,
+        )
 
     def __str__(self) -> str:
         return stage_table(self)

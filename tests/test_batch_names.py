@@ -124,6 +124,40 @@ def test_recomputed_stages_get_the_same_arguments_again(stages):
         loop.assert_same_gradients(pipe)
 
 
+class Choosy(torch.nn.Module):
+    """Does other things where it is given more."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Linear(4, 4)
+        self.second = torch.nn.Linear(4, 4)
+
+    def forward(self, x, mask=None, scale=1.0, unused=None, *, shift=None):
+        h = self.first(x)
+        h = h if mask is None else h * mask
+        h = self.second(h.tanh()) * scale
+        return h if shift is None else h + shift
+
+
+def test_what_an_example_left_out_is_refused_and_not_ignored():
+    model, x = Choosy(), torch.randn(4, 4)
+    stages = pipert.split(model, at=["second"], example_kwargs={"x": x, "unused": x}, by="trace")
+    assert stages.fixed == {"mask": None, "scale": 1.0, "shift": None}
+    with pipert.Pipeline(stages, num_microbatches=2) as pipe:
+        assert torch.equal(pipe(x), model(x))
+        assert torch.equal(pipe(x, None, 1.0, 3 * x, shift=None), model(x))
+        for kwargs, got in [
+            ({"mask": x}, "mask=None: expected no other value, got a Tensor"),
+            ({"shift": x}, "shift=None: expected no other value, got a Tensor"),
+            ({"scale": 2.0}, r"scale=1\.0: expected no other value, got 2\.0"),
+            ({"scale": 1}, r"scale=1\.0: expected no other value, got 1 "),
+        ]:
+            with pytest.raises(ValueError, match=f"the stages were made with {got}"):
+                pipe(x, **kwargs)
+        with pytest.raises(ValueError, match=r"microbatches\[1\]: the stages were made with mask"):
+            pipe(microbatches=[(x,), (x, x)])
+
+
 # --- bad input ------------------------------------------------------------------------------------
 
 IDS, MASK = ids_and_mask(4)

@@ -21,13 +21,15 @@ class ArgumentNames:
     def __init__(self, stages: Stages) -> None:
         self._positional = stages.arguments
         taken = (name for spec in stages.specs or () for name in spec.arguments)
-        self._known = {*stages.arguments, *taken}
+        self._known = {*stages.arguments, *stages.fixed, *taken}
+        self._fixed = stages.fixed
 
     def bind(self, batch: Batch) -> Batch:
         """The batch with all of its arguments by name. Binding it again changes nothing.
 
         Raises:
             TypeError: the model doesn't take them like that.
+            ValueError: the stages were made for another value of one of them.
         """
         if batch.microbatches is None:
             return batch._replace(args=(), kwargs=self._bind(batch.args, batch.kwargs, ""))
@@ -61,7 +63,24 @@ class ArgumentNames:
                     f"they take: {_listed(sorted(self._known))}"
                 )
             named[name] = value
+        for name in named.keys() & self._fixed.keys():
+            if not _is_same(named[name], self._fixed[name]):
+                raise ValueError(
+                    f"{where}the stages were made with {name}={self._fixed[name]!r}: expected no "
+                    f"other value, got {_described(named[name])} (split the model with an example "
+                    f"of {name})"
+                )
         return named
+
+
+def _is_same(value: Any, fixed: Any) -> bool:
+    is_plain = isinstance(value, bool | int | float | str) and type(value) is type(fixed)
+    return value is fixed or (is_plain and value == fixed)
+
+
+def _described(value: Any) -> str:
+    is_plain = value is None or isinstance(value, bool | int | float | str)
+    return repr(value) if is_plain else f"a {type(value).__name__}"
 
 
 def _listed(names: Iterable[str]) -> str:

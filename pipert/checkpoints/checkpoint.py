@@ -69,15 +69,7 @@ def materialize(
     builders = [
         StageBuilder(stage, torch.device(device), dtype, sources, shared, lock) for stage in stages
     ]
-    return Stages(
-        builders,
-        specs=stages.specs,
-        values=stages.values,
-        tied=stages.tied,
-        arguments=stages.arguments,
-        names=stages.names,
-        costs=stages.costs,
-    )
+    return stages.with_modules(builders)
 
 
 def _open(

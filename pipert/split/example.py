@@ -60,6 +60,7 @@ class Example:
         inside: Iterable[str] = (),
     ) -> None:
         self.positional = _positional(model, args, kwargs)
+        self._left_out = _left_out(model, args, kwargs)
         keyed, self._spec = pytree.tree_flatten_with_path((args, dict(kwargs)))
         self._leaves = [
             Argument(self._name_of(path), tuple(path[2:]), value) for path, value in keyed
@@ -67,6 +68,11 @@ class Example:
         self._inside = set(inside)
         self._is_free = [self._may_change(leaf) for leaf in self._leaves]
         self.free = _apart(_on_device_of(model, self.choose(self._leaves)))
+
+    @property
+    def left_out(self) -> dict[str, Any]:
+        """Arguments of forward that the example leaves to their defaults, which the trace has."""
+        return self._left_out
 
     @property
     def constants(self) -> list[Argument]:
@@ -137,6 +143,16 @@ def _positional(
         elif parameter.kind is parameter.VAR_POSITIONAL:
             names += [f"{name}_{i}" for i in range(len(args) - len(names))]
     return tuple(names)
+
+
+def _left_out(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    signature = inspect.signature(model.forward)
+    given = signature.bind(*args, **kwargs).arguments
+    return {
+        name: parameter.default
+        for name, parameter in signature.parameters.items()
+        if name not in given and parameter.default is not inspect.Parameter.empty
+    }
 
 
 def _on_device_of(model: nn.Module, leaves: list[Any]) -> list[Any]:

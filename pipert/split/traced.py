@@ -85,7 +85,7 @@ def split_by_trace(
         )
         begins = [calls[start] for start in itertools.accumulate(cuts.sizes[:-1])]
     _check_count(model, len(begins) + 1, num_stages)
-    stages = _stages(cut(traced, begins))
+    stages = _stages(cut(traced, begins), example.left_out)
     if cuts is None:
         cuts = _profiled(stages, balance, memory_limit, example_args, example_kwargs)
     stages.costs = costs_of(cuts, _bytes_sent(stages))
@@ -218,7 +218,7 @@ def _profiles(
     return profile_calls(recorded)
 
 
-def _stages(made: Cut) -> Stages:
+def _stages(made: Cut, fixed: Mapping[str, Any]) -> Stages:
     trace = made.trace
     holders = [write_stage(made, stage) for stage in range(len(made.parts))]
     _place_rest(trace.model, holders)
@@ -232,7 +232,13 @@ def _stages(made: Cut) -> Stages:
         )
         for stage, part in enumerate(made.parts)
     ]
-    return Stages(modules, specs=specs, values=made.values.values(), arguments=trace.positional)
+    return Stages(
+        modules,
+        specs=specs,
+        values=made.values.values(),
+        arguments=trace.positional,
+        fixed=fixed,
+    )
 
 
 def _bytes_sent(stages: Stages) -> list[int]:

@@ -166,14 +166,7 @@ class Pipe(nn.Module):
     def info(self) -> PipeInfo:
         """What the stages are to each other, without their modules."""
         stages = self.stages
-        wiring = Stages(
-            [None] * len(stages),
-            specs=stages.specs,
-            values=stages.values,
-            tied=stages.tied,
-            arguments=stages.arguments,
-            names=stages.names,
-        )
+        wiring = stages.with_modules([None] * len(stages))
         return PipeInfo(_graph_of(stages), self.num_stages, self.has_loss_and_backward, wiring)
 
     def print_readable(self) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from pipert import _C
 from pipert.compat.torch_pipelining.stage import _PipelineStageBase
 from pipert.pipeline import Pipeline
-from pipert.stages import Stages
 
 
 def check_stages(stages: Sequence[_PipelineStageBase]) -> None:
@@ -98,14 +97,7 @@ def _whole_model(stages: Sequence[_PipelineStageBase], problem: str) -> Sequence
     wired = first._stages
     if wired is None or wired.specs is None:
         return whole
-    return Stages(
-        whole,
-        specs=wired.specs,
-        values=wired.values,
-        tied=wired.tied,
-        arguments=wired.arguments,
-        names=wired.names,
-    )
+    return wired.with_modules(whole)
 
 
 def _refuse(problem: str) -> NoReturn:
