@@ -484,10 +484,11 @@ class Pipeline:
         peers = self._peers if all_ranks else None
         with telling(peers):
             self._require_actions()
-            raw = self._ranks.traces(ago)
-            peaks = {} if ago else self._ranks.peak_activations()
+            last = self._ranks.last_passes()
+            raw = last.traces(ago)
+            peaks = {} if ago else last.peak_activations()
             program_of = self._ranks.plan.program_of
-            timed = self._ranks.device_timed()
+            timed = last.device_timed()
             if peers is None:
                 return make_trace(raw, program_of, peaks, timed)
             call = f"trace the pass {ago} ago"
@@ -509,12 +510,11 @@ class Pipeline:
         """
         with telling(self._peers):
             trace = self.trace()  # says so if there is nothing to show
-            memory = [
-                summarize_memory(raw, trace.events_of(raw[0])) for raw in self._ranks.memory()
-            ]
+            last = self._ranks.last_passes()
+            memory = [summarize_memory(raw, trace.events_of(raw[0])) for raw in last.memory()]
             stages = [
                 summarize_stages(
-                    self._ranks.unsplit_nodes(),
+                    last.unsplit_nodes(),
                     self.stage_kinds,
                     self._ranks.recomputed(),
                     self._ranks.transports,
@@ -540,7 +540,8 @@ class Pipeline:
         """
         with telling(self._peers):
             self._require_actions()
-            passes = [self._ranks.traces(ago) for ago in range(self._ranks.num_traces())]
+            last = self._ranks.last_passes()
+            passes = [last.traces(ago) for ago in range(last.num_traces())]
             passes = [raw for raw in passes if raw[0][1]]
             if not passes:
                 raise ValueError("nothing to show: the trace has evaluations, and no step")
@@ -549,7 +550,7 @@ class Pipeline:
                 {},
                 self._ranks.plan.program_of,
                 self._peers,
-                self._ranks.device_timed(),
+                last.device_timed(),
                 "measure costs",
             )
         return measured_costs(traces, self.schedule)
@@ -605,7 +606,7 @@ class Pipeline:
         """
         return {
             stage: [UnsplitNode(name, reason) for name, reason in nodes]
-            for stage, nodes in self._ranks.unsplit_nodes().items()
+            for stage, nodes in self._ranks.last_passes().unsplit_nodes().items()
         }
 
     @property
@@ -620,7 +621,7 @@ class Pipeline:
         "native", "captured", "module", or "module: <reason>" where a native or captured stage ran
         its module after all.
         """
-        kinds = self._ranks.stage_kinds()[0]
+        kinds = self._ranks.last_passes().stage_kinds()[0]
         if self._captured is None:
             return kinds
         reason = self._captured.reason
@@ -634,7 +635,7 @@ class Pipeline:
     @property
     def loss_kind(self) -> str | None:
         """The same of the loss function; None where the last stage is in another process."""
-        return self._ranks.stage_kinds()[1]
+        return self._ranks.last_passes().stage_kinds()[1]
 
     def close(self) -> None:
         """Ends the threads and connections. The modules stay as they are."""

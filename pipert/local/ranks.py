@@ -18,6 +18,7 @@ from pipert.devices import warn_of_cuda
 from pipert.errors import PipelineError, describe_for_peers
 from pipert.layers import LayerHooks, first_layers, next_owner
 from pipert.local.copies import check_remote_copies
+from pipert.local.last_passes import LastPasses
 from pipert.local.local_stages import LocalStages
 from pipert.local.plan import Plan
 from pipert.local.profiler import wants_ranges
@@ -27,7 +28,6 @@ from pipert.options import Options
 from pipert.processes.connection import Connection
 from pipert.processes.distributed import Peers, telling
 from pipert.processes.transports import EdgeTransport
-from pipert.reports.trace import RawTrace
 from pipert.signatures import context_keywords
 
 _open: "weakref.WeakSet[Ranks]" = weakref.WeakSet()
@@ -84,31 +84,10 @@ class Ranks:
         self.recorder = None if peers is None else make_recorder(options.stage_kinds, devices)
         self._make_runtime = partial(
             _C.Runtime,
-            stages=[
-                (
-                    *(s.index, s.call, s.is_first, s.is_last, s.spread, s.keywords),
-                    options.stage_kinds[s.index % len(options.stage_kinds)] == "native",
-                    context_keywords(s.call),
-                )
-                for s in stages
-            ],
-            loss_fn=options.loss_fn,
-            overlap_fn=options.overlap_fn,
-            timeout_s=options.timeout_s,
-            intra_op_threads=options.intra_op_threads
-            or max(1, torch.get_num_threads() // len(devices)),
-            # A waiting rank may only keep a core busy if no other rank needs it.
-            spin_us=200 if len(devices) <= (os.cpu_count() or 1) else 0,
-            share_losses=options.broadcast_loss,
-            measure_memory=options.measure_memory,
-            rng_seed=options.rng_seed,
+            **_runtime_options(options, len(devices)),
+            stages=_described(stages, options),
             owner=owner,
             first_layers=firsts,
-            network=options.network,
-            traced_passes=options.traced_passes,
-            device_times=options.device_times,
-            profiler_ranges=wants_ranges(),
-            compression=options.compression,
             recorder=self.recorder,
             batch_specs=stages.name_specs(options.specs).for_runtime(),
         )
@@ -252,53 +231,17 @@ class Ranks:
                 self._connect()
         return self._runtime
 
-    def num_traces(self) -> int:
-        """How many passes the trace has.
+    def last_passes(self) -> LastPasses:
+        """What they did in their last passes.
 
         Raises:
-            ValueError: there is nothing to show.
+            ValueError: closed.
         """
-        if self._runtime is None:
-            raise ValueError("the pipeline is closed")
-        if self._runtime.running():
-            raise ValueError("the pipeline is running a step: ask when that has ended")
-        if self._options.traced_passes == 0:
-            raise ValueError("nothing to show: the pipeline was made with trace='off'")
-        if self._last_failed:
-            raise ValueError("nothing to show: the last pass failed")
-        num_passes = self._runtime.num_traces()
-        if num_passes == 0:
-            raise ValueError("nothing to show: no pass has run yet")
-        return num_passes
-
-    def traces(self, ago: int = 0) -> list[RawTrace]:
-        """What the last pass did, or the one `ago` passes before, by rank.
-
-        Raises:
-            ValueError: there is nothing to show.
-        """
-        num_passes = self.num_traces()
-        if isinstance(ago, bool) or not isinstance(ago, int) or not 0 <= ago < num_passes:
-            raise ValueError(
-                f"ago must be from 0 to {num_passes - 1}, the passes that the trace has, got "
-                f"{ago!r}"
-            )
-        assert self._runtime is not None
-        return self._runtime.traces(ago)
-
-    def device_timed(self) -> list[int]:
-        """Ranks of this process whose times are their device's. Ask after `traces`."""
-        return [] if self._runtime is None else self._runtime.device_timed()
-
-    def memory(self) -> list[Any]:
-        """What the ranks held in the last pass, as `memory.RawMemory`, in the order of `traces`.
-
-        Raises:
-            ValueError: the pipeline is closed.
-        """
-        if self._runtime is None:
-            raise ValueError("the pipeline is closed")
-        return self._runtime.memory()
+        return LastPasses(
+            self._runtime,
+            traced_passes=self._options.traced_passes,
+            last_failed=self._last_failed,
+        )
 
     def watch_leaves(self, leaves: Sequence[Tensor] | None) -> bool:
         """Whether a stage was seen to train other tensors than those of the last call.
@@ -307,34 +250,6 @@ class Ranks:
             leaves: that it is about from here on; None: nothing is looked at.
         """
         return self._runtime is not None and self._runtime.watch_leaves(leaves)
-
-    def unsplit_nodes(self) -> dict[int, list[tuple[str, str]]]:
-        """By stage: (name, reason) of what couldn't be split.
-
-        Raises:
-            ValueError: the pipeline is closed, or is running a step.
-        """
-        if self._runtime is None:
-            raise ValueError("the pipeline is closed")
-        if self._runtime.running():
-            raise ValueError("the pipeline is running a step: ask when that has ended")
-        return self._runtime.unsplit_nodes()
-
-    def peak_activations(self) -> dict[int, int]:
-        """By rank: the most activations at a time in the last pass. Ask after `traces`."""
-        return {} if self._runtime is None else self._runtime.peak_activations()
-
-    def stage_kinds(self) -> tuple[dict[int, str], str | None]:
-        """How each stage of this process ran in the last pass, and the loss function.
-
-        Raises:
-            ValueError: the pipeline is closed, or is running a step.
-        """
-        if self._runtime is None:
-            raise ValueError("the pipeline is closed")
-        if self._runtime.running():
-            raise ValueError("the pipeline is running a step: ask when that has ended")
-        return self._runtime.stage_kinds(), self._runtime.loss_kind()
 
     def close(self) -> None:
         """Ends the threads and connections."""
@@ -348,6 +263,39 @@ class Ranks:
         """Closes what can be closed: a forked process has no threads to end."""
         if self._process == os.getpid() and not (self._runtime and self._runtime.running()):
             self.close()
+
+
+def _described(stages: LocalStages, options: Options) -> list[tuple[Any, ...]]:
+    """The stages as _C.Runtime takes them."""
+    return [
+        (
+            *(s.index, s.call, s.is_first, s.is_last, s.spread, s.keywords),
+            options.stage_kinds[s.index % len(options.stage_kinds)] == "native",
+            context_keywords(s.call),
+        )
+        for s in stages
+    ]
+
+
+def _runtime_options(options: Options, num_ranks: int) -> dict[str, Any]:
+    """As _C.Runtime takes them, for so many ranks of this process."""
+    threads = options.intra_op_threads or max(1, torch.get_num_threads() // num_ranks)
+    return {
+        "loss_fn": options.loss_fn,
+        "overlap_fn": options.overlap_fn,
+        "timeout_s": options.timeout_s,
+        "intra_op_threads": threads,
+        # A waiting rank may only keep a core busy if no other rank needs it.
+        "spin_us": 200 if num_ranks <= (os.cpu_count() or 1) else 0,
+        "share_losses": options.broadcast_loss,
+        "measure_memory": options.measure_memory,
+        "rng_seed": options.rng_seed,
+        "network": options.network,
+        "traced_passes": options.traced_passes,
+        "device_times": options.device_times,
+        "profiler_ranges": wants_ranges(),
+        "compression": options.compression,
+    }
 
 
 def _between_threads(programs: Programs) -> list[EdgeTransport]:
