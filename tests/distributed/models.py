@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -91,6 +92,17 @@ def within(seconds: float) -> Iterator[None]:
     yield
     took = time.monotonic() - start
     assert took < seconds, f"took {took:.2f} s, at most {seconds} s were expected"
+
+
+@contextlib.contextmanager
+def limited_files(num_bytes: int) -> Iterator[None]:
+    """No file of this process may be longer: as with a full /dev/shm, memory can't be had."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def segment_names() -> set[str]:

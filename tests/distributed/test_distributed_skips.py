@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from models import same, same_everywhere, same_gradients, within
+from models import limited_files, same, same_everywhere, same_gradients, within
 from test_split_trace import UNet
 from torch import Tensor, nn
 from torch.nn import functional
@@ -41,12 +41,14 @@ def _has_losses(pipe: pipert.Pipeline) -> bool:
     return any(index % num_stages == num_stages - 1 for index in pipe.stages)
 
 
-def _equals_plain_loop(stages: Stages, schedule: str, **options: object) -> None:
-    """Two steps, and an evaluation after each."""
+def _equals_plain_loop(
+    stages: Stages, schedule: str, rows: int = 2, steps: int = 2, **options: object
+) -> None:
+    """Steps of about so many rows a microbatch, and an evaluation after each."""
     reference = unpartitioned(stages)
     with _pipe(stages, schedule, **options) as pipe:
-        x, y = _data(2 * pipe.schedule.num_microbatches + 1)
-        for _ in range(2):
+        x, y = _data(rows * pipe.schedule.num_microbatches + 1)
+        for _ in range(steps):
             losses = wired_loop(reference, pipe.schedule, x, y)
             expected = losses if _has_losses(pipe) else None
             same(pipe.step(x=x, target=y).losses, expected, "losses")
@@ -97,6 +99,19 @@ def test_any_stages_run_in_four_processes(schedule: str, num_stages: int) -> Non
 def test_any_stages_run_over_any_transport(transport: str) -> None:
     for seed in range(40, 44):
         _equals_plain_loop(random_stages(seed, 4), "zb_h1", transport=transport)
+
+
+@pytest.mark.processes(3)
+@pytest.mark.parametrize(("schedule", "num_stages"), [("interleaved_1f1b", 6), ("zb_v", 6)])
+def test_values_that_find_no_room_in_shared_memory_arrive_all_the_same(
+    schedule: str, num_stages: int
+) -> None:
+    """Sends don't wait: ranks that would do so wait for each other here (docs/prover.md)."""
+    stages = random_stages(3, num_stages)
+    with limited_files(1 << 19):
+        _equals_plain_loop(
+            stages, schedule, rows=20_000, steps=1, transport="shm", num_microbatches=6
+        )
 
 
 # --- messages without tensors ---------------------------------------------------------------

@@ -9,8 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from models import (
     data,
     is_last,
     layers,
+    limited_files,
     plain_loop,
     same,
     same_gradients,
@@ -130,17 +129,6 @@ class Narrow(nn.Module):
         return x[:, :8]
 
 
-@contextmanager
-def _limited_files(num_bytes: int) -> Iterator[None]:
-    """No file of this process may be longer: as with a full /dev/shm, memory can't be had."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.processes(2)
 def test_messages_that_find_no_room_in_shared_memory_arrive_all_the_same() -> None:
     def model() -> nn.Sequential:
@@ -150,7 +138,7 @@ def test_messages_that_find_no_room_in_shared_memory_arrive_all_the_same() -> No
     pieces = model()
     with (
         _pipeline([pieces[:2], pieces[2:]], transport="shm") as pipe,
-        _limited_files(1 << 20),
+        limited_files(1 << 20),
     ):
         for _ in range(2):
             for parameter in (*pipe.parameters(), *reference.parameters()):
@@ -195,7 +183,7 @@ def test_large_messages_that_a_stage_keeps_stay_as_they_are() -> None:
 @pytest.mark.processes(2)
 def test_full_shared_memory_is_said_or_gone_round() -> None:
     rank = pipert.init().rank()
-    with _limited_files((1 << 14) if rank == 1 else resource.RLIM_INFINITY):
+    with limited_files((1 << 14) if rank == 1 else resource.RLIM_INFINITY):
         message = r"transport 'shm' can't be had, .*rank 1: /dev/shm has no room for \d+ bytes"
         with within(2.0), pytest.raises(ValueError, match=message):
             _pipeline(layers(2), transport="shm")
