@@ -85,6 +85,8 @@ def _part(spec: Spec, key: Any, position: int = 0) -> Spec:
 
 
 def _check_kinds(pieces: Sequence[Any], what: str) -> None:
+    if len(set(map(type, pieces))) == 1:
+        return
     for index, piece in enumerate(pieces):
         if _kind(piece) is not _kind(pieces[0]):
             raise ValueError(

@@ -1,7 +1,7 @@
 """LocalStages: the stages of one process."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -148,14 +148,20 @@ class LocalStages:
         can_wait = copies == 1 and not main_grads and not self.ties.all
         self._replicas = Replicas(self.modules, defer_sharded=can_wait)
 
-    @contextmanager
-    def one_pass(self, training: bool) -> Iterator[None]:
+    def one_pass(self, training: bool) -> AbstractContextManager[None]:
         """Does before a pass, and after one that ends well, what these stages need there.
 
         What stands for something else here is made equal, and its gradients are added to the
         other's; running statistics that were deferred are updated; gradients are reduced over
         replicas.
         """
+        has_replicas = training and self._replicas
+        if self._batch_norm is None and not self.ties and not has_replicas:
+            return self.local_copies.one_pass()  # contexts are part of a step's fixed cost
+        return self._one_pass_of_all(training)
+
+    @contextmanager
+    def _one_pass_of_all(self, training: bool) -> Iterator[None]:
         norms = nullcontext() if self._batch_norm is None else self._batch_norm.one_pass()
         replicas = self._replicas.one_pass() if training and self._replicas else nullcontext()
         with replicas, self.ties.one_pass(), self.local_copies.one_pass(), norms:

@@ -119,6 +119,10 @@ class Ties:
         for first, twin in self._twins:
             yield names[id(first)], twin
 
+    def __bool__(self) -> bool:
+        """Whether stages of this process use a parameter that others use too."""
+        return bool(self._here)
+
     @contextmanager
     def one_pass(self) -> Iterator[None]:
         """Makes twins equal, and adds up their gradients after a pass that ends well."""
