@@ -96,6 +96,8 @@ PythonRuntime::PythonRuntime(const std::vector<PythonStage>& stages, std::vector
     auto module = std::make_unique<ModuleStage>(position, num_microbatches_, std::move(body),
                                                 /*shares_gil=*/ranks.size() > 1);
     module->set_saving(&save_into);
+    if (given.values != nullptr)
+      module->set_read_elsewhere(given.values->are_read_elsewhere(stage.stage));
     stages_[stage.stage] = module.get();
     if (recorder_ != nullptr) {
       built[stage.stage] = std::make_unique<RecordedStage>(std::move(module), recorder_);

@@ -73,6 +73,12 @@ std::vector<ValueId> MessageValues::sent(MessageKind kind, StageIndex maker, Ran
   return select(kind, maker, [&](StageIndex other) { return placement_.rank_of(other) == rank; });
 }
 
+std::vector<bool> MessageValues::are_read_elsewhere(StageIndex reader) const {
+  std::vector<bool> read;
+  for (const ValueId id : stage(reader).inputs) read.push_back(value(id).readers.size() > 1);
+  return read;
+}
+
 bool MessageValues::is_read_nearby(ValueId id, StageIndex reader) const {
   const StageIndex begin = reader - piece(reader);
   const auto& readers = value(id).readers;

@@ -36,7 +36,9 @@ class MessageValues {
   // What is for stages of `rank`.
   std::vector<ValueId> sent(MessageKind kind, StageIndex maker, Rank rank) const;
 
-  // Whether other stages of its rank read it too.
+  // By argument of the stage, whether other stages read it too.
+  std::vector<bool> are_read_elsewhere(StageIndex reader) const;
+  // Whether other stages of its rank do.
   bool is_read_nearby(ValueId id, StageIndex reader) const;
 
  private:

@@ -1,7 +1,10 @@
 #include "stage/gradient_check.h"
 
+#include <c10/util/Exception.h>
 #include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/variable.h>
 
+#include <algorithm>
 #include <string>
 
 #include "base/error.h"
@@ -31,7 +34,39 @@ std::string describe(const torch::autograd::InputMetadata& output) {
                           ": expected ", expected, ", got ", got));
 }
 
+// Whether an input needs a gradient that only this stage can bring.
+bool is_depended_on(const InputNeeds& inputs) {
+  const auto& [needs_gradient, structure, read_elsewhere] = inputs;
+  if (read_elsewhere.empty())
+    return std::find(needs_gradient.begin(), needs_gradient.end(), true) != needs_gradient.end();
+  auto next = needs_gradient.begin();
+  for (std::size_t i = 0; i < read_elsewhere.size(); ++i) {
+    const auto end = next + static_cast<std::ptrdiff_t>(num_tensors(structure->children.at(i)));
+    if (!read_elsewhere[i] && std::find(next, end, true) != end) return true;
+    next = end;
+  }
+  return false;
+}
+
 }  // namespace
+
+void check_gradient_flows(const BodyResult& result, const InputNeeds& inputs,
+                          const StageBody& body) {
+  bool could_flow = false;  // a stage may hand on numbers alone, and have weights that nobody uses
+  for (const at::Tensor& tensor : result.tensors) {
+    if (tensor.requires_grad()) return;
+    could_flow = could_flow || torch::autograd::isDifferentiableType(tensor.scalar_type());
+  }
+  if (!could_flow) return;
+  TORCH_CHECK_VALUE(!is_depended_on(inputs),
+                    "the stage returned no tensor that requires a gradient, but its input requires "
+                    "one: the stages before it would not train (was the output detached, or "
+                    "computed under no_grad?)");
+  TORCH_CHECK_VALUE(!body.trains(),
+                    "the stage returned no tensor that requires a gradient, but has parameters "
+                    "that do: they would not train (was the output detached, or computed under "
+                    "no_grad?)");
+}
 
 void check_gradients(const ForwardRun& forward, Gradients of,
                      const std::vector<torch::autograd::Edge>& roots,

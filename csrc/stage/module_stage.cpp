@@ -75,6 +75,7 @@ Message ModuleStage::forward(const RunContext& context, Message input) {
   InFlight& state = entry(context, Phase::kIdle);
   const double weight = weight_of(context, input);
   const std::int64_t batch_size = position_.is_first ? rows_ : input.batch_size;
+  const std::shared_ptr<const Structure> given = input.structure;
   if (context.pass.training) {
     state.phase = Phase::kForwardDone;
     ++num_in_flight_;
@@ -95,7 +96,8 @@ Message ModuleStage::forward(const RunContext& context, Message input) {
   if (position_.is_last) {
     if (result.loss.defined() || context.pass.training) keep_loss(context, weight, result.loss);
   } else {
-    if (context.pass.training) check_gradient_flows(state, result);
+    if (context.pass.training)
+      check_gradient_flows(result, {state.needs_gradient, given.get(), read_elsewhere_}, *body_);
     if (context.pass.training) state.num_bytes += num_bytes(result.tensors);
     output.structure = std::move(result.structure);
     output.requires_grad.reserve(result.tensors.size());
@@ -108,23 +110,6 @@ Message ModuleStage::forward(const RunContext& context, Message input) {
   if (context.pass.training && !state.lacks_graph) keep_roots(result, state);
   if (leaves_.has_value() && trains_others(context.microbatch, *leaves_)) trains_others_ = true;
   return output;
-}
-
-void ModuleStage::check_gradient_flows(const InFlight& state, const BodyResult& result) const {
-  bool could_flow = false;  // a stage may hand on numbers alone, and have weights that nobody uses
-  for (const at::Tensor& tensor : result.tensors) {
-    if (tensor.requires_grad()) return;
-    could_flow = could_flow || torch::autograd::isDifferentiableType(tensor.scalar_type());
-  }
-  if (!could_flow) return;
-  TORCH_CHECK_VALUE(!state.wants_gradient(),
-                    "the stage returned no tensor that requires a gradient, but its input requires "
-                    "one: the stages before it would not train (was the output detached, or "
-                    "computed under no_grad?)");
-  TORCH_CHECK_VALUE(!body_->trains(),
-                    "the stage returned no tensor that requires a gradient, but has parameters "
-                    "that do: they would not train (was the output detached, or computed under "
-                    "no_grad?)");
 }
 
 BodyResult ModuleStage::run_body(const RunContext& context, Message input, BodyRun run,

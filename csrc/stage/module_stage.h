@@ -2,7 +2,6 @@
 // autograd.
 #pragma once
 
-#include <algorithm>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -64,6 +63,12 @@ class ModuleStage final : public Stage {
   // passes.
   void set_recomputed(std::vector<bool> recomputed) { recomputed_ = std::move(recomputed); }
 
+  // By positional argument, whether other stages read it too, through whom it may get its gradient;
+  // empty: none do. Before the first pass.
+  void set_read_elsewhere(std::vector<bool> read_elsewhere) {
+    read_elsewhere_ = std::move(read_elsewhere);
+  }
+
   // Frees the graphs that were kept. They take the GIL if Python has seen their tensors.
   void free_retired() { retired_.clear(); }
 
@@ -100,9 +105,6 @@ class ModuleStage final : public Stage {
                                        // undefined where it counts nothing
     AttachedSink sink;                 // of the inputs
     std::vector<bool> needs_gradient;  // by input tensor
-    bool wants_gradient() const {      // whether any of them does
-      return std::find(needs_gradient.begin(), needs_gradient.end(), true) != needs_gradient.end();
-    }
     // Where a gradient of each input tensor goes; invalid where none does.
     std::vector<torch::autograd::Edge> input_edges() const;
     std::size_t num_bytes = 0;               // of inputs and outputs
@@ -151,7 +153,6 @@ class ModuleStage final : public Stage {
   // Runs a piece of backward; where it throws, takes back what the engine left set.
   template <typename Backward>
   void run_engine(const Backward& backward);
-  void check_gradient_flows(const InFlight& state, const BodyResult& result) const;
   double weight_of(const RunContext& context, const Message& input) const;
   void check_batches(const RunContext& context, const Message& input) const;
 
@@ -167,6 +168,7 @@ class ModuleStage final : public Stage {
   bool trains_others_ = false;
   std::vector<NodePtr> retired_;
   std::set<UnsplitNode> unsplit_;
+  std::vector<bool> read_elsewhere_;
   bool recomputes_ = false;       // in backward: then it is not split
   std::vector<bool> recomputed_;  // by microbatch, or empty
   bool changes_input_ = false;    // whether the code was seen to work in place on its input
