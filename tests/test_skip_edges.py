@@ -173,6 +173,28 @@ def test_a_reader_that_writes_to_what_others_read_is_told(writer, num_ranks):
     )
 
 
+def writes_to_view(layer, h):
+    h.view(-1)[:3].zero_()
+    return (layer(h),)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 3])
+def test_a_reader_that_writes_is_told_in_inference_mode_too(num_ranks):
+    schedule = "1f1b" if num_ranks == 3 else "interleaved_1f1b"
+    stages = three(first, writes_to_view, last)
+    x, y = batch(9)
+    with (
+        pipeline(stages, num_ranks=num_ranks, schedule=schedule) as pipe,
+        torch.inference_mode(),
+    ):
+        with pytest.raises(pipert.PipelineError, match="stage 1 works in place on h of stage 0"):
+            pipe.evaluate(x=x, target=y)
+        stages[1].call = lambda layer, h: writes_to_view(layer, h.clone())
+        reference = unpartitioned(stages)
+        pieces = x.tensor_split(MICROBATCHES)
+        assert same_bits(pipe(x=x), torch.cat([reference(piece) for piece in pieces]))
+
+
 def test_the_only_reader_may_write_to_it():
     def writes(layer, h):
         return (layer(h.relu_()),)
@@ -181,6 +203,38 @@ def test_the_only_reader_may_write_to_it():
     reference = unpartitioned(stages)
     with pipeline(stages) as pipe:
         assert_equals_plain_loop(pipe, reference, *batch(9))
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "zb_h1"])
+@pytest.mark.parametrize("is_used", [True, False])
+def test_a_stage_may_leave_the_gradient_of_its_input_to_other_readers(schedule, is_used):
+    """What it makes needs no gradient; `h` gets that of the last stage, or of none."""
+
+    def mask(layer, h):
+        return ((h > 0).float(),)
+
+    def masked(layer, h, g):
+        return layer((h if is_used else h.detach()) * g)
+
+    stages = three(first, mask, masked)
+    stages[1].requires_grad_(False)
+    reference = unpartitioned(stages)
+    with pipeline(stages, schedule=schedule) as pipe:
+        assert_equals_plain_loop(pipe, reference, *batch(9))
+
+
+def test_a_stage_that_alone_could_bring_a_gradient_must_do_so():
+    def detached(layer, h):
+        return (h.detach(),)
+
+    def two(layer, g):
+        return layer(g)
+
+    stages = three(first, detached, two, readers=(1,))
+    stages[1].requires_grad_(False)
+    failure = failure_of(stages)
+    assert failure.stage == 1
+    assert "the stages before it would not train" in str(failure.__cause__)
 
 
 def test_a_value_that_needs_a_gradient_must_be_differentiable():

@@ -172,7 +172,7 @@ class Decoder {
       wired.add_write(id, slot(id).edge.destination, values);
       note_held(id, result, program_.rank);
     }
-    wired.check();
+    wired.finish();
     return &wired_.emplace_back(std::move(wired));
   }
 

@@ -7,9 +7,7 @@
 
 namespace pipert {
 
-std::optional<std::vector<Part>> take_apart(Message message) {
-  if (message.structure == nullptr || message.structure->kind != Structure::Kind::kTuple)
-    return std::nullopt;
+std::vector<Part> take_apart(Message message) {
   std::vector<Part> parts(message.structure->children.size());
   std::size_t next = 0;
   for (std::size_t i = 0; i < parts.size(); ++i) {
@@ -23,17 +21,14 @@ std::optional<std::vector<Part>> take_apart(Message message) {
   return parts;
 }
 
-std::optional<std::vector<Part>> cut(std::vector<at::Tensor> tensors,
-                                     const std::vector<std::size_t>& sizes) {
+std::vector<Part> cut(std::vector<at::Tensor> tensors, const std::vector<std::size_t>& sizes) {
   std::vector<Part> parts(sizes.size());
   auto next = tensors.begin();
   for (std::size_t i = 0; i < sizes.size(); ++i) {
-    if (static_cast<std::size_t>(tensors.end() - next) < sizes[i]) return std::nullopt;
     const auto end = next + static_cast<std::ptrdiff_t>(sizes[i]);
     parts[i].tensors.assign(std::move_iterator(next), std::move_iterator(end));
     next = end;
   }
-  if (next != tensors.end()) return std::nullopt;
   return parts;
 }
 

@@ -7,7 +7,6 @@
 
 #include <cstddef>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,13 +20,11 @@ struct Part {
   std::shared_ptr<const Structure> structure;  // null: one tensor
 };
 
-// The elements of the tuple that the message carries; nothing if it carries anything else.
-std::optional<std::vector<Part>> take_apart(Message message);
+// The elements of the tuple that the message carries. REQUIRES that it carries one.
+std::vector<Part> take_apart(Message message);
 
-// The tensors of a message without a structure, by how many each part has; nothing if there are
-// more or fewer.
-std::optional<std::vector<Part>> cut(std::vector<at::Tensor> tensors,
-                                     const std::vector<std::size_t>& sizes);
+// The tensors of a message without a structure. `sizes`: how many each part has, of all together.
+std::vector<Part> cut(std::vector<at::Tensor> tensors, const std::vector<std::size_t>& sizes);
 
 // A tuple of the parts.
 Message put_together(std::vector<Part> parts);

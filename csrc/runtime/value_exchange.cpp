@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <iterator>
-#include <optional>
 #include <utility>
 
 #include "base/error.h"
@@ -36,6 +35,15 @@ struct Head {
   std::int64_t batch_size;
 };
 
+// Of a rehearsal: the neighbour's message, and each to where it is kept.
+Message pass_on(const WiredRun& run, std::vector<Message> messages, std::vector<Message>& held) {
+  for (std::size_t i = 0; i < messages.size(); ++i) {
+    const int keeps = run.reads()[i].keeps;
+    if (keeps >= 0) held[as_index(keeps)] = messages[i];
+  }
+  return std::move(messages[run.neighbour()]);
+}
+
 }  // namespace
 
 ValueExchange::ValueExchange(std::shared_ptr<const MessageValues> values, int num_microbatches)
@@ -48,19 +56,37 @@ std::size_t& ValueExchange::size_of(const WiredRun& run, ValueId value) {
   return sizes_[as_index(run.microbatch()) * as_index(values_->num_values()) + as_index(value)];
 }
 
+bool ValueExchange::fits(const WiredRun& run, const std::vector<ValueId>& values,
+                         const Message& message) {
+  if (!run.is_forward()) {
+    std::size_t size = 0;
+    for (const ValueId value : values) size += size_of(run, value);
+    return size == message.tensors.size();
+  }
+  const Structure* structure = message.structure.get();
+  if (structure == nullptr || structure->kind != Structure::Kind::kTuple) return false;
+  if (structure->children.size() != values.size()) return false;
+  for (std::size_t i = 0; i < values.size(); ++i)
+    size_of(run, values[i]) = num_tensors(structure->children[i]);
+  return true;
+}
+
 Message ValueExchange::take_in(const WiredRun& run, std::vector<Message> messages,
                                std::vector<Message>& held) {
-  const MessageKind kind = run.is_forward() ? MessageKind::kActivation : MessageKind::kGradient;
   if (messages.empty()) return {};
+  if (values_ == nullptr) return pass_on(run, std::move(messages), held);
+  for (std::size_t i = 0; i < messages.size(); ++i) check_read(run, run.reads()[i], messages[i]);
+  if (run.takes_whole()) return std::move(messages.front());
+  const MessageKind kind = run.is_forward() ? MessageKind::kActivation : MessageKind::kGradient;
   const Head head(messages[run.neighbour()]);
   std::vector<Part> given(run.given().size());
   for (std::size_t i = 0; i < messages.size(); ++i) {
     const WiredRead& read = run.reads()[i];
     const Head own(messages[i]);
-    std::vector<Part> parts = take_apart(run, read, std::move(messages[i]));
+    std::vector<Part> parts = take_apart(run, read.values, std::move(messages[i]));
     std::vector<Part> kept;
     for (std::size_t j = 0; j < parts.size(); ++j) {
-      const auto& [value, position, is_kept] = read.carried[j];
+      const auto& [position, is_kept] = read.carried[j];
       if (is_kept) kept.push_back(position < 0 ? std::move(parts[j]) : alias_of(parts[j]));
       if (position >= 0) given[as_index(position)] = std::move(parts[j]);
     }
@@ -73,27 +99,22 @@ Message ValueExchange::take_in(const WiredRun& run, std::vector<Message> message
   return head.onto(message_of(std::move(given), kind));
 }
 
-std::vector<Part> ValueExchange::take_apart(const WiredRun& run, const WiredRead& read,
-                                            Message message) {
-  if (values_ == nullptr) return {};
-  std::optional<std::vector<Part>> parts;
-  if (run.is_forward()) {
-    parts = pipert::take_apart(std::move(message));
-    if (parts.has_value() && parts->size() != read.carried.size()) parts.reset();
-    for (std::size_t i = 0; parts.has_value() && i < parts->size(); ++i)
-      size_of(run, read.carried[i].value) = (*parts)[i].tensors.size();
-  } else {
-    std::vector<std::size_t> sizes;
-    for (const CarriedValue& carried : read.carried) sizes.push_back(size_of(run, carried.value));
-    parts = cut(std::move(message.tensors), sizes);
-  }
-  if (parts.has_value()) return *std::move(parts);
+void ValueExchange::check_read(const WiredRun& run, const WiredRead& read, const Message& message) {
+  if (fits(run, read.values, message)) return;
   throw ValueError(concat("the ", to_string(read.input.key), ", from rank ", read.input.source,
                           ", carries something else than the values that stage ", run.stage(),
                           " expects: are the stages' specs the same on all ranks?"));
 }
 
-WriteWatch ValueExchange::watch(const WiredRun& run, const Message& given) const {
+std::vector<Part> ValueExchange::take_apart(const WiredRun& run, const std::vector<ValueId>& values,
+                                            Message message) {
+  if (run.is_forward()) return pipert::take_apart(std::move(message));
+  std::vector<std::size_t> sizes;
+  for (const ValueId value : values) sizes.push_back(size_of(run, value));
+  return cut(std::move(message.tensors), sizes);
+}
+
+WriteWatch ValueExchange::watch(const WiredRun& run, Message& given) const {
   WriteWatch watch;
   if (!run.is_forward()) return watch;
   std::size_t next = 0;
@@ -121,8 +142,18 @@ void ValueExchange::check(const WiredRun& run, const WriteWatch& watch) const {
 
 void ValueExchange::hand_on(const WiredRun& run, Message result, std::vector<Message>& held) {
   if (run.writes().empty()) return;  // of the model's ends
+  if (values_ == nullptr) {
+    for (const WiredWrite& write : run.writes()) held[as_index(write.slot)] = result;
+    return;
+  }
+  check_result(run, result);
+  if (run.gives_whole()) {
+    held[as_index(run.writes().front().slot)] = std::move(result);
+    return;
+  }
+  const MessageKind kind = run.is_forward() ? MessageKind::kActivation : MessageKind::kGradient;
   const Head head(result);
-  std::vector<Part> parts = take_apart_result(run, std::move(result));
+  std::vector<Part> parts = take_apart(run, run.made(), std::move(result));
   std::vector<int> left = run.num_takers();
   for (const WiredWrite& write : run.writes()) {
     std::vector<Part> taken;
@@ -130,46 +161,34 @@ void ValueExchange::hand_on(const WiredRun& run, Message result, std::vector<Mes
       const bool is_last = --left[position] == 0;
       taken.push_back(is_last ? std::move(parts[position]) : alias_of(parts[position]));
     }
-    held[as_index(write.slot)] = head.onto(message_of(
-        std::move(taken), run.is_forward() ? MessageKind::kActivation : MessageKind::kGradient));
+    held[as_index(write.slot)] = head.onto(message_of(std::move(taken), kind));
   }
 }
 
-std::vector<Part> ValueExchange::take_apart_result(const WiredRun& run, Message result) {
-  if (values_ == nullptr) return {};
-  if (!run.is_forward()) {
-    std::vector<std::size_t> sizes;
-    for (const ValueId value : run.made()) sizes.push_back(size_of(run, value));
-    auto parts = cut(std::move(result.tensors), sizes);
-    if (!parts.has_value()) throw InternalError("a stage returned gradients of something else");
-    return *std::move(parts);
+void ValueExchange::check_result(const WiredRun& run, const Message& result) {
+  if (fits(run, run.made(), result)) {
+    if (run.is_forward()) check_differentiable(run, result);
+    return;
   }
-  const auto structure = result.structure;
-  auto parts = pipert::take_apart(std::move(result));
-  if (!parts.has_value() || parts->size() != run.made().size()) {
-    std::string names;
-    for (const ValueId value : run.made())
-      names += concat(names.empty() ? "" : ", ", name_of(value));
-    throw ValueError(concat("stage ", values_->piece(run.stage()), " must return a tuple of ",
-                            run.made().size(), " (", names, "), got ",
-                            describe_value(structure.get())));
-  }
-  check_differentiable(run, *parts);
-  for (std::size_t i = 0; i < parts->size(); ++i)
-    size_of(run, run.made()[i]) = (*parts)[i].tensors.size();
-  return *std::move(parts);
+  if (!run.is_forward()) throw InternalError("a stage returned gradients of something else");
+  std::string names;
+  for (const ValueId value : run.made()) names += concat(names.empty() ? "" : ", ", name_of(value));
+  throw ValueError(concat("stage ", values_->piece(run.stage()), " must return a tuple of ",
+                          run.made().size(), " (", names, "), got ",
+                          describe_value(result.structure.get())));
 }
 
-void ValueExchange::check_differentiable(const WiredRun& run,
-                                         const std::vector<Part>& parts) const {
-  for (std::size_t i = 0; i < parts.size(); ++i) {
-    const ValueRoute& route = values_->value(run.made()[i]);
-    const auto& flags = parts[i].requires_grad;
-    if (route.differentiable || std::find(flags.begin(), flags.end(), true) == flags.end())
-      continue;
-    throw ValueError(concat(route.name, " of stage ", route.maker,
-                            " requires a gradient, but was declared with differentiable=False: no "
-                            "gradient would come back for it"));
+void ValueExchange::check_differentiable(const WiredRun& run, const Message& result) {
+  auto next = result.requires_grad.begin();
+  for (const ValueId value : run.made()) {
+    const auto end = next + static_cast<std::ptrdiff_t>(size_of(run, value));
+    const ValueRoute& route = values_->value(value);
+    if (!route.differentiable && std::find(next, end, true) != end) {
+      throw ValueError(concat(route.name, " of stage ", route.maker,
+                              " requires a gradient, but was declared with differentiable=False: "
+                              "no gradient would come back for it"));
+    }
+    next = end;
   }
 }
 

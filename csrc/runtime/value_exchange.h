@@ -25,8 +25,9 @@ class ValueExchange {
   // into `held`, which is by SlotId. ValueError for a message that carries something else.
   Message take_in(const WiredRun& run, std::vector<Message> messages, std::vector<Message>& held);
 
-  // From here on, whether the stage writes to what others read too. `given`: of take_in().
-  WriteWatch watch(const WiredRun& run, const Message& given) const;
+  // From here on, whether the stage writes to what others read too. `given`: of take_in(), and for
+  // the stage (WriteWatch may change its tensors).
+  WriteWatch watch(const WiredRun& run, Message& given) const;
   // ValueError if it did.
   void check(const WiredRun& run, const WriteWatch& watch) const;
 
@@ -42,9 +43,16 @@ class ValueExchange {
   // Of how many tensors the value was made up when it passed this rank. A rank's forwards write it,
   // its backwards of the same microbatch read it: gradients come without a structure.
   std::size_t& size_of(const WiredRun& run, ValueId value);
-  std::vector<Part> take_apart(const WiredRun& run, const WiredRead& read, Message message);
-  std::vector<Part> take_apart_result(const WiredRun& run, Message result);
-  void check_differentiable(const WiredRun& run, const std::vector<Part>& parts) const;
+  // Whether the message is a tuple of these values; then their sizes are known from now on. Of
+  // gradients: whether there is one for each of their tensors.
+  bool fits(const WiredRun& run, const std::vector<ValueId>& values, const Message& message);
+  // ValueError unless it carries what the read brings.
+  void check_read(const WiredRun& run, const WiredRead& read, const Message& message);
+  // ValueError unless it is what the stage is to return.
+  void check_result(const WiredRun& run, const Message& result);
+  void check_differentiable(const WiredRun& run, const Message& result);
+  std::vector<Part> take_apart(const WiredRun& run, const std::vector<ValueId>& values,
+                               Message message);
 
   std::shared_ptr<const MessageValues> values_;
   std::vector<std::size_t> sizes_;  // by microbatch and value

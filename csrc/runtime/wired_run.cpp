@@ -1,6 +1,7 @@
 #include "runtime/wired_run.h"
 
 #include <algorithm>
+#include <functional>
 
 #include "base/error.h"
 #include "base/index.h"
@@ -17,6 +18,15 @@ bool is_shared(ValueId value, StageIndex reader, const Input& input, const Messa
   if (values.value(value).readers.size() < 2) return false;
   const bool is_copy = input.receiver != nullptr && input.receiver->kind() != "local";
   return !is_copy || values.is_read_nearby(value, reader);
+}
+
+// Whether there are `size` of them, and each is at its position.
+template <typename T, typename IsAt>
+bool are_in_order(const std::vector<T>& entries, std::size_t size, const IsAt& is_at) {
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    if (!is_at(entries[i], i)) return false;
+  }
+  return entries.size() == size;
 }
 
 }  // namespace
@@ -46,12 +56,13 @@ int WiredRun::position_of(ValueId value) {
 void WiredRun::add_read(const Input& input, int keeps, const MessageValues* values) {
   const auto& [kind, maker, microbatch] = input.key;
   if (reader_of(input.key) == stage()) neighbour_ = reads_.size();
-  WiredRead read{.input = input, .carried = {}, .keeps = keeps};
+  WiredRead read{.input = input, .values = {}, .carried = {}, .keeps = keeps};
   if (values != nullptr) {
     const std::vector<ValueId> own = values->read(kind, maker, stage());
     const std::vector<ValueId> kept = values->kept(kind, maker, stage());
-    for (const ValueId value : values->brought(kind, maker, stage())) {
-      CarriedValue carried{.value = value, .position = -1, .is_kept = contains(kept, value)};
+    read.values = values->brought(kind, maker, stage());
+    for (const ValueId value : read.values) {
+      CarriedValue carried{.position = -1, .is_kept = contains(kept, value)};
       if (contains(own, value)) {
         carried.position = position_of(value);
         GivenValue& given = given_.at(as_index(carried.position));
@@ -74,6 +85,17 @@ void WiredRun::add_write(int slot, Rank rank, const MessageValues* values) {
     }
   }
   writes_.push_back(std::move(write));
+}
+
+void WiredRun::finish() {
+  check();
+  const auto is_given_at = [](const CarriedValue& carried, std::size_t position) {
+    return !carried.is_kept && carried.position == static_cast<int>(position);
+  };
+  if (reads_.size() == 1 && reads_.front().keeps < 0)
+    takes_whole_ = are_in_order(reads_.front().carried, given_.size(), is_given_at);
+  if (writes_.size() == 1)
+    gives_whole_ = are_in_order(writes_.front().positions, made_.size(), std::equal_to<>());
 }
 
 void WiredRun::check() const {

@@ -13,16 +13,16 @@
 
 namespace pipert {
 
-// A value in a message that a Run reads.
+// What becomes of a value in a message that a Run reads.
 struct CarriedValue {
-  ValueId value = 0;
   int position = -1;     // in WiredRun::given; -1: it is for later stages of the rank alone
   bool is_kept = false;  // whether it is for them (too)
 };
 
 struct WiredRead {
   Input input;
-  std::vector<CarriedValue> carried;  // in the message's order
+  std::vector<ValueId> values;        // in the message, in its order
+  std::vector<CarriedValue> carried;  // likewise
   int keeps = -1;                     // the SlotId that gets what is kept; -1: nothing is
 };
 
@@ -47,8 +47,9 @@ class WiredRun {
   void add_read(const Input& input, int keeps, const MessageValues* values);
   // Its result goes into `slot`, on the way to stages of `rank`.
   void add_write(int slot, Rank rank, const MessageValues* values);
-  // InternalError unless each argument comes from somewhere, and all that is kept goes somewhere.
-  void check() const;
+  // After the last of them. InternalError unless each argument comes from somewhere, and all that
+  // is kept goes somewhere.
+  void finish();
 
   bool is_forward() const { return result_.kind == MessageKind::kActivation; }
   StageIndex stage() const { return result_.stage; }
@@ -65,9 +66,14 @@ class WiredRun {
   const std::vector<int>& num_takers() const { return num_takers_; }
   // The read of the neighbour's message, which there is for every microbatch.
   std::size_t neighbour() const { return neighbour_; }
+  // Whether the stage is given the one message that it reads, as it is; ...
+  bool takes_whole() const { return takes_whole_; }
+  // ... and hands on what it returns as one message, likewise.
+  bool gives_whole() const { return gives_whole_; }
 
  private:
   int position_of(ValueId value);
+  void check() const;
 
   MessageKey result_;
   std::vector<GivenValue> given_;
@@ -76,6 +82,8 @@ class WiredRun {
   std::vector<WiredWrite> writes_;
   std::vector<int> num_takers_;
   std::size_t neighbour_ = 0;
+  bool takes_whole_ = false;
+  bool gives_whole_ = false;
 };
 
 }  // namespace pipert

@@ -1,6 +1,7 @@
 // WriteWatch: whether a stage writes in place to what others read too.
 //
-// Used by one thread. It holds no tensor: those may die meanwhile.
+// Used by one thread. It holds no tensor: those may die meanwhile. Version counters tell; tensors
+// of inference mode have none, so the stage is given other tensors, which have, on the same memory.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,8 +17,9 @@ namespace pipert {
 
 class WriteWatch {
  public:
-  // Of `value`, from here on. Tensors of inference mode don't tell.
-  void add(ValueId value, const at::Tensor& tensor);
+  // Of `value`, from here on. Of one that can't count writes (a subclass of inference mode, say)
+  // nothing is seen.
+  void add(ValueId value, at::Tensor& tensor);
   // The first value that was written to since.
   std::optional<ValueId> find_written() const;
 
