@@ -97,32 +97,6 @@ std::optional<Schedule> runs_alone(const Schedule& schedule) {
   return alone;
 }
 
-// What an action makes that other stages read; nothing for most kinds.
-std::optional<MessageKind> result_kind(const Action& action) {
-  switch (action.kind) {
-    case ActionKind::kForward:
-      return MessageKind::kActivation;
-    case ActionKind::kBackward:
-    case ActionKind::kInputGrad:
-      return MessageKind::kGradient;
-    case ActionKind::kWeightGrad:
-    case ActionKind::kRecompute:
-    case ActionKind::kOffload:
-    case ActionKind::kReload:
-    case ActionKind::kOverlap:
-    case ActionKind::kSendForward:
-    case ActionKind::kRecvForward:
-    case ActionKind::kSendBackward:
-    case ActionKind::kRecvBackward:
-    case ActionKind::kUnshard:
-    case ActionKind::kReshard:
-    case ActionKind::kReduceGrad:
-    case ActionKind::kUpdate:
-      return std::nullopt;
-  }
-  return std::nullopt;
-}
-
 // Where `stage` does what `made` is: its forward, or its own part of the backward that makes the
 // gradient.
 Place find_run(const ActionIndex& index, const BackwardForms& forms, const Action& made,
@@ -172,7 +146,8 @@ std::size_t Dataflow::count_deliveries(const StageLinks& links) const {
   std::size_t count = 0;
   for (Rank rank = 0; rank < num_ranks(); ++rank) {
     for (const Action& action : runs(rank)) {
-      if (const auto kind = result_kind(action)) count += links.readers(*kind, action.stage).size();
+      if (const auto kind = result_kind(action.kind))
+        count += links.readers(*kind, action.stage).size();
     }
   }
   if (count > as_index(std::numeric_limits<DeliveryId>::max()))
@@ -191,7 +166,7 @@ std::vector<Dataflow::LaterReader> Dataflow::deliver(const StageLinks& links) {
       const std::size_t first = deliveries_.size();
       write_begins_.push_back(static_cast<std::uint32_t>(first));
       const Action& action = actions[as_index(i)];
-      const auto kind = result_kind(action);
+      const auto kind = result_kind(action.kind);
       if (!kind) continue;
       for (const StageIndex stage : links.readers(*kind, action.stage)) {
         const Place reader = find_run(index, forms, action, stage);
