@@ -72,7 +72,7 @@ std::vector<MessageSpan> message_spans(const Timeline& timeline,
       throw ValueError(
           concat("a message must go from a rank to another, got two ends on ", sender.rank));
     const double sent = span_at(timeline, sender).end;
-    messages.push_back({sender, reader, sent, sent, span_at(timeline, reader).start, {}});
+    messages.push_back({sender, reader, sent, sent, span_at(timeline, reader).start, {}, -1});
   }
   std::stable_sort(messages.begin(), messages.end(),
                    [](const MessageSpan& a, const MessageSpan& b) {

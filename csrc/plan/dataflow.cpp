@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "analysis/backward_forms.h"
+#include "analysis/transfers.h"
 #include "base/error.h"
 #include "base/index.h"
 
@@ -97,19 +98,6 @@ std::optional<Schedule> runs_alone(const Schedule& schedule) {
   return alone;
 }
 
-// Where `stage` does what `made` is: its forward, or its own part of the backward that makes the
-// gradient.
-Place find_run(const ActionIndex& index, const BackwardForms& forms, const Action& made,
-               StageIndex stage) {
-  Action action = made;
-  action.stage = stage;
-  if (made.kind != ActionKind::kForward) {
-    const bool is_split = forms.is_split(action);
-    action.kind = is_split ? ActionKind::kInputGrad : ActionKind::kBackward;
-  }
-  return index.find(action);
-}
-
 }  // namespace
 
 Dataflow::Dataflow(const Schedule& schedule, bool joint_pairs, const StageGraph& stage_graph)
@@ -169,7 +157,7 @@ std::vector<Dataflow::LaterReader> Dataflow::deliver(const StageLinks& links) {
       const auto kind = result_kind(action.kind);
       if (!kind) continue;
       for (const StageIndex stage : links.readers(*kind, action.stage)) {
-        const Place reader = find_run(index, forms, action, stage);
+        const Place reader = reader_of(action, stage, index, forms);
         std::size_t at = first;  // the delivery to this rank
         while (at < deliveries_.size() && deliveries_[at].reader.rank != reader.rank) ++at;
         if (at < deliveries_.size()) {

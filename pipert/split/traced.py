@@ -88,7 +88,7 @@ def split_by_trace(
     stages = _stages(cut(traced, begins))
     if cuts is None:
         cuts = _profiled(stages, balance, memory_limit, example_args, example_kwargs)
-    stages.costs = costs_of(cuts, _bytes_sent(stages))
+    stages.costs = costs_of(cuts, stages.values)
     if check and not is_on_meta(model):
         check_same(
             model,
@@ -233,14 +233,6 @@ def _stages(made: Cut) -> Stages:
         for stage, part in enumerate(made.parts)
     ]
     return Stages(modules, specs=specs, values=made.values.values(), arguments=trace.positional)
-
-
-def _bytes_sent(stages: Stages) -> list[int]:
-    """By stage, of all that it hands to others."""
-    return [
-        sum(value.bytes or 0 for value in stages.values if value.maker == stage)
-        for stage in range(len(stages))
-    ]
 
 
 def _place_rest(model: nn.Module, holders: Sequence[StageModule]) -> None:
