@@ -533,7 +533,8 @@ class Pipeline:
         bytes, of a microbatch; the median over the steps and their microbatches. An edge's latency
         is measured on messages that were waited for, and includes what their size takes: the
         bandwidth stays infinite. A backward that always ran whole counts half for its input and
-        half for its weights.
+        half for its weights. What stages exchange beyond the chain is in `skips`, by the rank that
+        reads it.
 
         Raises:
             ValueError: there was no step, evaluations at most.
@@ -553,7 +554,7 @@ class Pipeline:
                 last.device_timed(),
                 "measure costs",
             )
-        return measured_costs(traces, self.schedule)
+        return measured_costs(traces, self.schedule, self._ranks.plan.stage_graph)
 
     def reschedule(
         self,

@@ -6,8 +6,24 @@ from pipert import Costs
 
 
 @st.composite
-def costs_for(draw, schedule, *, blocking=False, shared=True):
-    """Costs of every stage and edge; with `shared`, links with several edges of any ranks."""
+def skips_for(draw, num_stages):
+    """Any number of skips between stages of one copy of the model, to one reader or several."""
+    skips = []
+    for maker in draw(st.lists(st.integers(0, num_stages - 1), max_size=4)):
+        sides = [range(maker + 1, num_stages), range(maker - 1, -1, -1)]
+        side = draw(st.sampled_from([side for side in sides if side] or [()]))
+        if side:
+            readers = draw(st.sets(st.sampled_from(side), min_size=1))
+            skips.append((maker, [s for s in side if s in readers], draw(st.integers(0, 16))))
+    return skips
+
+
+@st.composite
+def costs_for(draw, schedule, *, blocking=False, shared=True, skipping=False):
+    """Costs of every stage and edge; with `shared`, links with several edges of any ranks.
+
+    With `skipping` stages that are no neighbours exchange something, too.
+    """
     num_ranks = schedule.num_ranks
     edges = [(a, b) for a in range(num_ranks) for b in range(num_ranks) if a != b]
 
@@ -44,4 +60,5 @@ def costs_for(draw, schedule, *, blocking=False, shared=True):
         gradient_bytes=draw(st.one_of(st.none(), st.integers(0, 16))),
         links=links,
         blocking=blocking,
+        skips=draw(skips_for(schedule.placement.stages_per_copy)) if skipping else [],
     )

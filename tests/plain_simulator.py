@@ -16,14 +16,17 @@ class Deadlock(Exception):  # noqa: N818
 
 @dataclass
 class Plain:
-    """Exact for times that are whole numbers, and for actions that all take time."""
+    """Exact for times that are whole numbers, and for actions that all take time.
+
+    A message is (the action that sends, the rank that it goes to); of one copy of the model.
+    """
 
     schedule: Schedule
     costs: Costs
     starts: dict[str, float] = field(default_factory=dict)
     ends: dict[str, float] = field(default_factory=dict)
-    arrivals: dict[str, float] = field(default_factory=dict)  # by the action that sends
-    begun: dict[str, float] = field(default_factory=dict)
+    arrivals: dict[tuple[str, int], float] = field(default_factory=dict)  # by message
+    begun: dict[tuple[str, int], float] = field(default_factory=dict)
 
     def __post_init__(self):
         self.place = {
@@ -34,20 +37,33 @@ class Plain:
         self.link_of = {
             tuple(edge): number for number, link in enumerate(self.costs.links) for edge in link
         }
-        self.sender = {}  # by reader
-        self.reader = {}  # by sender
+        self.reader = {}  # by message: of several on its rank the nearest
+        self.bytes = {}  # by message
+        self.received = {}  # messages by reader
+        self.sent = {}  # messages by sender, the nearest reader's first
         for text, rank in self.place.items():
-            for source in self._inputs(Action.parse(text)):
-                if source in self.place and self.place[source] != rank:
-                    self.sender[text] = source
-                    self.reader[source] = text
+            self._send(text, rank)
 
-    def _inputs(self, action):
-        if action.kind == "F":
-            return [f"{action.stage - 1}F{action.microbatch}"]
+    def _send(self, text, rank):
+        action = Action.parse(text)
+        kinds, step = ("F", 1) if action.kind == "F" else ("BI", -1)
         if action.kind == "W":
-            return []
-        return [f"{action.stage + 1}{kind}{action.microbatch}" for kind in "BI"]
+            return
+        chain = (action.stage, [action.stage + step], self._chain_bytes(action))
+        for maker, targets, size in [chain, *self.costs.skips]:
+            if maker != action.stage or (targets[0] > maker) != (step > 0):
+                continue
+            readers = [f"{to}{kind}{action.microbatch}" for to in targets for kind in kinds]
+            readers = [reader for reader in readers if reader in self.place]
+            for to in {self.place[reader] for reader in readers} - {rank}:
+                nearest = next(reader for reader in readers if self.place[reader] == to)
+                known = self.reader.setdefault((text, to), nearest)
+                self.reader[text, to] = min(known, nearest, key=lambda r: _distance(r, action))
+                self.bytes[text, to] = self.bytes.get((text, to), 0) + size
+        own = [message for message in self.reader if message[0] == text]
+        self.sent[text] = sorted(own, key=lambda m: _distance(self.reader[m], action))
+        for message in own:
+            self.received.setdefault(self.reader[message], []).append(message)
 
     def run(self):
         self.arrivals = dict.fromkeys(self.reader, 0.0)
@@ -68,35 +84,35 @@ class Plain:
             clock = 0.0
             for action in actions:
                 text = str(action)
-                if text in self.sender:
-                    comes[self.sender[text]] = came
-                    clock = max(clock, self.arrivals[self.sender[text]])
+                for message in self.received.get(text, ()):
+                    comes[message] = came
+                    clock = max(clock, self.arrivals[message])
                 self.starts[text] = clock
                 clock += self._length(action)
                 self.ends[text] = came = clock
-                if text in self.reader:
-                    ready[text] = clock
+                for message in self.sent.get(text, ()):
+                    ready[message] = came
                     if self.costs.blocking:
-                        clock = max(clock, self.arrivals[text])
+                        clock = max(clock, self.arrivals[message])
         if self.costs.blocking:
-            ready = {text: max(time, comes[text]) for text, time in ready.items()}
+            ready = {message: max(time, comes[message]) for message, time in ready.items()}
         return ready
 
     def _run_links(self, ready):
         free = {}
         arrivals = {}
-        for text in sorted(ready, key=lambda text: (ready[text], self.place[text])):
-            edge = (self.place[text], self.place[self.reader[text]])
+        for message in sorted(ready, key=lambda message: (ready[message], self.place[message[0]])):
+            edge = (self.place[message[0]], message[1])
             link = self.link_of.get(edge, edge)
             latency = _of_edge(self.costs.latency, edge)
             bandwidth = _of_edge(self.costs.bandwidth, edge)
             if bandwidth == 0:
-                self.begun[text] = ready[text]
-                arrivals[text] = ready[text] + latency
+                self.begun[message] = ready[message]
+                arrivals[message] = ready[message] + latency
                 continue
-            self.begun[text] = max(ready[text], free.get(link, 0.0))
-            free[link] = self.begun[text] + self._bytes(Action.parse(text)) / bandwidth
-            arrivals[text] = free[link] + latency
+            self.begun[message] = max(ready[message], free.get(link, 0.0))
+            free[link] = self.begun[message] + self.bytes[message] / bandwidth
+            arrivals[message] = free[link] + latency
         return arrivals
 
     def _length(self, action):
@@ -105,10 +121,14 @@ class Plain:
         lengths = {"F": _of_stage(costs.forward, stage), "I": halves[0], "W": halves[1]}
         return lengths.get(action.kind, sum(halves))
 
-    def _bytes(self, sender):
+    def _chain_bytes(self, sender):
         if sender.kind == "F":
             return _of_stage(self.costs.bytes, sender.stage)
         return _of_stage(self.costs.gradient_bytes or self.costs.bytes, sender.stage - 1)
+
+
+def _distance(reader, action):
+    return abs(Action.parse(reader).stage - action.stage)
 
 
 def _of_stage(values, stage):

@@ -2,6 +2,7 @@ import math
 
 import published_table
 import pytest
+from cost_strategies import skips_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from schedule_strategies import good_schedules
@@ -24,6 +25,7 @@ def costs_for(draw, num_stages):
         latency=draw(st.floats(0, 3)),
         bandwidth=draw(st.sampled_from([0.0, 2.0])),
         bytes=numbers(),
+        skips=draw(st.just([]) | skips_for(num_stages)),
     )
 
 

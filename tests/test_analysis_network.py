@@ -29,9 +29,11 @@ def starts(timeline):
 def check(schedule, costs):
     timeline, plain = schedule.simulate(costs), Plain(schedule, costs).run()
     assert starts(timeline) == plain.starts
-    assert {str(m.sender): m.begun for m in timeline.messages} == plain.begun
-    assert {str(m.sender): m.arrived for m in timeline.messages} == plain.arrivals
-    assert {str(m.sender): str(m.reader) for m in timeline.messages} == plain.reader
+    messages = {(str(m.sender), m.destination): m for m in timeline.messages}
+    assert len(messages) == len(timeline.messages)
+    assert {key: m.begun for key, m in messages.items()} == plain.begun
+    assert {key: m.arrived for key, m in messages.items()} == plain.arrivals
+    assert {key: str(m.reader) for key, m in messages.items()} == plain.reader
     assert starts(schedule.simulate(costs, messages=False)) == plain.starts
 
 
@@ -39,20 +41,20 @@ def check(schedule, costs):
 @settings(deadline=None, max_examples=200)
 def test_times_are_those_of_a_plain_simulation_on_any_links(data):
     schedule = data.draw(good_schedules())
-    check(schedule, data.draw(costs_for(schedule)))
+    check(schedule, data.draw(costs_for(schedule, skipping=data.draw(st.booleans()))))
 
 
 @given(st.data())
 @settings(deadline=None, max_examples=200)
 def test_times_are_those_of_a_plain_simulation_if_transfers_block(data):
     schedule = data.draw(good_schedules())
-    costs = data.draw(costs_for(schedule, blocking=True))
+    costs = data.draw(costs_for(schedule, blocking=True, skipping=data.draw(st.booleans())))
     try:
         Plain(schedule, costs).run()
     except Deadlock:
         verdict = schedule.verify(rendezvous=True)
-        assert verdict.defect == "deadlock"
-        with pytest.raises(ValueError, match=re.escape(verdict.message)):
+        assert costs.skips or verdict.defect == "deadlock"
+        with pytest.raises(ValueError, match=re.escape(verdict.message) or "block in the"):
             schedule.simulate(costs)
     else:
         check(schedule, costs)

@@ -42,8 +42,7 @@ class AsynchronousRun {
       const Rank rank = ready.back();
       ready.pop_back();
       while (can_run(rank)) {
-        const Rank awakened = run_next(rank);
-        if (awakened >= 0) ready.push_back(awakened);
+        run_next(rank, [&](Rank awakened) { ready.push_back(awakened); });
       }
     }
   }
@@ -53,15 +52,15 @@ class AsynchronousRun {
   void run_in_order_of_time() {
     using Event = std::pair<double, Rank>;
     std::priority_queue<Event, std::vector<Event>, std::greater<>> events;
-    const auto put = [&](Rank rank) {
-      if (rank >= 0 && can_run(rank)) events.emplace(end_of_next(rank), rank);
-    };
-    for (Rank rank = 0; rank < num_ranks(); ++rank) put(rank);
+    const auto put = [&](Rank rank) { events.emplace(end_of_next(rank), rank); };
+    for (Rank rank = 0; rank < num_ranks(); ++rank) {
+      if (can_run(rank)) put(rank);
+    }
     while (!events.empty()) {
       const Rank rank = events.top().second;
       events.pop();
-      put(run_next(rank));
-      put(rank);
+      run_next(rank, put);
+      if (can_run(rank)) put(rank);
     }
   }
 
@@ -69,7 +68,7 @@ class AsynchronousRun {
 
   bool can_run(Rank rank) const {
     const Place next = next_of(rank);
-    return next.position < steps_.num_steps(rank) && steps_.at(next).start != kNotSent;
+    return next.position < steps_.num_steps(rank) && steps_.at(next).num_awaited == 0;
   }
 
   double end_of_next(Rank rank) const {
@@ -77,8 +76,9 @@ class AsynchronousRun {
     return std::max(steps_.at(next).start, clocks_[as_index(rank)]) + steps_.duration_at(next);
   }
 
-  // Returns the rank that stood before the reader of its message; -1 if none did.
-  Rank run_next(Rank rank) {
+  // awaken(rank), for each that stood before a reader which waited for this step alone.
+  template <typename Awaken>
+  void run_next(Rank rank, Awaken awaken) {
     const Place place = next_of(rank);
     Step& step = steps_.at(place);
     double& clock = clocks_[as_index(rank)];
@@ -87,9 +87,10 @@ class AsynchronousRun {
     step.start = std::max(step.start, clock);
     clock = step.end;
     ++next_[as_index(rank)];
-    if (!step.reader.exists()) return -1;
-    steps_.send(network_, place, step.end, place);
-    return next_of(step.reader.rank) == step.reader ? step.reader.rank : -1;
+    for (const Place reader : steps_.readers_of(place)) {
+      steps_.send(network_, place, reader, step.end, place);
+      if (next_of(reader.rank) == reader && can_run(reader.rank)) awaken(reader.rank);
+    }
   }
 
   Steps& steps_;

@@ -1,9 +1,10 @@
 #include <algorithm>
 #include <functional>
 #include <queue>
-#include <utility>
+#include <tuple>
 
 #include "analysis/steps.h"
+#include "analysis/transfers.h"
 #include "base/index.h"
 
 namespace pipert {
@@ -14,14 +15,15 @@ class BlockingRun {
   explicit BlockingRun(Steps& steps)
       : steps_(steps),
         network_(steps.costs, steps.schedule.num_ranks()),
-        stands_(steps.ranks.size()) {}
+        stands_(steps.ranks.size()),
+        posted_(steps.ranks.size()) {}
 
   bool run() {
     for (Rank rank = 0; rank < num_ranks(); ++rank) advance(rank);
     while (!meetings_.empty()) {
-      const Rank source = meetings_.top().second;
+      const Meeting next = meetings_.top();
       meetings_.pop();
-      transfer({source, stand_of(source).next - 1});
+      transfer(next.sender, next.reader);
     }
     for (Rank rank = 0; rank < num_ranks(); ++rank) {
       if (stand_of(rank).next != steps_.num_steps(rank)) return false;
@@ -33,11 +35,24 @@ class BlockingRun {
   // Where a rank is between two of its steps.
   struct Stand {
     int next = 0;         // the position of the step behind it
-    int open = 0;         // transfers that it has to get through first: a send, a receive or both
+    int open = 0;         // transfers that it has to get through first: sends, receives or both
     double came = 0.0;    // when it came here
     Place came_by;        // the step without which it would have come earlier
     double leaves = 0.0;  // when all transfers so far are through
     Place leaves_by;      // likewise
+  };
+
+  // A transfer to which both of its ranks have come.
+  struct Meeting {
+    double since = 0.0;
+    std::int64_t number = 0;  // among a step's messages in their order
+    Place sender;
+    Place reader;
+
+    friend bool operator>(const Meeting& a, const Meeting& b) {
+      return std::tie(a.since, a.sender.rank, a.number) >
+             std::tie(b.since, b.sender.rank, b.number);
+    }
   };
 
   Rank num_ranks() const { return static_cast<Rank>(steps_.ranks.size()); }
@@ -73,13 +88,13 @@ class BlockingRun {
   void begin_send(Rank rank) {
     Stand& stand = stand_of(rank);
     const Place sender{rank, stand.next - 1};
-    const Place reader = steps_.at(sender).reader;
-    if (!reader.exists()) return;
-    ++stand.open;
-    if (stand_of(reader.rank).next == reader.position) {
-      meet(sender);
-    } else {
-      steps_.at(reader).before = sender;  // who waits for it
+    for (const Place reader : steps_.readers_of(sender)) {
+      ++stand.open;
+      if (stand_of(reader.rank).next == reader.position) {
+        meet(sender, reader);
+      } else {
+        posted_[as_index(reader.rank)].push_back({sender, reader});
+      }
     }
   }
 
@@ -87,41 +102,44 @@ class BlockingRun {
   void begin_receive(Rank rank) {
     Stand& stand = stand_of(rank);
     if (stand.next == steps_.num_steps(rank)) return;
-    const Step& step = steps_.at({rank, stand.next});
-    if (step.start != kNotSent) return;
-    ++stand.open;
-    if (step.before.exists()) meet(step.before);
+    stand.open += steps_.at({rank, stand.next}).num_awaited;
+    auto& posted = posted_[as_index(rank)];
+    const auto is_for_later = [&](const Transfer& each) {
+      return each.receiver.position != stand.next;
+    };
+    const auto now = std::stable_partition(posted.begin(), posted.end(), is_for_later);
+    std::for_each(now, posted.end(),
+                  [&](const Transfer& each) { meet(each.sender, each.receiver); });
+    posted.erase(now, posted.end());
   }
 
-  void meet(Place sender) {
-    const Rank destination = steps_.at(sender).reader.rank;
-    meetings_.emplace(std::max(stand_of(sender.rank).came, stand_of(destination).came),
-                      sender.rank);
+  void meet(Place sender, Place reader) {
+    meetings_.push({std::max(stand_of(sender.rank).came, stand_of(reader.rank).came), num_met_++,
+                    sender, reader});
   }
 
-  void transfer(Place sender) {
-    const Rank destination = steps_.at(sender).reader.rank;
+  void transfer(Place sender, Place reader) {
     Stand& from = stand_of(sender.rank);
-    Stand& to = stand_of(destination);
+    Stand& to = stand_of(reader.rank);
     const Stand& later = from.came >= to.came ? from : to;
-    const Transmission sent = steps_.send(network_, sender, later.came, later.came_by);
+    const Transmission sent = steps_.send(network_, sender, reader, later.came, later.came_by);
     for (Stand* stand : {&from, &to}) {
       --stand->open;
       if (sent.arrived <= stand->leaves) continue;
       stand->leaves = sent.arrived;
       stand->leaves_by = sent.cause;
     }
-    for (const Rank rank : {destination, sender.rank}) {
+    for (const Rank rank : {reader.rank, sender.rank}) {
       if (stand_of(rank).open == 0) advance(rank);
     }
   }
 
   Steps& steps_;
   Network network_;
-  std::vector<Stand> stands_;  // by rank
-  // Transfers whose ranks have both come to them: since when, and the source.
-  using Meeting = std::pair<double, Rank>;
+  std::vector<Stand> stands_;                  // by rank
+  std::vector<std::vector<Transfer>> posted_;  // by rank: what others send to its later steps
   std::priority_queue<Meeting, std::vector<Meeting>, std::greater<>> meetings_;
+  std::int64_t num_met_ = 0;
 };
 
 }  // namespace

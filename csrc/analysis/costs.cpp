@@ -1,5 +1,7 @@
 #include "analysis/costs.h"
 
+#include <algorithm>
+#include <cstdlib>
 #include <set>
 #include <string_view>
 
@@ -37,6 +39,31 @@ void require_links(const std::vector<std::vector<Edge>>& links, int num_ranks) {
   }
 }
 
+// `to` on one side of `from`, the nearest first.
+bool is_in_order(const SkipCost& skip, int num_stages) {
+  const auto distance = [&](StageIndex stage) { return std::abs(stage - skip.from); };
+  const bool down = !skip.to.empty() && skip.to.front() > skip.from;
+  int before = 0;
+  for (const StageIndex stage : skip.to) {
+    const bool is_there = stage >= 0 && stage < num_stages && (stage > skip.from) == down;
+    if (!is_there || distance(stage) <= before) return false;
+    before = distance(stage);
+  }
+  return !skip.to.empty() && skip.from >= 0 && skip.from < num_stages;
+}
+
+void require_skips(const std::vector<SkipCost>& skips, int num_stages) {
+  for (const auto& [from, to, bytes] : skips) {
+    require_number("bytes of a skip", bytes);
+    if (is_in_order({from, to, bytes}, num_stages)) continue;
+    std::string text;
+    for (const StageIndex stage : to) text += concat(text.empty() ? "" : ", ", stage);
+    throw ValueError(concat("skips: expected a stage from 0 to ", num_stages - 1,
+                            " and others, all behind or all before it, the nearest first, got ",
+                            from, " and [", text, "]"));
+  }
+}
+
 }  // namespace
 
 double EdgeCost::at(Edge edge) const {
@@ -67,6 +94,8 @@ void require_times(const Costs& costs, int size, std::string_view what) {
     if (row.may_be_empty && row.values.empty()) continue;
     require_one_or_each(row.name, row.values, size, what);
   }
+  if (!costs.skips.empty() && what != "num_stages")
+    throw ValueError("skips are of stages, and these costs are of layers: expected none");
   for (const double share : costs.weight_share) {
     if (share > 1.0) throw ValueError(concat("weight_share must be at most 1, got ", share));
   }
@@ -77,6 +106,7 @@ void require_costs(const Costs& costs, const Schedule& schedule) {
   require_edge_costs("latency", costs.latency, schedule.num_ranks());
   require_edge_costs("bandwidth", costs.bandwidth, schedule.num_ranks());
   require_links(costs.links, schedule.num_ranks());
+  require_skips(costs.skips, schedule.placement.stages_per_copy());
 }
 
 double duration_of(const Action& action, const Costs& costs, int num_slices) {
@@ -114,12 +144,21 @@ double duration_of(const Action& action, const Costs& costs, int num_slices) {
   return 0.0;
 }
 
-double message_bytes(const Action& sender, const Costs& costs, int num_slices) {
-  const bool activation =
-      sender.kind == ActionKind::kForward || sender.kind == ActionKind::kSendForward;
-  if (activation) return one_of(costs.bytes, sender.stage) / num_slices;
-  const auto& bytes = costs.gradient_bytes.empty() ? costs.bytes : costs.gradient_bytes;
-  return one_of(bytes, sender.stage - 1) / num_slices;
+double chain_bytes(MessageKind kind, StageIndex stage, const Costs& costs) {
+  if (kind == MessageKind::kActivation) return one_of(costs.bytes, stage);
+  return one_of(costs.gradient_bytes.empty() ? costs.bytes : costs.gradient_bytes, stage - 1);
+}
+
+StageGraph stage_graph(const Costs& costs) {
+  std::vector<StagePair> activations;
+  std::vector<StagePair> gradients;
+  for (const auto& [from, to, bytes] : costs.skips) {
+    for (const StageIndex stage : to) {
+      if (stage > from + 1) activations.push_back({from, stage});
+      if (stage < from - 1) gradients.push_back({from, stage});
+    }
+  }
+  return make_stage_graph(std::move(activations), std::move(gradients));
 }
 
 }  // namespace pipert

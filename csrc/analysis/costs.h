@@ -7,6 +7,7 @@
 
 #include "base/ids.h"
 #include "ir/schedule.h"
+#include "ir/stage_graph.h"
 
 namespace pipert {
 
@@ -19,6 +20,15 @@ struct EdgeCost {
   EdgeCost(double value, std::map<Edge, double> of_edges)
       : standard(value), own(std::move(of_edges)) {}
   double at(Edge edge) const;
+};
+
+// What a stage hands to stages beyond the chain's messages: an activation if they come after it, a
+// gradient if they come before it. It goes to each rank of `to` once, with whatever else goes there
+// at the same time, and costs no message inside a rank.
+struct SkipCost {
+  StageIndex from = 0;
+  std::vector<StageIndex> to;  // the nearest first; `from`'s neighbour may be among them
+  double bytes = 0.0;          // of a whole microbatch
 };
 
 // Times in any one unit (the Python face uses seconds), of a whole microbatch. Each vector has one
@@ -35,10 +45,12 @@ struct Costs {
   std::vector<double> offload = {0.0};  // of one activation, as long as the rank is held up by it
   std::vector<double> reload = {0.0};
 
-  EdgeCost latency = {};              // of one message between ranks
-  EdgeCost bandwidth = {};            // bytes for each unit of time; 0: infinite
-  std::vector<double> bytes = {0.0};  // of the message that carries an activation out of a stage
-  std::vector<double> gradient_bytes = {};  // of the one that brings its gradient; empty: as bytes
+  EdgeCost latency = {};    // of one message between ranks
+  EdgeCost bandwidth = {};  // bytes for each unit of time; 0: infinite
+  // Of what a stage hands to the next alone.
+  std::vector<double> bytes = {0.0};
+  std::vector<double> gradient_bytes = {};  // of what comes back for it; empty: as bytes
+  std::vector<SkipCost> skips = {};         // in each copy of the model; beside `bytes`
   // Edges whose messages share one link; an edge that is in none has a link of its own.
   std::vector<std::vector<Edge>> links = {};
   bool blocking = false;  // Note [Transfers that block] in simulate.h
@@ -60,7 +72,10 @@ void require_costs(const Costs& costs, const Schedule& schedule);
 // Of a microbatch that is cut into `num_slices` each slice takes as much of it as the others.
 double duration_of(const Action& action, const Costs& costs, int num_slices);
 
-// Of the message that an F, B or I, or their SEND, puts out.
-double message_bytes(const Action& sender, const Costs& costs, int num_slices);
+// Of what the chain's message of `kind` carries out of a stage, for a whole microbatch.
+double chain_bytes(MessageKind kind, StageIndex stage, const Costs& costs);
+
+// The pairs of stages that skips make, without those of the chain.
+StageGraph stage_graph(const Costs& costs);
 
 }  // namespace pipert

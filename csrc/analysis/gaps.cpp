@@ -24,11 +24,12 @@ class GapSearch {
     holds_.resize(num_ranks);
     sent_by_.resize(num_ranks);
     for (std::size_t rank = 0; rank < num_ranks; ++rank) {
-      sent_by_[rank].resize(timeline.ranks[rank].size(), nullptr);
+      sent_by_[rank].resize(timeline.ranks[rank].size());
     }
     for (const MessageSpan& message : messages_) {
       holds_[as_index(message.reader.rank)].push_back({&message, false});
-      sent_by_[as_index(message.sender.rank)][as_index(message.sender.position)] = &message;
+      sent_by_[as_index(message.sender.rank)][as_index(message.sender.position)].push_back(
+          &message);
       if (timeline.is_blocking) holds_[as_index(message.sender.rank)].push_back({&message, true});
     }
     if (!timeline.is_blocking) return;
@@ -93,13 +94,18 @@ class GapSearch {
   void put_queue(const MessageSpan& message, double end) {
     std::vector<const MessageSpan*> queue = {&message};
     while (queue.back()->ahead.exists() && queue.back()->begun > now_) {
-      const Place ahead = queue.back()->ahead;
-      queue.push_back(sent_by_[as_index(ahead.rank)][as_index(ahead.position)]);
+      queue.push_back(sent_to(queue.back()->ahead, queue.back()->ahead_to));
     }
     for (std::size_t i = queue.size() - 1; i > 0; --i) {
       const Place busy = queue[i]->sender;
       put({GapReason::kLink, busy.rank, action_at(busy)}, std::min(queue[i - 1]->begun, end));
     }
+  }
+
+  const MessageSpan* sent_to(Place sender, Rank rank) const {
+    const auto& sent = sent_by_[as_index(sender.rank)][as_index(sender.position)];
+    return *std::find_if(sent.begin(), sent.end(),
+                         [&](const MessageSpan* each) { return each->reader.rank == rank; });
   }
 
   struct Cause {
@@ -124,8 +130,8 @@ class GapSearch {
   const Timeline& timeline_;
   std::vector<MessageSpan> messages_;
   double start_;
-  std::vector<std::vector<Hold>> holds_;                  // by rank, in the order of explain_until
-  std::vector<std::vector<const MessageSpan*>> sent_by_;  // by rank, then by span
+  std::vector<std::vector<Hold>> holds_;  // by rank, in the order of explain_until
+  std::vector<std::vector<std::vector<const MessageSpan*>>> sent_by_;  // by rank, then by span
   Rank rank_ = 0;
   double now_ = 0.0;  // the rank's time before this is explained
   std::size_t next_hold_ = 0;

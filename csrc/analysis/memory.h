@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "analysis/costs.h"
+#include "analysis/held_bytes.h"
 #include "analysis/timeline.h"
 
 namespace pipert {
@@ -15,8 +16,10 @@ int peak_activations(const std::vector<Action>& actions);
 int peak_activations(const std::vector<Span>& spans);
 
 // By rank, in bytes; empty if the costs don't say how many there are in an activation. After its I
-// only the costs' `weight_share` of an activation stays. An input is as large as the message that
-// brings it; that of the first stage counts as nothing. REQUIRES overlapped pairs taken apart.
-std::vector<double> peak_bytes(const Schedule& schedule, const Costs& costs);
+// only the costs' `weight_share` of an activation stays. An input is as large as the messages that
+// bring it; that of the first stage counts as nothing. `held`: what is there besides, at each
+// action; empty: nothing. REQUIRES overlapped pairs taken apart.
+std::vector<double> peak_bytes(const Schedule& schedule, const Costs& costs,
+                               const HeldBytes& held = {});
 
 }  // namespace pipert

@@ -24,42 +24,15 @@ struct Made {
   Place place;
 };
 
-enum class Flow : std::uint8_t { kActivation, kGradient, kNone };
-
-Flow flow_of(ActionKind kind) {
-  switch (kind) {
-    case ActionKind::kForward:
-      return Flow::kActivation;
-    case ActionKind::kBackward:
-    case ActionKind::kInputGrad:
-      return Flow::kGradient;
-    case ActionKind::kWeightGrad:
-    case ActionKind::kSendForward:
-    case ActionKind::kRecvForward:
-    case ActionKind::kSendBackward:
-    case ActionKind::kRecvBackward:
-    case ActionKind::kUnshard:
-    case ActionKind::kReshard:
-    case ActionKind::kReduceGrad:
-    case ActionKind::kRecompute:
-    case ActionKind::kOffload:
-    case ActionKind::kReload:
-    case ActionKind::kUpdate:
-    case ActionKind::kOverlap:
-      return Flow::kNone;
-  }
-  return Flow::kNone;
-}
-
 // visit(span, its place, whether it deals in gradients), for each that makes or reads a message.
 template <typename Visit>
 void for_each_flow(const Timeline& timeline, Visit visit) {
   for (Rank rank = 0; rank < static_cast<Rank>(timeline.ranks.size()); ++rank) {
     int position = 0;
     for (const Span& span : timeline.ranks[as_index(rank)]) {
-      const Flow flow = flow_of(span.action.kind);
+      const auto kind = result_kind(span.action.kind);
       const Place place{rank, position++};
-      if (flow != Flow::kNone) visit(span, place, flow == Flow::kGradient);
+      if (kind) visit(span, place, kind == MessageKind::kGradient);
     }
   }
 }
@@ -99,7 +72,7 @@ std::vector<MessageSpan> message_spans(const Timeline& timeline,
       throw ValueError(
           concat("a message must go from a rank to another, got two ends on ", sender.rank));
     const double sent = span_at(timeline, sender).end;
-    messages.push_back({sender, reader, sent, sent, span_at(timeline, reader).start, {}});
+    messages.push_back({sender, reader, sent, sent, span_at(timeline, reader).start, {}, -1});
   }
   std::stable_sort(messages.begin(), messages.end(),
                    [](const MessageSpan& a, const MessageSpan& b) {

@@ -5,6 +5,17 @@
 #include "base/index.h"
 
 namespace pipert {
+namespace {
+
+Transmission unqueued(const Parcel& parcel, double takes) {
+  return {.begun = parcel.ready,
+          .arrived = parcel.ready + takes,
+          .ahead = {},
+          .ahead_to = -1,
+          .cause = parcel.cause};
+}
+
+}  // namespace
 
 Network::Network(const Costs& costs, int num_ranks)
     : costs_(costs),
@@ -24,22 +35,23 @@ Network::Network(const Costs& costs, int num_ranks)
 
 Transmission Network::send(const Parcel& parcel) {
   if (is_uniform_) {
-    return {parcel.ready, parcel.ready + costs_.latency.standard, {}, parcel.cause};
+    return unqueued(parcel, costs_.latency.standard);
   }
   const Route& route = route_of(parcel.edge);
   if (!(route.bandwidth > 0.0)) {
-    return {parcel.ready, parcel.ready + route.latency, {}, parcel.cause};
+    return unqueued(parcel, route.latency);
   }
   Link& link = links_[as_index(route.link)];
-  Transmission result{.begun = parcel.ready, .arrived = 0.0, .ahead = {}, .cause = parcel.cause};
+  Transmission result = unqueued(parcel, 0.0);
   if (link.free > parcel.ready) {
     result.begun = link.free;
     result.ahead = link.last;
+    result.ahead_to = link.last_to;
     result.cause = link.cause;
   }
   const double through = result.begun + parcel.bytes / route.bandwidth;
   result.arrived = through + route.latency;
-  link = {through, parcel.sender, result.cause};
+  link = {through, parcel.sender, parcel.edge.destination, result.cause};
   return result;
 }
 

@@ -35,8 +35,9 @@ struct Parcel {
 struct Transmission {
   double begun = 0.0;    // when the link took it up
   double arrived = 0.0;  // at its destination
-  Place ahead;  // the sender of the message that it queued behind; none if the link was free
-  Place cause;  // the step without which it would have begun earlier
+  Place ahead;         // the sender of the message that it queued behind; none if the link was free
+  Rank ahead_to = -1;  // where that one went
+  Place cause;         // the step without which it would have begun earlier
 };
 
 class Network {
@@ -54,6 +55,7 @@ class Network {
   struct Link {
     double free = 0.0;  // from when on
     Place last;         // sender of its last message
+    Rank last_to = -1;  // and where it went
     Place cause;        // of that message's
   };
   struct Route {

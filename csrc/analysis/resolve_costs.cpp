@@ -1,5 +1,6 @@
 #include "analysis/resolve_costs.h"
 
+#include "analysis/stage_messages.h"
 #include "base/index.h"
 #include "base/one_or_each.h"
 
@@ -24,14 +25,16 @@ StageTimes resolve_costs(const Costs& costs, const Placement& placement) {
                    .weight = spread(costs.weight, num_stages),
                    .activation = std::vector<double>(as_index(num_stages), 0.0),
                    .gradient = std::vector<double>(as_index(num_stages), 0.0)};
+  const StageMessages messages(costs, placement);
   for (StageIndex stage = 0; stage + 1 < num_stages; ++stage) {
     const Edge edge{placement.rank_of(stage), placement.rank_of(stage + 1)};
-    if (edge.source == edge.destination) continue;
+    if (edge.source == edge.destination || placement.is_last(stage)) continue;
     const std::size_t s = as_index(stage);
-    times.activation[s + 1] =
-        transfer_time(costs, edge, message_bytes(forward(stage, 0), costs, 1));
-    times.gradient[s] = transfer_time(costs, {edge.destination, edge.source},
-                                      message_bytes(backward(stage + 1, 0), costs, 1));
+    times.activation[s + 1] = transfer_time(
+        costs, edge, messages.bytes(MessageKind::kActivation, stage, edge.destination));
+    times.gradient[s] =
+        transfer_time(costs, {edge.destination, edge.source},
+                      messages.bytes(MessageKind::kGradient, stage + 1, edge.source));
   }
   return times;
 }

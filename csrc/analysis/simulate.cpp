@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "analysis/action_index.h"
+#include "analysis/held_bytes.h"
 #include "analysis/memory.h"
 #include "analysis/steps.h"
 #include "analysis/transfers.h"
@@ -113,9 +114,12 @@ std::vector<Place> critical_path(const Steps& steps, const SpanPlaces& places) {
 std::vector<MessageSpan> messages(Steps& steps, const SpanPlaces& places) {
   std::vector<MessageSpan> result;
   for (auto& of_reader : steps.messages) {
-    std::sort(of_reader.begin(), of_reader.end(), [](const MessageSpan& a, const MessageSpan& b) {
-      return a.reader.position < b.reader.position;
-    });
+    std::stable_sort(of_reader.begin(), of_reader.end(),
+                     [](const MessageSpan& a, const MessageSpan& b) {
+                       if (a.reader.position != b.reader.position)
+                         return a.reader.position < b.reader.position;
+                       return a.arrived > b.arrived;
+                     });
     for (MessageSpan message : of_reader) {
       for (Place* place : {&message.sender, &message.reader, &message.ahead}) {
         *place = places.of(*place);
@@ -144,8 +148,9 @@ std::vector<std::vector<Span>> spans(Steps& steps) {
 }
 
 // Actions without a span count too: an OFFLOAD that takes no time.
-void fill_memory(Timeline& timeline, const Schedule& schedule, const Costs& costs) {
-  timeline.peak_bytes = peak_bytes(schedule, costs);
+void fill_memory(Timeline& timeline, const Schedule& schedule, const Costs& costs,
+                 const HeldBytes& held) {
+  timeline.peak_bytes = peak_bytes(schedule, costs, held);
   if (!has(schedule, ActionKind::kOffload)) return;
   timeline.peak_memory.clear();
   for (const auto& actions : schedule.ranks) {
@@ -162,19 +167,26 @@ Timeline simulate(const Schedule& schedule, const Costs& costs, Detail detail) {
   require_valid(schedule, options);
   const std::optional<Schedule> other = spelled_out(schedule, costs);
   const Schedule& whole = other ? *other : schedule;
-  Steps steps = make_steps(whole, costs, detail == Detail::kMessages);
+  const bool holds_skips = !costs.skips.empty() && !costs.activation_bytes.empty();
+  Steps steps = make_steps(whole, costs, detail == Detail::kMessages || holds_skips);
   if (!costs.blocking) {
     run_asynchronous(steps);
   } else if (!run_blocking(steps)) {
     options.send_mode = SendMode::kRendezvous;
     require_valid(schedule, options);
+    if (!costs.skips.empty())
+      throw ValueError(
+          "expected a schedule whose ranks don't wait for each other, got one in which those that "
+          "block in the transfers of skips do");
     throw InternalError("ranks wait for each other, and verify() knows of no reason");
   }
+  const HeldBytes held = holds_skips ? held_by_skips(steps) : HeldBytes();
   const SpanPlaces places(steps);
   std::vector<Place> path = critical_path(steps, places);
-  std::vector<MessageSpan> kept = messages(steps, places);
+  std::vector<MessageSpan> kept;
+  if (detail == Detail::kMessages) kept = messages(steps, places);
   Timeline timeline = make_timeline(spans(steps));
-  fill_memory(timeline, whole, costs);
+  fill_memory(timeline, whole, costs, held);
   timeline.critical_path = std::move(path);
   timeline.messages = std::move(kept);
   timeline.is_simulated = true;

@@ -32,7 +32,7 @@ namespace pipert {
 
 enum class Detail : std::uint8_t {
   kSpans,
-  kMessages,  // Timeline::messages too: 48 bytes for each
+  kMessages,  // Timeline::messages too: 56 bytes for each
 };
 
 // A schedule of forwards alone is taken as an inference schedule. Throws ValueError for costs that

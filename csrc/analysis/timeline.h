@@ -27,6 +27,7 @@ struct MessageSpan {
   double begun = 0.0;    // when its link took it up
   double arrived = 0.0;  // at the reader's rank
   Place ahead;           // the sender of the message that it queued behind; none if it didn't
+  Rank ahead_to = -1;    // and where that one went
 };
 
 // Times in one unit throughout (the Python face uses seconds).
@@ -42,7 +43,8 @@ struct Timeline {
   std::vector<int> peak_memory;
   std::vector<double> peak_bytes;    // by rank, likewise in bytes; empty if they are not known
   std::vector<Place> critical_path;  // of spans, first to last; empty if it is not known
-  // By reader's rank, then by position; empty if they were not kept (messages_of then knows what
+  // By reader's rank, then by position; of several that one span reads that comes first which was
+  // waited for. Empty if they were not kept (messages_of then knows what
   // the spans tell).
   std::vector<MessageSpan> messages;
   bool is_simulated = false;  // or measured: then nobody knows all reasons

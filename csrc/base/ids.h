@@ -33,8 +33,9 @@ struct MessageKey {
   friend auto operator<=>(const MessageKey&, const MessageKey&) = default;
 };
 
-// The stage that it is for: the next one for an activation, the one before for a gradient.
-inline StageIndex reader_of(const MessageKey& message) {
+// The stage that the chain hands it to: the next one for an activation, the one before for a
+// gradient. Skip edges have more readers.
+inline StageIndex neighbour_of(const MessageKey& message) {
   return message.stage + (message.kind == MessageKind::kActivation ? 1 : -1);
 }
 // "activation of stage 1, microbatch 3"

@@ -4,6 +4,7 @@
 
 #include <map>
 #include <optional>
+#include <tuple>
 #include <utility>
 #include <variant>
 
@@ -20,6 +21,8 @@ namespace {
 using EdgeTuple = std::pair<Rank, Rank>;
 using ByEdge = std::map<std::optional<EdgeTuple>, double>;  // None: all others
 using OneOrByEdge = std::variant<double, ByEdge>;
+using OneOrMoreStages = std::variant<StageIndex, std::vector<StageIndex>>;
+using SkipTuples = std::vector<std::tuple<StageIndex, OneOrMoreStages, double>>;
 using LinkTuples = std::vector<std::vector<EdgeTuple>>;
 
 std::optional<std::vector<double>> from_vector(const std::vector<double>& values) {
@@ -65,6 +68,23 @@ LinkTuples links_of(const Costs& costs) {
   return result;
 }
 
+std::vector<SkipCost> to_skips(const SkipTuples& skips) {
+  std::vector<SkipCost> result;
+  for (const auto& [from, to, bytes] : skips) {
+    const auto* one = std::get_if<StageIndex>(&to);
+    result.push_back({.from = from,
+                      .to = one ? std::vector{*one} : std::get<std::vector<StageIndex>>(to),
+                      .bytes = bytes});
+  }
+  return result;
+}
+
+SkipTuples skips_of(const Costs& costs) {
+  SkipTuples result;
+  for (const auto& [from, to, bytes] : costs.skips) result.emplace_back(from, to, bytes);
+  return result;
+}
+
 Costs make_costs(const OneOrMany& forward, const OneOrMany& input, const OneOrMany& weight,
                  const std::optional<OneOrMany>& recompute, const OneOrMany& update,
                  const OneOrMany& reduce, const OneOrMany& unshard, const OneOrMany& reshard,
@@ -72,7 +92,7 @@ Costs make_costs(const OneOrMany& forward, const OneOrMany& input, const OneOrMa
                  const OneOrByEdge& bandwidth, const OneOrMany& bytes,
                  const std::optional<OneOrMany>& gradient_bytes, const LinkTuples& links,
                  bool blocking, const std::optional<OneOrMany>& activation_bytes,
-                 const OneOrMany& weight_share) {
+                 const OneOrMany& weight_share, const SkipTuples& skips) {
   return {.forward = to_vector(forward),
           .input = to_vector(input),
           .weight = to_vector(weight),
@@ -87,6 +107,7 @@ Costs make_costs(const OneOrMany& forward, const OneOrMany& input, const OneOrMa
           .bandwidth = to_edge_cost(bandwidth),
           .bytes = to_vector(bytes),
           .gradient_bytes = to_vector(gradient_bytes),
+          .skips = to_skips(skips),
           .links = to_links(links),
           .blocking = blocking,
           .activation_bytes = to_vector(activation_bytes),
@@ -111,14 +132,18 @@ Args:
         which None stands for all other edges (0 if it isn't there).
     bandwidth: Bytes for each unit of time, likewise; 0: infinite. A link carries its messages one
         after another, in the order in which they are ready.
-    bytes: Of the message with the activation that leaves a stage; one number, or one for each stage.
-    gradient_bytes: Of the message with its gradient, likewise; None: as `bytes`.
+    bytes: Of what a stage hands to the next alone; one number, or one for each stage.
+    gradient_bytes: Of what comes back for it, likewise; None: as `bytes`.
     links: Lists of edges (source, destination) that share one link. Other edges have one each.
     blocking: A transfer holds up both of its ranks, and begins when both have come to it. Between
         two actions a rank posts its send and its receive together.
     activation_bytes: What one activation of a stage takes on its rank, for Timeline.peak_bytes; one
         number, or one for each stage.
-    weight_share: The part of it that stays from I to W, likewise; from 0 to 1.)";
+    weight_share: The part of it that stays from I to W, likewise; from 0 to 1.
+    skips: What goes between stages that are no neighbours: (from, to, bytes), `to` a stage or
+        several, the nearest first. Those behind `from` read an activation, those before it a
+        gradient. It goes once to each rank of `to`, in one message with whatever else goes there.
+        Stages are those of one copy of the model.)";
 
 }  // namespace
 
@@ -132,7 +157,7 @@ void bind_costs(py::module_& module) {
            py::arg("bandwidth") = 0.0, py::arg("bytes") = 0.0,
            py::arg("gradient_bytes") = py::none(), py::arg("links") = LinkTuples(),
            py::arg("blocking") = false, py::arg("activation_bytes") = py::none(),
-           py::arg("weight_share") = 1.0, kArguments)
+           py::arg("weight_share") = 1.0, py::arg("skips") = SkipTuples(), kArguments)
       .def_readonly("forward", &Costs::forward)
       .def_readonly("input", &Costs::input)
       .def_readonly("weight", &Costs::weight)
@@ -155,7 +180,10 @@ void bind_costs(py::module_& module) {
       .def_readonly("blocking", &Costs::blocking)
       .def_property_readonly("activation_bytes",
                              [](const Costs& self) { return from_vector(self.activation_bytes); })
-      .def_readonly("weight_share", &Costs::weight_share);
+      .def_readonly("weight_share", &Costs::weight_share)
+      .def_property_readonly("skips", &skips_of)
+      .def_property_readonly("stage_graph", py::overload_cast<const Costs&>(&stage_graph),
+                             "The pairs of stages that `skips` has, beyond the chain.");
 }
 
 }  // namespace pipert

@@ -211,6 +211,31 @@ bool is_compute(ActionKind kind) {
   return false;
 }
 
+std::optional<MessageKind> result_kind(ActionKind kind) {
+  switch (kind) {
+    case ActionKind::kForward:
+      return MessageKind::kActivation;
+    case ActionKind::kBackward:
+    case ActionKind::kInputGrad:
+      return MessageKind::kGradient;
+    case ActionKind::kWeightGrad:
+    case ActionKind::kRecompute:
+    case ActionKind::kOffload:
+    case ActionKind::kReload:
+    case ActionKind::kOverlap:
+    case ActionKind::kSendForward:
+    case ActionKind::kRecvForward:
+    case ActionKind::kSendBackward:
+    case ActionKind::kRecvBackward:
+    case ActionKind::kUnshard:
+    case ActionKind::kReshard:
+    case ActionKind::kReduceGrad:
+    case ActionKind::kUpdate:
+      return std::nullopt;
+  }
+  return std::nullopt;
+}
+
 Action overlap(const Action& forward, const Action& backward) {
   Action pair = as_kind(forward, ActionKind::kOverlap);
   pair.paired_kind = backward.kind;

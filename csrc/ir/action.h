@@ -8,6 +8,7 @@
 #include <compare>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -79,6 +80,11 @@ ActionKind parse_kind(std::string_view name);
 // F, B, I, W, R and OVERLAP_F_B compute with one microbatch; the others move or gather data, or
 // change a stage.
 bool is_compute(ActionKind kind);
+
+// What kind of message an action of this kind makes of its result: F an activation, B or I a
+// gradient. nullopt for those that hand nothing to other stages, and for what only moves or pairs
+// others: SEND, RECV and OVERLAP_F_B.
+std::optional<MessageKind> result_kind(ActionKind kind);
 
 // Whether an action of this kind is for one microbatch (UNSHARD, RESHARD, REDUCE_GRAD and UPDATE
 // are for a whole stage).

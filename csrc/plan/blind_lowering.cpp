@@ -23,32 +23,27 @@ class Wiring {
   // What the action reads from another stage, if it reads anything. An action away from its stage's
   // rank reads and makes nothing: no Executor takes it.
   std::optional<MessageKey> input(const Action& action, Rank rank) const {
-    if (!is_at_home(action, rank)) return std::nullopt;
-    if (action.kind == ActionKind::kForward && !placement_.is_first(action.stage)) {
-      return MessageKey{MessageKind::kActivation, action.stage - 1, action.microbatch};
-    }
-    if (makes_gradient(action) && !placement_.is_last(action.stage)) {
-      return MessageKey{MessageKind::kGradient, action.stage + 1, action.microbatch};
-    }
-    return std::nullopt;
+    const auto kind = result_kind(action.kind);
+    if (!kind || !is_at_home(action, rank)) return std::nullopt;
+    const bool down = *kind == MessageKind::kActivation;
+    if (down ? placement_.is_first(action.stage) : placement_.is_last(action.stage))
+      return std::nullopt;
+    return MessageKey{*kind, action.stage + (down ? -1 : 1), action.microbatch};
   }
 
   // What it makes that another stage reads.
   std::optional<MessageKey> result(const Action& action, Rank rank) const {
-    if (!is_at_home(action, rank)) return std::nullopt;
-    if (action.kind == ActionKind::kForward && !placement_.is_last(action.stage)) {
-      return MessageKey{MessageKind::kActivation, action.stage, action.microbatch};
-    }
-    if (makes_gradient(action) && !placement_.is_first(action.stage)) {
-      return MessageKey{MessageKind::kGradient, action.stage, action.microbatch};
-    }
-    return std::nullopt;
+    const auto kind = result_kind(action.kind);
+    if (!kind || !is_at_home(action, rank)) return std::nullopt;
+    const bool down = *kind == MessageKind::kActivation;
+    if (down ? placement_.is_last(action.stage) : placement_.is_first(action.stage))
+      return std::nullopt;
+    return MessageKey{*kind, action.stage, action.microbatch};
   }
 
   Rank maker_of(const MessageKey& message) const { return placement_.rank_of(message.stage); }
   Rank reader_of(const MessageKey& message) const {
-    const bool down = message.kind == MessageKind::kActivation;
-    return placement_.rank_of(message.stage + (down ? 1 : -1));
+    return placement_.rank_of(neighbour_of(message));
   }
 
   // All that the placement asks for, whether the schedule uses them or not.
@@ -67,9 +62,6 @@ class Wiring {
   bool is_at_home(const Action& action, Rank rank) const {
     const StageIndex stage = action.stage;
     return stage >= 0 && stage < placement_.num_stages() && placement_.rank_of(stage) == rank;
-  }
-  static bool makes_gradient(const Action& action) {
-    return action.kind == ActionKind::kBackward || action.kind == ActionKind::kInputGrad;
   }
 
   const Placement& placement_;

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "analysis/backward_forms.h"
+#include "analysis/transfers.h"
 #include "base/error.h"
 #include "base/index.h"
 
@@ -97,45 +98,6 @@ std::optional<Schedule> runs_alone(const Schedule& schedule) {
   return alone;
 }
 
-// What an action makes that other stages read; nothing for most kinds.
-std::optional<MessageKind> result_kind(const Action& action) {
-  switch (action.kind) {
-    case ActionKind::kForward:
-      return MessageKind::kActivation;
-    case ActionKind::kBackward:
-    case ActionKind::kInputGrad:
-      return MessageKind::kGradient;
-    case ActionKind::kWeightGrad:
-    case ActionKind::kRecompute:
-    case ActionKind::kOffload:
-    case ActionKind::kReload:
-    case ActionKind::kOverlap:
-    case ActionKind::kSendForward:
-    case ActionKind::kRecvForward:
-    case ActionKind::kSendBackward:
-    case ActionKind::kRecvBackward:
-    case ActionKind::kUnshard:
-    case ActionKind::kReshard:
-    case ActionKind::kReduceGrad:
-    case ActionKind::kUpdate:
-      return std::nullopt;
-  }
-  return std::nullopt;
-}
-
-// Where `stage` does what `made` is: its forward, or its own part of the backward that makes the
-// gradient.
-Place find_run(const ActionIndex& index, const BackwardForms& forms, const Action& made,
-               StageIndex stage) {
-  Action action = made;
-  action.stage = stage;
-  if (made.kind != ActionKind::kForward) {
-    const bool is_split = forms.is_split(action);
-    action.kind = is_split ? ActionKind::kInputGrad : ActionKind::kBackward;
-  }
-  return index.find(action);
-}
-
 }  // namespace
 
 Dataflow::Dataflow(const Schedule& schedule, bool joint_pairs, const StageGraph& stage_graph)
@@ -172,7 +134,8 @@ std::size_t Dataflow::count_deliveries(const StageLinks& links) const {
   std::size_t count = 0;
   for (Rank rank = 0; rank < num_ranks(); ++rank) {
     for (const Action& action : runs(rank)) {
-      if (const auto kind = result_kind(action)) count += links.readers(*kind, action.stage).size();
+      if (const auto kind = result_kind(action.kind))
+        count += links.readers(*kind, action.stage).size();
     }
   }
   if (count > as_index(std::numeric_limits<DeliveryId>::max()))
@@ -191,10 +154,10 @@ std::vector<Dataflow::LaterReader> Dataflow::deliver(const StageLinks& links) {
       const std::size_t first = deliveries_.size();
       write_begins_.push_back(static_cast<std::uint32_t>(first));
       const Action& action = actions[as_index(i)];
-      const auto kind = result_kind(action);
+      const auto kind = result_kind(action.kind);
       if (!kind) continue;
       for (const StageIndex stage : links.readers(*kind, action.stage)) {
-        const Place reader = find_run(index, forms, action, stage);
+        const Place reader = reader_of(action, stage, index, forms);
         std::size_t at = first;  // the delivery to this rank
         while (at < deliveries_.size() && deliveries_[at].reader.rank != reader.rank) ++at;
         if (at < deliveries_.size()) {

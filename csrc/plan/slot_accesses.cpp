@@ -5,20 +5,6 @@
 #include "base/error.h"
 
 namespace pipert {
-namespace {
-
-bool makes_gradient(const Action& action) {
-  return action.kind == ActionKind::kBackward || action.kind == ActionKind::kInputGrad;
-}
-
-// The kind of what F, B or I reads and makes; nothing for other actions.
-std::optional<MessageKind> kind_of(const Action& action) {
-  if (action.kind == ActionKind::kForward) return MessageKind::kActivation;
-  if (makes_gradient(action)) return MessageKind::kGradient;
-  return std::nullopt;
-}
-
-}  // namespace
 
 MaybeFinding SlotAccesses::take(std::size_t instruction) {
   at_ = instruction;
@@ -29,7 +15,7 @@ MaybeFinding SlotAccesses::take(std::size_t instruction) {
 MaybeFinding SlotAccesses::apply(const Recv& op) { return fill(op.slot, op.message); }
 
 MaybeFinding SlotAccesses::apply(const Run& op) {
-  const auto kind = kind_of(op.action);
+  const auto kind = result_kind(op.action.kind);  // F reads its own kind too, and so do B and I
   const MessageKey result{kind.value_or(MessageKind::kActivation), op.action.stage,
                           op.action.microbatch};
   const auto sources =

@@ -55,7 +55,7 @@ int WiredRun::position_of(ValueId value) {
 
 void WiredRun::add_read(const Input& input, int keeps, const MessageValues* values) {
   const auto& [kind, maker, microbatch] = input.key;
-  if (reader_of(input.key) == stage()) neighbour_ = reads_.size();
+  if (neighbour_of(input.key) == stage()) neighbour_ = reads_.size();
   WiredRead read{.input = input, .values = {}, .carried = {}, .keeps = keeps};
   if (values != nullptr) {
     const std::vector<ValueId> own = values->read(kind, maker, stage());

@@ -2,16 +2,17 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from pipert import _C
+from pipert.balancing.exchange_costs import exchange_costs
 from pipert.balancing.layer_profile import LayerProfile, add_up
 from pipert.balancing.stage_placement import PlacementLike, StagePlacement
-from pipert.stages import StageCosts
+from pipert.stages import StageCosts, Value
 
 Balance = str | Sequence[int] | Callable[[str, Any], float]
 Layers = Sequence[tuple[str, Any]]
@@ -105,22 +106,26 @@ def choose_cuts(
     return Cuts(found.cuts, profiles)
 
 
-def costs_of(cuts: Cuts, output_bytes: Sequence[int] | None = None) -> StageCosts | None:
+def costs_of(cuts: Cuts, values: Iterable[Value] | None = None) -> StageCosts | None:
     """What the stages take, for `simulate`, `Schedule.search` and `search_partition`.
 
     Args:
         cuts: of the model.
-        output_bytes: by stage, of what it sends to the next; None: what its last layer returns.
+        values: that stages hand to each other; None: what the last layer of each returns.
     """
     if cuts.profiles is None:
         return None
     edges = itertools.pairwise([0, *itertools.accumulate(cuts.sizes)])
     stages = [add_up("", cuts.profiles[begin:end]) for begin, end in edges]
+    if values is None:
+        exchanged: dict[str, Any] = {"bytes": [stage.output_bytes for stage in stages]}
+    else:
+        exchanged = exchange_costs(values, len(stages))
     return StageCosts(
         forward=[stage.forward for stage in stages],
         input=[stage.input for stage in stages],
         weight=[stage.weight for stage in stages],
-        bytes=output_bytes or [stage.output_bytes for stage in stages],
+        **exchanged,
         activation_bytes=[stage.saved_bytes for stage in stages],
         is_estimated=any(stage.is_estimated for stage in stages),
     )

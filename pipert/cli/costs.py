@@ -20,8 +20,8 @@ _TIMES = {
     "reload": "time that RELOAD holds up its rank",
 }
 _BYTES = {
-    "bytes": "of the message with the activation out of a stage",
-    "gradient_bytes": "of the message with its gradient; default as --bytes",
+    "bytes": "of what a stage hands to the next alone",
+    "gradient_bytes": "of what comes back for it; default as --bytes",
 }
 _MEMORY = {
     "activation_bytes": "of one activation of a stage on its rank: peaks in bytes",
@@ -52,6 +52,15 @@ def add_costs(parser: argparse.ArgumentParser, *, without: Collection[str] = ())
             help=f"{name} from rank A to rank B; may be repeated",
         )
     _add_of_stages(group, _BYTES, "N[,N...]")
+    group.add_argument(
+        "--skip",
+        type=values.skip,
+        action="append",
+        default=[],
+        metavar="A-B[,C...]=N",
+        help="bytes from stage A beyond its neighbours, to the nearest first: an activation to "
+        "later stages, a gradient to earlier ones; may be repeated",
+    )
     group.add_argument(
         "--link",
         type=values.edges,
@@ -100,6 +109,7 @@ def costs_of(
         latency={None: args.latency, **_of_edges("--latency-of", args.latency_of)},
         bandwidth={None: args.bandwidth, **_of_edges("--bandwidth-of", args.bandwidth_of)},
         links=args.link,
+        skips=args.skip,
         blocking=args.blocking,
     )
 

@@ -88,6 +88,19 @@ def edges(text: str) -> list[tuple[int, int]]:
         ) from None
 
 
+def skip(text: str) -> tuple[int, list[int], float]:
+    """Reads A-B,C=NUMBER: a number of at least 0 for what stage A hands to others."""
+    ends, _, value = text.partition("=")
+    maker, _, readers = ends.partition("-")
+    try:
+        return integer(0)(maker), indices(readers), _number(value)
+    except (ValueError, ArgumentTypeError):
+        raise ArgumentTypeError(
+            "expected A-B=NUMBER or A-B,C=NUMBER, a number of at least 0 from stage A to others, "
+            f"got {text!r}"
+        ) from None
+
+
 def option(text: str) -> tuple[str, int]:
     """Reads NAME=INTEGER."""
     name, _, value = text.partition("=")

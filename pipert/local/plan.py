@@ -26,6 +26,7 @@ class Plan:
         programs: of this process, for steps.
         advise: what _C.Runtime asks when a rank is out of memory.
         recomputed: by stage with any microbatch whose forward runs twice, which ones.
+        stage_graph: what stages exchange beyond the chain; None: nothing.
     """
 
     def __init__(
@@ -35,8 +36,8 @@ class Plan:
         options: Options,
         routes: _C.Routes | None,
     ) -> None:
-        stage_graph = None if routes is None else routes.stage_graph()
-        self._lowerings = options.lowerings(schedule, stage_graph)
+        self.stage_graph = None if routes is None else routes.stage_graph()
+        self._lowerings = options.lowerings(schedule, self.stage_graph)
         self.programs = Programs.proved(self._lowerings[0], devices)
         evaluation = Programs.proved(self._lowerings[1], devices)
         self.recomputed = recomputed(options.recompute, schedule)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 from typing import Any
 
-from pipert._C import Costs, Schedule
+from pipert._C import Costs, Schedule, StageGraph
 from pipert.reports.trace import Trace
 
 _Average = Callable[[Sequence[float]], float]
@@ -46,8 +46,16 @@ def stage_costs(
     )
 
 
-def measured_costs(traces: Sequence[Trace], schedule: Schedule) -> Costs:
-    """Medians of all that can be had from traces of all ranks: stages, edges and messages."""
+def measured_costs(
+    traces: Sequence[Trace], schedule: Schedule, stage_graph: StageGraph | None = None
+) -> Costs:
+    """Medians of all that can be had from traces of all ranks: stages, edges and messages.
+
+    Args:
+        traces: of all ranks.
+        schedule: that ran.
+        stage_graph: what its stages exchanged beyond the chain; None: nothing.
+    """
     return stage_costs(
         traces,
         schedule,
@@ -55,6 +63,7 @@ def measured_costs(traces: Sequence[Trace], schedule: Schedule) -> Costs:
         latency=_latencies(traces),
         bytes=_sizes(traces, schedule, "activation", 0),
         gradient_bytes=_sizes(traces, schedule, "gradient", 1),
+        skips=[] if stage_graph is None else _skips(traces, schedule, stage_graph),
     )
 
 
@@ -102,3 +111,38 @@ def _sizes(traces: Sequence[Trace], schedule: Schedule, kind: str, first_stage: 
         float(median(sizes[stage])) if stage in sizes else 0.0
         for stage in range(schedule.num_stages)
     ]
+
+
+def _skips(
+    traces: Sequence[Trace], schedule: Schedule, graph: StageGraph
+) -> list[tuple[int, list[int], float]]:
+    """What goes beyond the chain, one skip for each stage and rank that reads it there.
+
+    Nothing is known of what stays on its rank, and what goes to the rank of the stage's neighbour
+    is counted with the chain's: both have 0 bytes.
+    """
+    rank_of = schedule.placement.ranks
+    of_copy = schedule.placement.stages_per_copy
+    sizes: dict[tuple[int, int], list[int]] = {}  # by maker and the first reader on its rank
+    for trace in traces:
+        for event in trace.events:
+            message = event.message
+            if event.kind != "send" or message is None:
+                continue
+            maker = message.stage % of_copy
+            pairs = graph.activations if message.kind == "activation" else graph.gradients
+            on = rank_of[message.stage - maker :]
+            readers = [to for by, to in pairs if by == maker and on[to] == message.destination]
+            if readers:
+                first = min(readers, key=lambda to: abs(to - maker))
+                sizes.setdefault((maker, first), []).append(event.bytes)
+    skips = []
+    for pairs, step in ((graph.activations, 1), (graph.gradients, -1)):
+        groups: dict[tuple[int, int], list[int]] = {}  # by maker and rank
+        for maker, reader in sorted(pairs, key=lambda pair: abs(pair[0] - pair[1])):
+            groups.setdefault((maker, rank_of[reader]), []).append(reader)
+        for (maker, rank), readers in groups.items():
+            counts = rank not in (rank_of[maker], rank_of[maker + step])
+            size = median(sizes.get((maker, readers[0]), [0])) if counts else 0
+            skips.append((maker, readers, float(size)))
+    return skips

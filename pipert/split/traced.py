@@ -88,7 +88,7 @@ def split_by_trace(
     stages = _stages(cut(traced, begins), example.left_out)
     if cuts is None:
         cuts = _profiled(stages, balance, memory_limit, example_args, example_kwargs)
-    stages.costs = costs_of(cuts, _bytes_sent(stages))
+    stages.costs = costs_of(cuts, stages.values)
     if check and not is_on_meta(model):
         check_same(
             model,
@@ -239,14 +239,6 @@ def _stages(made: Cut, fixed: Mapping[str, Any]) -> Stages:
         arguments=trace.positional,
         fixed=fixed,
     )
-
-
-def _bytes_sent(stages: Stages) -> list[int]:
-    """By stage, of all that it hands to others."""
-    return [
-        sum(value.bytes or 0 for value in stages.values if value.maker == stage)
-        for stage in range(len(stages))
-    ]
 
 
 def _place_rest(model: nn.Module, holders: Sequence[StageModule]) -> None:

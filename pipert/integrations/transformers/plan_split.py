@@ -23,7 +23,7 @@ from pipert.integrations.transformers.stage_maker import StageMaker
 from pipert.split.check import Check, check_same
 from pipert.split.outputs import Outputs, check_outputs
 from pipert.split.structure import check_types
-from pipert.stages import StageCosts, Stages, StageSpec, Value
+from pipert.stages import Stages, StageSpec, Value
 
 
 def split_by_plan(
@@ -95,8 +95,8 @@ def split_by_plan(
     on_meta = is_on_meta(model)
     if example is not None and (not on_meta or needs_profiles(balance, memory_limit)):
         seen = example.look()
-    sent = [0 if seen is None else seen.hidden_bytes] * (len(cuts.sizes) - 1)
-    stages = _stages(units, cuts.sizes, arguments, seen, outputs, costs_of(cuts, [*sent, 0]))
+    stages = _stages(units, cuts.sizes, arguments, seen, outputs)
+    stages.costs = costs_of(cuts, stages.values)
     _check_names(model, stages)
     if example is not None and check and not on_meta:
         check_same(
@@ -118,7 +118,6 @@ def _stages(
     arguments: StageArguments,
     seen: Seen | None,
     outputs: Outputs,
-    costs: StageCosts | None,
 ) -> Stages:
     """The stages that have so many units each."""
     plan = units.plan
@@ -146,7 +145,6 @@ def _stages(
         specs=specs,
         values=[Value(f"hidden_{i}", i, (i + 1,), bytes=hidden_bytes) for i in range(last)],
         arguments=arguments.positional,
-        costs=costs,
     )
 
 
