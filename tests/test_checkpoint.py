@@ -262,6 +262,24 @@ def test_a_tied_weight_needs_one_of_its_names_and_is_one_object(tmp_path, name):
     assert stages.tied == tied_stages("meta").tied
 
 
+def test_a_stage_that_could_not_be_loaded_leaves_no_weight_to_others(tmp_path):
+    weight = torch.randn(5, 3)
+    tensors = {"embed.weight": weight, "norm.weight": torch.ones(3), "norm.bias": torch.ones(3)}
+    first, last = pipert.materialize(tied_stages("meta"), one_file(tmp_path, tensors))
+    failed: list[BaseException] = []
+
+    def fail(*args: object) -> None:
+        raise OSError("the disk is gone")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SafetensorsFile, "read_into", fail)
+        with pytest.raises(OSError, match="gone") as error:
+            first()
+        failed.append(error.value)  # whose frames hold what was made
+    assert torch.equal(last()["head"].weight, weight)
+    assert torch.equal(first()["embed"].weight, weight)
+
+
 def test_the_last_stage_alone_finds_its_tied_weight(tmp_path):
     weight = torch.randn(5, 3)
     tensors = {"embed.weight": weight, "norm.weight": torch.ones(3), "norm.bias": torch.ones(3)}
