@@ -252,21 +252,30 @@ class Ranks:
                 self._connect()
         return self._runtime
 
+    def _idle_runtime(self) -> _C.Runtime:
+        """The runtime, to be asked about the last pass.
+
+        Raises:
+            ValueError: the pipeline is closed, or is running a step.
+        """
+        if self._runtime is None:
+            raise ValueError("the pipeline is closed")
+        if self._runtime.running():
+            raise ValueError("the pipeline is running a step: ask when that has ended")
+        return self._runtime
+
     def num_traces(self) -> int:
         """How many passes the trace has.
 
         Raises:
             ValueError: there is nothing to show.
         """
-        if self._runtime is None:
-            raise ValueError("the pipeline is closed")
-        if self._runtime.running():
-            raise ValueError("the pipeline is running a step: ask when that has ended")
+        runtime = self._idle_runtime()
         if self._options.traced_passes == 0:
             raise ValueError("nothing to show: the pipeline was made with trace='off'")
         if self._last_failed:
             raise ValueError("nothing to show: the last pass failed")
-        num_passes = self._runtime.num_traces()
+        num_passes = runtime.num_traces()
         if num_passes == 0:
             raise ValueError("nothing to show: no pass has run yet")
         return num_passes
@@ -314,11 +323,7 @@ class Ranks:
         Raises:
             ValueError: the pipeline is closed, or is running a step.
         """
-        if self._runtime is None:
-            raise ValueError("the pipeline is closed")
-        if self._runtime.running():
-            raise ValueError("the pipeline is running a step: ask when that has ended")
-        return self._runtime.unsplit_nodes()
+        return self._idle_runtime().unsplit_nodes()
 
     def peak_activations(self) -> dict[int, int]:
         """By rank: the most activations at a time in the last pass. Ask after `traces`."""
@@ -330,11 +335,8 @@ class Ranks:
         Raises:
             ValueError: the pipeline is closed, or is running a step.
         """
-        if self._runtime is None:
-            raise ValueError("the pipeline is closed")
-        if self._runtime.running():
-            raise ValueError("the pipeline is running a step: ask when that has ended")
-        return self._runtime.stage_kinds(), self._runtime.loss_kind()
+        runtime = self._idle_runtime()
+        return runtime.stage_kinds(), runtime.loss_kind()
 
     def close(self) -> None:
         """Ends the threads and connections."""
