@@ -359,6 +359,7 @@ py::object PythonRuntime::losses() const {
 }
 
 std::vector<double> PythonRuntime::loss_weights() const {
+  if (runtime_ == nullptr) return {};
   if (has_last()) return runtime_->losses().weights;
   const auto& agreed = runtime_->agreed();
   return {agreed.begin() + 1, agreed.end() - num_microbatches_};
