@@ -123,7 +123,7 @@ class Stages(Sequence[Any]):
         self.fixed = dict(fixed)
         self.costs = costs
         if names is None:
-            names = [list(module.state_dict(keep_vars=True)) for module in self._modules]
+            names = [_own_names(module, index) for index, module in enumerate(self._modules)]
         self.names = [list(of) for of in names]
         _check_counts(self)
         _check_values(self)
@@ -172,6 +172,15 @@ class Stages(Sequence[Any]):
 
     def __str__(self) -> str:
         return stage_table(self)
+
+
+def _own_names(module: Any, stage: int) -> list[str]:
+    if not hasattr(module, "state_dict"):
+        raise ValueError(
+            f"modules[{stage}] is a {type(module).__name__}, whose parameters aren't known: "
+            "expected names= where there are builders, got None"
+        )
+    return list(module.state_dict(keep_vars=True))
 
 
 def _check_counts(stages: Stages) -> None:

@@ -194,6 +194,19 @@ def test_profiling_leaves_random_numbers_buffers_and_gradients_alone():
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_layers_that_work_in_place_are_measured_and_leave_the_example_alone(device):
+    with torch.device(device):
+        model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(8, 8), nn.ReLU(inplace=True))
+    x = torch.randn(4, 8)
+    before = x.clone()
+    costs = pipert.split(model, at=["1", "2"], example_args=(x,), balance="time").costs
+    assert torch.equal(x, before)
+    assert all(seconds > 0 for seconds in costs.forward)
+    # The first saves nothing, its input needs no gradient; the last what it returns.
+    assert costs.activation_bytes == [0, 4 * 8 * 4, 4 * 8 * 4]
+
+
 def test_memory_counts_parameters_optimizer_and_activations_by_microbatches_held():
     model = nn.Sequential(*(nn.Sigmoid() for _ in range(6)))
     x = torch.randn(2, 8, requires_grad=True)

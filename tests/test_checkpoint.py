@@ -232,6 +232,28 @@ def test_a_value_that_nothing_gives_is_an_error():
         stages[1]()
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.bfloat16])
+@pytest.mark.parametrize("is_set", ["not at all", "in part", "all"])
+def test_a_buffer_of_any_dtype_must_get_its_values(dtype, is_set):
+    class Mask(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.ones(3, 3, dtype=dtype), persistent=False)
+
+        def reset_parameters(self) -> None:
+            if is_set != "not at all":
+                self.mask[: 2 if is_set == "in part" else 3] = 1
+
+    with torch.device("meta"):
+        layers = nn.Sequential(nn.Linear(3, 3), Mask())
+    stages = pipert.materialize(pipert.Stages([layers]))
+    if is_set == "all":
+        assert torch.equal(stages[0]().get_buffer("1.mask"), torch.ones(3, 3, dtype=dtype))
+    else:
+        with pytest.raises(ValueError, match=r"nothing says what 1\.mask is at first"):
+            stages[0]()
+
+
 class Embed(nn.Embedding):
     def forward(self, ids: Tensor) -> tuple[Tensor]:
         return (super().forward(ids),)
@@ -260,6 +282,24 @@ def test_a_tied_weight_needs_one_of_its_names_and_is_one_object(tmp_path, name):
     assert torch.equal(first["embed"].weight, weight)
     assert last["head"].weight is first["embed"].weight
     assert stages.tied == tied_stages("meta").tied
+
+
+def test_a_stage_that_could_not_be_loaded_leaves_no_weight_to_others(tmp_path):
+    weight = torch.randn(5, 3)
+    tensors = {"embed.weight": weight, "norm.weight": torch.ones(3), "norm.bias": torch.ones(3)}
+    first, last = pipert.materialize(tied_stages("meta"), one_file(tmp_path, tensors))
+    failed: list[BaseException] = []
+
+    def fail(*args: object) -> None:
+        raise OSError("the disk is gone")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SafetensorsFile, "read_into", fail)
+        with pytest.raises(OSError, match="gone") as error:
+            first()
+        failed.append(error.value)  # whose frames hold what was made
+    assert torch.equal(last()["head"].weight, weight)
+    assert torch.equal(first()["embed"].weight, weight)
 
 
 def test_the_last_stage_alone_finds_its_tied_weight(tmp_path):

@@ -79,6 +79,23 @@ def test_metrics_are_detached_and_hold_no_graph():
     assert not any(metric.requires_grad for metric in result.metrics.values())
 
 
+@pytest.mark.parametrize("kind", ["module", "native"])
+def test_a_metric_in_a_buffer_is_what_it_was_after_each_microbatch(kind):
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("rows", torch.zeros(()))
+
+        def forward(self, output, target):
+            self.rows += output.shape[0]
+            return mse(output, target), {"rows": self.rows}
+
+    x, y = batch(8)
+    with make_pipe(mlp(2), loss_fn=Counting(), stage_kind=kind) as pipe:
+        assert pipe.step(x, target=y).metrics["rows"].tolist() == [2, 4, 6, 8]
+        assert pipe.step(x, target=y).metrics["rows"].tolist() == [10, 12, 14, 16]
+
+
 def test_an_evaluation_has_metrics_too_and_outputs_alone_have_none():
     x, y = batch(8)
     with make_pipe(mlp(2), loss_fn=with_metrics) as pipe:

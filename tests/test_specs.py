@@ -444,6 +444,40 @@ def test_outputs_of_different_structures_come_as_a_list_without_a_spec():
     assert [type(output) for output in outputs] == [tuple, dict]
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda y, z: Pair(y, {"deep": z}),
+        lambda y, z: Fields(y, (z, "word")),
+        lambda y, z: Own(a=y, b=z),
+        lambda y, z: collections.UserDict(a=y, b=[z]),
+    ],
+    ids=["pair", "fields", "own", "user"],
+)
+def test_outputs_of_every_kind_are_detached_and_put_together_and_keep_their_kind(form):
+    class Last(nn.Linear):
+        def forward(self, x):
+            y = super().forward(x)
+            return form(y, y.sum())
+
+    def scores(output):
+        if isinstance(output, Pair | Fields):
+            return output.first if isinstance(output, Pair) else output.x
+        return output["a"]
+
+    last, x = Last(6, 6), torch.randn(5, 6)
+    expected = [last(piece) for piece in x.tensor_split(2)]
+    with pipert.Pipeline([last], num_microbatches=2, loss_fn=lambda o: scores(o).sum()) as pipe:
+        whole = pipe.step(x, return_outputs=True).outputs
+        pieces = pipe.step(microbatches=x.tensor_split(2), return_outputs=True).outputs
+    assert type(whole) is type(expected[0])
+    assert torch.equal(scores(whole), torch.cat([scores(e) for e in expected]))
+    for piece, alone in zip(pieces, expected, strict=True):
+        assert type(piece) is type(alone)
+        assert not scores(piece).requires_grad
+        assert torch.equal(scores(piece), scores(alone))
+
+
 # --- bad input ------------------------------------------------------------------------------------
 
 X = torch.ones(4, 6)

@@ -68,6 +68,24 @@ def test_stages_share_the_models_layers_and_names():
     assert [name for names in stages.names for name in names] == list(model.state_dict())
 
 
+def test_the_example_of_a_model_that_works_in_place_stays_as_it_is():
+    class Shift(nn.Module):
+        def forward(self, x):
+            return x.add_(1.0)
+
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shift, self.linear = Shift(), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.linear(self.shift(x))
+
+    x = torch.zeros(2, 4)
+    assert len(pipert.split(Shifted(), 2, example_args=(x,), by="structure")) == 2
+    assert torch.equal(x, torch.zeros(2, 4))
+
+
 def test_nested_sequentials_are_cut_inside_and_keep_their_paths():
     model = nn.Sequential(
         OrderedDict(

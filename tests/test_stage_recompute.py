@@ -1,9 +1,10 @@
 """A forward that runs twice: the same bits as one that runs once, and less memory."""
 
+import collections
 import copy
+import dataclasses
 import gc
 import weakref
-from collections import Counter
 from typing import ClassVar
 
 import pytest
@@ -90,7 +91,7 @@ def test_recompute_has_the_same_bits(schedule, recompute, num_ranks, rng_seed):
 
 
 def test_except_last_leaves_each_stages_last_forward():
-    calls = Counter()
+    calls = collections.Counter()
 
     class Count(nn.Linear):
         def forward(self, x):
@@ -99,8 +100,8 @@ def test_except_last_leaves_each_stages_last_forward():
             return super().forward(x)
 
     run([Count(8, 8), Count(8, 8)], steps=1, evaluate=False, recompute="except_last")
-    once = Counter({(i, False): 2 for i in range(MICROBATCHES)})
-    assert calls == once + Counter({(i, True): 2 for i in range(MICROBATCHES - 1)})
+    once = collections.Counter({(i, False): 2 for i in range(MICROBATCHES)})
+    assert calls == once + collections.Counter({(i, True): 2 for i in range(MICROBATCHES - 1)})
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "zb_h1"])
@@ -182,10 +183,19 @@ class Extras(nn.Module):
         self.linear = linear()
 
     def forward(self, x, extras):
-        return self.linear(x) + extras.pop("bias").add_(1.0)
+        return self.linear(x) * extras.pop("bias").add_(1.0)
 
 
-def test_keyword_arguments_are_kept_as_they_were():
+@dataclasses.dataclass
+class Held:
+    bias: torch.Tensor
+
+    def pop(self, name):
+        return getattr(self, name)
+
+
+@pytest.mark.parametrize("holder", [dict, collections.UserDict, Held])
+def test_keyword_arguments_are_kept_as_they_were(holder):
     stages = stages_of(Extras, linear())
 
     def go(recompute):
@@ -194,7 +204,7 @@ def test_keyword_arguments_are_kept_as_they_were():
         found = []
         with pipert.Pipeline(copy.deepcopy(stages), **options) as pipe:
             for _ in range(2):
-                extras = {"bias": torch.ones(10, 8)}
+                extras = holder(bias=torch.ones(10, 8))
                 found.append(pipe.step(x, target=y, extras=extras).losses)
             return found + [p.grad for p in pipe.parameters()]
 
@@ -261,7 +271,7 @@ def test_outputs_come_once_and_hooks_run_for_both_forwards():
     stages = stages_of(linear(), linear())
     for stage in stages:
         stage.register_forward_hook(lambda *_: calls.append(pipert.current_microbatch()))
-    run_once = Counter()
+    run_once = collections.Counter()
     x, y = batch(10)
     with pipert.Pipeline(
         stages, num_microbatches=MICROBATCHES, loss_fn=mse, recompute="all"
@@ -366,7 +376,7 @@ def test_bad_recompute_is_refused(recompute, error, text):
 
 
 def test_stages_are_counted_in_one_copy_of_the_model():
-    seen, asked = Counter(), Counter()
+    seen, asked = collections.Counter(), collections.Counter()
 
     class Count(nn.Linear):
         def forward(self, x):
@@ -378,15 +388,15 @@ def test_stages_are_counted_in_one_copy_of_the_model():
         asked[stage, microbatch] += 1
         return stage == 1
 
-    expected = Counter({(s, i, False): 1 for s in range(2) for i in range(4)})
-    expected += Counter({(1, i, True): 1 for i in range(4)})
+    expected = collections.Counter({(s, i, False): 1 for s in range(2) for i in range(4)})
+    expected += collections.Counter({(1, i, True): 1 for i in range(4)})
     options = {"schedule": "chimera", "num_microbatches": 4}
     for recompute in ([1], choose):
         seen.clear()
         stages = [Count(8, 8), Count(8, 8)]
         run(stages, steps=1, evaluate=False, recompute=recompute, **options)
         assert seen == expected
-    assert asked == Counter({(s, i): 1 for s in range(2) for i in range(4)})
+    assert asked == collections.Counter({(s, i): 1 for s in range(2) for i in range(4)})
     with pytest.raises(ValueError, match="recompute must list stages from 0 to 1, got 2"):
         run([Count(8, 8), Count(8, 8)], recompute=[2], **options)
 

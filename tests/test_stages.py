@@ -80,3 +80,8 @@ def test_specs_for_another_number_of_stages_are_refused():
 def test_values_without_specs_are_refused():
     with pytest.raises(ValueError, match="expected specs that say who takes skipped"):
         pipert.Stages(unet(), values=values())
+
+
+def test_builders_need_names():
+    with pytest.raises(ValueError, match=r"modules\[1\] is a function.*expected names="):
+        pipert.Stages([Middle(3, 3), lambda: Middle(3, 3)])

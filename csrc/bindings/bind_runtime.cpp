@@ -152,7 +152,6 @@ py::dict channel_kinds(PythonRuntime& self) {
   return result;
 }
 
-// By stage of this process: (name, reason) of each node whose backward can't be split.
 // Whether a stage was seen to train others since the last call; from here on it is about `leaves`.
 bool watch_leaves(PythonRuntime& self, const std::optional<std::vector<at::Tensor>>& leaves) {
   bool trains_others = false;
@@ -163,6 +162,7 @@ bool watch_leaves(PythonRuntime& self, const std::optional<std::vector<at::Tenso
   return trains_others;
 }
 
+// By stage of this process: (name, reason) of each node whose backward can't be split.
 py::dict unsplit_nodes(PythonRuntime& self) {
   py::dict result;
   for (const auto& [stage, object] : self.stages()) {
@@ -242,6 +242,12 @@ void bind_runtime(py::module_& module) {
             self.share_weights(shared_state(self, shared, tied));
           },
           py::kw_only(), py::arg("shared"), py::arg("tied"))
+      .def(
+          "share_gradients",
+          [](PythonRuntime& self, const std::vector<TiedTuple>& tied) {
+            self.share_gradients(shared_state(self, {}, tied).weights);
+          },
+          py::kw_only(), py::arg("tied"))
       .def("losses", &PythonRuntime::losses)
       .def("loss_weights", &PythonRuntime::loss_weights)
       .def("kept", &PythonRuntime::kept)

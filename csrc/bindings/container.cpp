@@ -1,5 +1,7 @@
 #include "bindings/container.h"
 
+#include <pybind11/gil_safe_call_once.h>
+
 #include <utility>
 
 #include "base/error.h"
@@ -20,10 +22,12 @@ bool is_named_tuple(PyObject* value) {
 }
 
 bool is_user_dict(PyObject* value) {
-  // Never freed: the interpreter may be gone by then.
-  static PyObject* const type =
-      py::object(py::module_::import("collections").attr("UserDict")).release().ptr();
-  return PyObject_IsInstance(value, type) == 1;
+  // Never freed: the interpreter may be gone by then. Guarded by the GIL alone: a thread that waits
+  // for a lock of C++'s would have it.
+  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<py::object> type;
+  type.call_once_and_store_result(
+      [] { return py::object(py::module_::import("collections").attr("UserDict")); });
+  return py::isinstance(value, type.get_stored());
 }
 
 bool is_dataclass(PyObject* value) {

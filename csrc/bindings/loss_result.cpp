@@ -50,11 +50,9 @@ std::string_view name_of(Kind kind) {
              ": expected one tensor, (loss, dict of metrics), or a dict of losses by name"));
 }
 
-// The number alone: torch's losses may come in memory as large as their input.
-at::Tensor alone(const at::Tensor& number) {
-  const bool is_alone = !number.has_storage() || number.storage().nbytes() == number.nbytes();
-  return is_alone ? number.detach() : number.detach().clone();
-}
+// A metric: of its own memory, since losses may come in memory as large as their input, and other
+// numbers in a buffer that the next microbatch adds to.
+at::Tensor copy_of(const at::Tensor& number) { return number.detach().clone(); }
 
 // Takes a result apart from front to back.
 class Reader {
@@ -97,7 +95,7 @@ class Reader {
       }
       const at::Tensor loss = one_number(concat("the loss ", name), next());
       result.loss = result.loss.defined() ? result.loss.add(loss) : loss;
-      add(result.metrics, std::move(name), alone(loss));
+      add(result.metrics, std::move(name), copy_of(loss));
     }
     return result;
   }
@@ -110,7 +108,8 @@ class Reader {
 
   // A Python number becomes a tensor beside the loss, so that one recording has both.
   at::Tensor read_number(const std::string& name, const Structure& value, at::Device device) {
-    if (value.kind == Kind::kTensor) return alone(one_number(concat("the metric ", name), next()));
+    if (value.kind == Kind::kTensor)
+      return copy_of(one_number(concat("the metric ", name), next()));
     const bool is_whole = value.kind == Kind::kInt || value.kind == Kind::kBool;
     if (!is_whole && value.kind != Kind::kFloat) {
       throw TypeError(concat("the metric ", name, " must be a number, or a tensor of one, got ",

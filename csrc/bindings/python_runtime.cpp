@@ -274,6 +274,12 @@ void PythonRuntime::share_weights(SharedState shared) {
   run([&] { runtime_->start_sharing(epoch_++, std::move(shared)); });
 }
 
+void PythonRuntime::share_gradients(std::vector<TiedWeight> weights) {
+  runtime();
+  const Running running(running_);
+  run([&] { runtime_->start_sharing_gradients(epoch_++, std::move(weights)); });
+}
+
 void PythonRuntime::run(const std::function<void()>& start) {
   refuse_in_export();
   std::shared_lock not_exporting(passes(), std::defer_lock);
@@ -361,6 +367,7 @@ py::object PythonRuntime::losses() const {
 }
 
 std::vector<double> PythonRuntime::loss_weights() const {
+  if (runtime_ == nullptr) return {};
   if (has_last()) return runtime_->losses().weights;
   const auto& agreed = runtime_->agreed();
   return {agreed.begin() + 1, agreed.end() - num_microbatches_};

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/index.h"
+#include "bindings/container.h"
 #include "bindings/recursion_guard.h"
 
 namespace py = pybind11;
@@ -117,6 +118,41 @@ py::object unflatten_from(const std::vector<at::Tensor>& tensors, std::size_t& n
   throw InternalError("a structure of no known kind");
 }
 
+py::object borrowed(py::handle value) { return py::reinterpret_borrow<py::object>(value); }
+
+// As with_each_tensor; null where `value` may stay the object that it is.
+template <typename Change>
+py::object changed(py::handle value, const Change& change) {
+  const RecursionGuard guard;
+  if (THPVariable_Check(value.ptr())) return change(value);
+  const auto container = Container::open(value);
+  if (!container.has_value()) return {};
+  bool is_changed = container->is_plain();
+  std::vector<py::object> elements;
+  for (std::size_t i = 0; i < container->size(); ++i) {
+    py::object element = changed(container->element(i), change);
+    is_changed = is_changed || element;
+    elements.push_back(element ? std::move(element) : container->element(i));
+  }
+  return is_changed ? container->with(std::move(elements)) : py::object();
+}
+
+// The same value in containers of its own, with what `change` makes of each tensor. An object of
+// the user's classes that holds no tensor, and no list or dict either, is kept as it is.
+template <typename Change>
+py::object with_each_tensor(py::handle value, const Change& change) {
+  py::object result = changed(value, change);
+  return result ? result : borrowed(value);
+}
+
+template <typename Change>
+py::object with_tensors(py::handle value, const Change& change) {
+  return with_each_tensor(value, [&](py::handle tensor) {
+    return py::reinterpret_steal<py::object>(
+        THPVariable_Wrap(change(THPVariable_Unpack(tensor.ptr()))));
+  });
+}
+
 }  // namespace
 
 FlatValue flatten(PyObject* value, const std::string& what) {
@@ -168,75 +204,26 @@ py::object unflatten(const std::vector<at::Tensor>& tensors, const Structure* st
 }
 
 py::object detach_tensors(py::handle value) {
-  const RecursionGuard guard;
-  if (THPVariable_Check(value.ptr())) {
-    return py::reinterpret_steal<py::object>(
-        THPVariable_Wrap(THPVariable_Unpack(value.ptr()).detach()));
-  }
-  if (PyTuple_CheckExact(value.ptr())) {
-    const auto source = py::reinterpret_borrow<py::tuple>(value);
-    py::tuple result(source.size());
-    for (std::size_t i = 0; i < source.size(); ++i) result[i] = detach_tensors(source[i]);
-    return result;
-  }
-  if (PyList_CheckExact(value.ptr())) {
-    py::list result;
-    for (const py::handle element : value) result.append(detach_tensors(element));
-    return result;
-  }
-  if (PyTuple_Check(value.ptr()) && py::hasattr(value, "_fields")) {  // a namedtuple
-    py::list fields;
-    for (const py::handle element : value) fields.append(detach_tensors(element));
-    return py::type::of(value)(*fields);
-  }
-  if (PyDict_Check(value.ptr())) {
-    py::dict result;
-    for (const auto& [key, element] : py::reinterpret_borrow<py::dict>(value))
-      result[key] = detach_tensors(element);
-    return result;
-  }
-  return py::reinterpret_borrow<py::object>(value);
+  return with_tensors(value, [](const at::Tensor& tensor) { return tensor.detach(); });
 }
 
 py::object copy_containers(py::handle value, bool clones) {
-  const RecursionGuard guard;
-  if (THPVariable_Check(value.ptr()) && clones) {
-    return py::reinterpret_steal<py::object>(
-        THPVariable_Wrap(THPVariable_Unpack(value.ptr()).clone()));
-  }
-  if (PyTuple_CheckExact(value.ptr())) {
-    const auto source = py::reinterpret_borrow<py::tuple>(value);
-    py::tuple result(source.size());
-    for (std::size_t i = 0; i < source.size(); ++i) result[i] = copy_containers(source[i], clones);
-    return result;
-  }
-  if (PyList_CheckExact(value.ptr())) {
-    py::list result;
-    for (const py::handle element : value) result.append(copy_containers(element, clones));
-    return result;
-  }
-  if (PyDict_CheckExact(value.ptr())) {
-    py::dict result;
-    for (const auto& [key, element] : py::reinterpret_borrow<py::dict>(value))
-      result[key] = copy_containers(element, clones);
-    return result;
-  }
-  return py::reinterpret_borrow<py::object>(value);
+  if (clones) return with_tensors(value, [](const at::Tensor& tensor) { return tensor.clone(); });
+  return with_each_tensor(value, [](py::handle tensor) { return borrowed(tensor); });
 }
 
 std::uint64_t sum_of_versions(py::handle value) {
   const RecursionGuard guard;
-  std::uint64_t sum = 0;
   if (THPVariable_Check(value.ptr())) {
     const at::Tensor& tensor = THPVariable_Unpack(value.ptr());
     return tensor.is_inference() ? 0 : tensor._version();
   }
+  std::uint64_t sum = 0;
   if (PyTuple_Check(value.ptr()) || PyList_Check(value.ptr())) {
     for (const py::handle element : value) sum += sum_of_versions(element);
-  }
-  if (PyDict_Check(value.ptr())) {
-    for (const auto& [key, element] : py::reinterpret_borrow<py::dict>(value))
-      sum += sum_of_versions(element);
+  } else if (const auto container = Container::open(value)) {
+    for (std::size_t i = 0; i < container->size(); ++i)
+      sum += sum_of_versions(container->element(i));
   }
   return sum;
 }

@@ -30,12 +30,12 @@ bool is_plain(PyObject* value);
 // The Python value again.
 pybind11::object unflatten(const std::vector<at::Tensor>& tensors, const Structure* structure);
 
-// The same value with every tensor detached. Subclasses of dict become dicts; what isn't a tuple,
-// list, dict or tensor is kept as it is.
+// The same value with every tensor detached, in containers (see Container) of its own. What is none
+// is kept as it is, and so is an object of the user's classes with no tensor, list or dict in it.
 pybind11::object detach_tensors(pybind11::handle value);
 
-// The same value in tuples, lists and dicts of its own; with `clones`, with tensors of its own too.
-// What isn't a tuple, list, dict or tensor is kept as it is.
+// The same value in containers of its own, likewise; with `clones`, with tensors of its own too,
+// which are in the same graphs.
 pybind11::object copy_containers(pybind11::handle value, bool clones);
 
 // A number that changes when a tensor in `value` is worked on in place.

@@ -33,6 +33,13 @@ def cut_off(given: Any) -> Any:
     return tree_unflatten(cut, structure)
 
 
+def copies(given: Any) -> Any:
+    """The same values in memory of their own, parts of the graphs that they are of."""
+    leaves, structure = tree_flatten(given)
+    copied = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    return tree_unflatten(copied, structure)
+
+
 def to_meta(given: Any) -> Any:
     """The same structure, its tensors on the meta device."""
     leaves, structure = tree_flatten(given)

@@ -6,7 +6,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from pipert.balancing.example_values import cut_off, is_on_meta, left_as_it_was, to_meta
+from pipert.balancing.example_values import (
+    copies,
+    cut_off,
+    is_on_meta,
+    left_as_it_was,
+    to_meta,
+)
 from pipert.balancing.presumed import Presumed
 
 
@@ -65,7 +71,9 @@ def record_calls(
 def run_once(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
 ) -> None:
-    """Runs a model, on the meta device if it is there; generators and buffers are as before.
+    """Runs a model, on the meta device if it is there; all that it is given is as before.
+
+    So are random generators and its buffers.
 
     Raises:
         ValueError: it can't be run on the meta device.
@@ -73,6 +81,7 @@ def run_once(
     kwargs = dict(kwargs or {})
     if not is_on_meta(model):
         with left_as_it_was(model, (args, kwargs)):
+            args, kwargs = copies((args, kwargs))
             model(*args, **kwargs)
         return
     args, kwargs = to_meta((args, kwargs))

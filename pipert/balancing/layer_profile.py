@@ -10,7 +10,14 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 
-from pipert.balancing.example_values import cut_off, is_on_meta, left_as_it_was, state_of, to_meta
+from pipert.balancing.example_values import (
+    copies,
+    cut_off,
+    is_on_meta,
+    left_as_it_was,
+    state_of,
+    to_meta,
+)
 from pipert.balancing.layer_calls import LayerCall
 from pipert.balancing.presumed import Presumed
 from pipert.balancing.timing import estimate, measure
@@ -133,15 +140,18 @@ class _Profiler:
         own = state_of(layer)
         kept = {_key(tensor) for tensor in own} | self._saved_outputs.keys()
         saved: dict[int, torch.UntypedStorage] = {}
+        given = _given_to(layer, args, kwargs)
+        own_args, own_kwargs = given()
         with saved_tensors_hooks(lambda t: _note_storage(t, saved, kept), lambda t: t):
-            output = layer(*args, **kwargs)
+            output = layer(*own_args, **own_kwargs)
         outputs = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         for tensor in outputs:
             if _key(tensor) in saved:
                 self._saved_outputs[_key(tensor)] = tensor.untyped_storage()
         clock: Callable[..., tuple[float, float, float]] = estimate if self._on_meta else measure
         forward, input_half, weight_half = clock(
-            lambda: layer(*args, **kwargs),
+            layer,
+            given,
             [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.requires_grad],
             [t for t in own if t.requires_grad],
         )
@@ -155,6 +165,21 @@ class _Profiler:
             is_estimated=self._on_meta,
         )
         return profile, cut_off(output)
+
+
+def _given_to(layer: Callable[..., Any], args: Any, kwargs: Any) -> Callable[[], tuple[Any, Any]]:
+    """What to call the layer with, each time: copies if it works in place on what it gets.
+
+    Leaves that require a gradient don't allow that, and it would see another input each time.
+    """
+    tried_args, tried_kwargs = copies((args, kwargs))
+    tensors = [t for t in tree_leaves((tried_args, tried_kwargs)) if isinstance(t, Tensor)]
+    before = [t._version for t in tensors]
+    with torch.no_grad():
+        layer(*tried_args, **tried_kwargs)
+    if before == [t._version for t in tensors]:
+        return lambda: (args, kwargs)
+    return lambda: copies((args, kwargs))
 
 
 def _key(tensor: Tensor) -> int:

@@ -17,17 +17,28 @@ _ENOUGH_S = 0.01  # of one layer: short ones run more often
 
 
 def measure(
-    run: Callable[[], Any], inputs: Sequence[Tensor], weights: Sequence[Tensor]
+    layer: Callable[..., Any],
+    given: Callable[[], tuple[Any, Any]],
+    inputs: Sequence[Tensor],
+    weights: Sequence[Tensor],
 ) -> tuple[float, float, float]:
-    """Seconds of forward, and of the two halves of backward."""
+    """Seconds of forward, and of the two halves of backward.
+
+    Args:
+        layer: what is measured.
+        given: makes what it is called with, args and kwargs, each time; that doesn't count.
+        inputs: leaves in there that require a gradient.
+        weights: the layer's own.
+    """
     devices = {t.device for t in (*inputs, *weights) if t.is_cuda}
     runs: list[tuple[float, float, float]] = []
     spent = 0.0
     while len(runs) < _WARM_UP + _LEAST_RUNS or (
         len(runs) < _WARM_UP + _MOST_RUNS and spent < _ENOUGH_S
     ):
+        parts = _parts_of(layer, given(), inputs, weights)
         marks = [_now(devices)]
-        for part in _parts_of(run, inputs, weights):
+        for part in parts:
             part()
             marks.append(_now(devices))
         runs.append((marks[1] - marks[0], marks[2] - marks[1], marks[3] - marks[2]))
@@ -37,11 +48,14 @@ def measure(
 
 
 def estimate(
-    run: Callable[[], Any], inputs: Sequence[Tensor], weights: Sequence[Tensor]
+    layer: Callable[..., Any],
+    given: Callable[[], tuple[Any, Any]],
+    inputs: Sequence[Tensor],
+    weights: Sequence[Tensor],
 ) -> tuple[float, float, float]:
     """As `measure`, of a device whose speed Roofline tells."""
     times = []
-    for part in _parts_of(run, inputs, weights):
+    for part in _parts_of(layer, given(), inputs, weights):
         with Roofline() as roofline:
             part()
         times.append(roofline.seconds)
@@ -60,14 +74,18 @@ def _halves(
 
 
 def _parts_of(
-    run: Callable[[], Any], inputs: Sequence[Tensor], weights: Sequence[Tensor]
+    layer: Callable[..., Any],
+    given: tuple[Any, Any],
+    inputs: Sequence[Tensor],
+    weights: Sequence[Tensor],
 ) -> Iterator[Callable[[], None]]:
     """Forward, the gradients of inputs, those of inputs and weights. To be called in order."""
     roots: list[Tensor] = []
     seeds: list[Tensor] = []
 
     def forward() -> None:
-        outputs = tree_leaves(run())
+        args, kwargs = given
+        outputs = tree_leaves(layer(*args, **kwargs))
         roots.extend(t for t in outputs if isinstance(t, Tensor) and t.requires_grad)
 
     def backward(targets: Sequence[Tensor], keep: bool) -> Callable[[], None]:

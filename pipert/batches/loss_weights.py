@@ -65,7 +65,7 @@ class LossWeights:
         """
         counts = self._counts(targets)
         if global_count is None:
-            global_count = self._total(sum(counts), targets)
+            global_count = self._total(sum(counts))
         if not global_count > 0:
             raise ValueError(
                 f"loss_weight: the microbatches must count something, got {global_count:g} in all"
@@ -95,7 +95,7 @@ class LossWeights:
             counts.append(count)
         return counts
 
-    def _total(self, own: float, targets: Sequence[Any]) -> float:
+    def _total(self, own: float) -> float:
         if self._group is None:
             return own
         on_gpu = "nccl" in dist.get_backend(self._group)

@@ -1,6 +1,8 @@
 """Merging: the outputs of microbatches, put together as their spec says."""
 
-from collections.abc import Sequence
+import copy
+import dataclasses
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +15,8 @@ def merge_outputs(pieces: Sequence[Any], spec: Spec) -> Any:
     """Puts the microbatches' outputs together.
 
     Without a spec, tensors are concatenated along dimension 0, those without dimensions stacked;
-    tuples, lists and dicts are merged element by element; anything else, and what doesn't fit
-    together, becomes a list of its values.
+    tuples, lists, dicts and dataclasses are merged element by element, and stay what they are;
+    anything else, and what doesn't fit together, becomes a list of its values.
 
     Args:
         pieces: by microbatch, at least one.
@@ -41,12 +43,16 @@ def _merge(pieces: Sequence[Any], spec: Spec, what: str) -> Any:
     if isinstance(first, Tensor):
         _check_leaf(spec, what, "a tensor")
         return _join(pieces, spec, what)
-    if isinstance(first, dict):
-        _check_keys(spec, pieces, what)
-        return {
-            key: _merge([p[key] for p in pieces], _part(spec, key), f"{what}[{key!r}]")
-            for key in first
-        }
+    if _kind(first) is Mapping:
+        named = [_named(piece) for piece in pieces]
+        _check_keys(spec, named, what)
+        return _with(
+            first,
+            {
+                key: _merge([p[key] for p in named], _part(spec, key), f"{what}[{key!r}]")
+                for key in named[0]
+            },
+        )
     if isinstance(first, tuple | list):
         names = list(getattr(first, "_fields", ()))
         _check_elements(spec, first, names, what)
@@ -97,9 +103,35 @@ def _check_kinds(pieces: Sequence[Any], what: str) -> None:
 
 def _kind(value: Any) -> type | None:
     """Of what is merged inside; None: it becomes an entry of a list, whatever it is."""
-    if isinstance(value, Tensor | dict):
-        return Tensor if isinstance(value, Tensor) else dict
+    if isinstance(value, Tensor):
+        return Tensor
+    if isinstance(value, Mapping) or _has_fields(value):
+        return Mapping
     return type(value) if isinstance(value, tuple | list) else None
+
+
+def _has_fields(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _named(value: Any) -> Mapping[Any, Any]:
+    """The elements of a dict, or the fields of a dataclass."""
+    if isinstance(value, Mapping):  # some are dataclasses as well
+        return value
+    return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+
+
+def _with(first: Any, elements: Mapping[Any, Any]) -> Any:
+    """One like `first`, with these elements."""
+    if type(first) is dict:
+        return elements
+    merged = copy.copy(first)
+    for key, element in elements.items():
+        if isinstance(merged, MutableMapping):
+            merged[key] = element
+        else:
+            object.__setattr__(merged, key, element)  # of frozen ones too
+    return merged
 
 
 def _check_leaf(spec: Spec, what: str, kind: str) -> None:
@@ -107,7 +139,7 @@ def _check_leaf(spec: Spec, what: str, kind: str) -> None:
         raise ValueError(f"{spec.name} has specs for elements, {what} is {kind}")
 
 
-def _check_keys(spec: Spec, pieces: Sequence[dict[Any, Any]], what: str) -> None:
+def _check_keys(spec: Spec, pieces: Sequence[Mapping[Any, Any]], what: str) -> None:
     if spec.kind == "sequence":
         raise ValueError(f"{spec.name} has specs by position, {what} is a dict")
     keys = ", ".join(map(repr, pieces[0])) or "nothing"

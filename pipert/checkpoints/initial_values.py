@@ -32,7 +32,7 @@ def initialize(
         device: where the tensors are.
 
     Raises:
-        ValueError: a tensor gets no value. NaN and the smallest integer count as none.
+        ValueError: a tensor gets no value. NaN counts as none, and so does the smallest integer.
     """
     wanted = dict(tensors)
     for tensor in wanted.values():
@@ -76,20 +76,23 @@ def _seed_of(seed: int, path: str) -> int:
 
 def _mark(tensor: Tensor) -> None:
     with torch.no_grad():
-        tensor.fill_(_unset_value(tensor))
+        storable = _storable(tensor)
+        storable.fill_(_unset_value(storable))
 
 
 def _has_mark(tensor: Tensor) -> bool:
-    if tensor.dtype == torch.bool:
-        return False
     if tensor.is_floating_point() or tensor.is_complex():
         return bool(tensor.isnan().any())
-    return bool((tensor == _unset_value(tensor)).any())
+    storable = _storable(tensor)
+    return bool((storable == _unset_value(storable)).any())
+
+
+def _storable(tensor: Tensor) -> Tensor:
+    """Where a value can be put that is none: bytes, of bools."""
+    return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
 
 
 def _unset_value(tensor: Tensor) -> float:
-    if tensor.dtype == torch.bool:
-        return 0
     if tensor.is_floating_point() or tensor.is_complex():
         return float("nan")
     return (

@@ -104,10 +104,14 @@ class StageBuilder:
         slots = _slots(given, stage)
         with self._lock:
             self._check(slots)
-            for slot in slots:
-                self._make(slot)
-            self._initialize(stage, slots)
-            self._load(slots)
+            try:
+                for slot in slots:
+                    self._make(slot)
+                self._initialize(stage, slots)
+                self._load(slots)
+            except BaseException:  # others, or a second try, shall not find what has no values yet
+                self._forget(slots)
+                raise
         return stage
 
     def _given(self) -> nn.Module:
@@ -134,6 +138,11 @@ class StageBuilder:
         slot.is_made_here = shared is None
         if isinstance(slot.tensor, nn.Parameter) and key[0] in self._sources.aliases:
             self._shared[key] = slot.tensor
+
+    def _forget(self, slots: list[_Slot]) -> None:
+        for slot in slots:
+            if slot.is_made_here:
+                self._shared.pop((self._names_of(slot)[0], self._device), None)
 
     def _names_of(self, slot: _Slot) -> tuple[str, ...]:
         """All names that it has in the model, its owner's first."""
