@@ -215,7 +215,7 @@ class Pipeline:
             self._stages = LocalStages(stages, self.schedule, on, self._peers)
             if deferred_batch_norm:
                 self._stages.defer_batch_norm(options.stage_kinds)
-            self._stages.reduce_once_a_pass(options.stage_kinds, main_grads)
+            self._stages.reduce_once_a_pass(options.stage_kinds, main_grads, self._peers)
             place_loss(loss_fn, self.schedule, on)
             self._main_gradients = MainGradients(self._stages) if main_grads else None
             self._checks = BatchChecks(self.schedule, self._stages, options, self._peers)
@@ -347,6 +347,8 @@ class Pipeline:
                     step=self._step_index,
                     begun_ns=begun_ns,
                 )
+            if kind.training and self._stages.shares_gradients:
+                runtime.share_gradients(tied=self._stages.ties.shared(main_grads=False))
         result = result_of(
             runtime,
             kind.compute_loss,

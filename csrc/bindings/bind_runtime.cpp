@@ -242,6 +242,12 @@ void bind_runtime(py::module_& module) {
             self.share_weights(shared_state(self, shared, tied));
           },
           py::kw_only(), py::arg("shared"), py::arg("tied"))
+      .def(
+          "share_gradients",
+          [](PythonRuntime& self, const std::vector<TiedTuple>& tied) {
+            self.share_gradients(shared_state(self, {}, tied).weights);
+          },
+          py::kw_only(), py::arg("tied"))
       .def("losses", &PythonRuntime::losses)
       .def("loss_weights", &PythonRuntime::loss_weights)
       .def("kept", &PythonRuntime::kept)

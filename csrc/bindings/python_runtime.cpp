@@ -272,6 +272,12 @@ void PythonRuntime::share_weights(SharedState shared) {
   run([&] { runtime_->start_sharing(epoch_++, std::move(shared)); });
 }
 
+void PythonRuntime::share_gradients(std::vector<TiedWeight> weights) {
+  runtime();
+  const Running running(running_);
+  run([&] { runtime_->start_sharing_gradients(epoch_++, std::move(weights)); });
+}
+
 void PythonRuntime::run(const std::function<void()>& start) {
   refuse_in_export();
   std::shared_lock not_exporting(passes(), std::defer_lock);

@@ -60,6 +60,8 @@ class PythonRuntime {
   // Second copies take over the weights and buffers of the first, and all who use a parameter its
   // owner's values. Raises as step().
   void share_weights(SharedState shared);
+  // After a step, all who use a parameter take over its owner's gradient. Raises as step().
+  void share_gradients(std::vector<TiedWeight> weights);
   void close();
   // Tells the other processes that this one won't run the pass, because of `text` (see
   // pipert.errors).

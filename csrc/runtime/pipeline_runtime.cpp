@@ -95,6 +95,12 @@ void PipelineRuntime::start_sharing(std::int64_t epoch, SharedState shared) {
   start_workers(std::nullopt);
 }
 
+void PipelineRuntime::start_sharing_gradients(std::int64_t epoch, std::vector<TiedWeight> weights) {
+  // What others than the owner have is put aside, and they add nothing to its sum.
+  begin_exchanges(ExchangeKind::kTraining, epoch, {.stages = {}, .weights = std::move(weights)});
+  start_workers(std::nullopt);
+}
+
 void PipelineRuntime::begin_exchanges(ExchangeKind kind, std::int64_t epoch, SharedState shared) {
   if (copies_ != nullptr) copies_->begin(kind, epoch, std::move(shared.stages));
   if (ties_ != nullptr) ties_->begin(kind, epoch, std::move(shared.weights));

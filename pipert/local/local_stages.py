@@ -38,6 +38,8 @@ class LocalStages:
         local_copies: second copies of modules whose first ones are here too.
         remote_copies: the stages whose other copy is in another process.
         ties: the parameters that several stages use.
+        shares_gradients: whether theirs must be made equal once more behind a step, in all
+            processes: replicas' sums of one gradient, made in several places, differ by rounding.
         argument_names: by which stages with specs are given the batch's arguments; None: without.
         routes: of the values that all stages exchange; None where they have no specs.
     """
@@ -54,6 +56,7 @@ class LocalStages:
         self.local_copies = LocalCopies()
         self._batch_norm: DeferredBatchNorm | None = None
         self._replicas: Replicas | None = None
+        self.shares_gradients = False
         self.remote_copies: list[RemoteCopy] = []
         made: dict[int, LocalStage] = {}  # by stage of the model
         indices = range(placement.num_stages)
@@ -137,8 +140,17 @@ class LocalStages:
             self.modules, self._ranks, kinds, self.local_copies.pairs()
         )
 
-    def reduce_once_a_pass(self, kinds: Sequence[str], main_grads: bool) -> None:
-        """From now on gradients are reduced over replicas behind a pass. `kinds`: see Options.
+    def reduce_once_a_pass(
+        self, kinds: Sequence[str], main_grads: bool, peers: Peers | None
+    ) -> None:
+        """From now on gradients are reduced over replicas behind a pass.
+
+        A collective call in a group where processes share weights.
+
+        Args:
+            kinds: see Options.
+            main_grads: likewise.
+            peers: the ranks of the group; None: one process.
 
         Raises:
             ValueError: a stage is wrapped so that they can't.
@@ -147,6 +159,9 @@ class LocalStages:
         check_replicas(self.modules, self._ranks, kinds, num_copies=copies, main_grads=main_grads)
         can_wait = copies == 1 and not main_grads and not self.ties.all
         self._replicas = Replicas(self.modules, defer_sharded=can_wait)
+        if self.ties.cross and peers is not None:
+            told = peers.exchange("tell of replicas", self._replicas.reduces_copied)
+            self.shares_gradients = any(told)
 
     @contextmanager
     def one_pass(self, training: bool) -> Iterator[None]:

@@ -35,6 +35,11 @@ class Replicas:
         ]
         self._sharded = _outermost_sharded(modules) if defer_sharded else []
 
+    @property
+    def reduces_copied(self) -> bool:
+        """Whether DistributedDataParallel changes gradients behind a pass."""
+        return bool(self._copied)
+
     @contextmanager
     def one_pass(self) -> Iterator[None]:
         """Reduces gradients after a pass that ends well, and none before."""

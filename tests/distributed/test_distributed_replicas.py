@@ -193,3 +193,35 @@ def test_wrapped_stages_that_cannot_be_reduced_are_refused() -> None:
     static = DistributedDataParallel(copy.deepcopy(module), static_graph=True)
     with pytest.raises(ValueError, match="without static_graph"):
         pipe(static, module)
+
+
+@pytest.mark.processes(2)
+def test_a_weight_that_processes_share_has_one_gradient_however_each_rounds_the_mean() -> None:
+    """As sums over many replicas are rounded by where a gradient stands among the others."""
+    rank = dist.get_rank()
+    alone = [dist.new_group([r]) for r in range(2)][rank]
+
+    def mean(_, bucket):  # torch reads annotations, and takes no strings
+        reduced = torch.futures.Future()
+        reduced.set_result(bucket.buffer() * (1 + 1e-6 * rank))
+        return reduced
+
+    torch.manual_seed(0)
+    embedding, head = nn.Embedding(13, WIDTH), nn.Linear(WIDTH, 13, bias=False)
+    head.weight = embedding.weight
+    stages = [
+        DistributedDataParallel(stage, process_group=alone)
+        for stage in (embedding, nn.Sequential(nn.Linear(WIDTH, WIDTH), head))
+    ]
+    for stage in stages:
+        stage.register_comm_hook(None, mean)
+    with pipert.Pipeline(
+        stages, num_microbatches=2, loss_fn=functional.cross_entropy, group=pipert.init()
+    ) as pipe:
+        optimizer = torch.optim.SGD(pipe.parameters(), lr=1.0)
+        words, following = torch.randint(0, 13, (2, 8))
+        for _ in range(2):
+            result = pipe.step(words, target=following)
+            optimizer.step()
+            pipe.check_tied()
+        assert (result.loss is None) == (rank == 0)
