@@ -39,8 +39,8 @@ struct BatchSpecs {
   BatchSpec target;
 };
 
-// From (args, kwargs, target), each as pipert/batches/specs.py has it: (kind, name, dim, function or
-// parts).
+// From (args, kwargs, target), each as pipert/batches/specs.py has it: (kind, name, dim, function
+// or parts).
 BatchSpecs batch_specs(const pybind11::tuple& trees);
 
 // Where a walk through a value stands in its spec.

@@ -53,8 +53,8 @@ class PipelineRuntime {
   // Instead of a pass: second copies take over the weights and buffers of the first, and all who
   // use a parameter its owner's values.
   void start_sharing(std::int64_t epoch, SharedState shared);
-  // Behind a pass, whose gradients were changed since: all who use a parameter take over its owner's
-  // gradient.
+  // Behind a pass, whose gradients were changed since: all who use a parameter take over its
+  // owner's gradient.
   void start_sharing_gradients(std::int64_t epoch, std::vector<TiedWeight> weights);
   // Waits for at most `limit`; true when no rank runs any more.
   bool watch(std::chrono::milliseconds limit);

@@ -110,6 +110,12 @@ def _check_copied(
         raise ValueError(f"{where}a schedule with one copy of the model, got {num_copies}")
     if kind == "captured":
         raise ValueError(f"{where}another stage_kind than 'captured'")
+    own = set(wrapper.module.parameters())
+    if not own.issuperset(wrapper._module_parameters):
+        raise ValueError(
+            f"{where}the parameters that it was made with, got others: weights that are tied must "
+            "be one object before their stages are wrapped"
+        )
 
 
 def _shards(module: nn.Module) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 import pipert
+from pipert.stages import Tied
 
 THEIRS, OURS = "torch.distributed.pipelining", "pipert.compat.torch_pipelining"
 CPU = torch.device("cpu")
@@ -173,8 +175,11 @@ def test_layers_that_one_replica_uses_get_the_mean_and_those_that_none_does_stay
 @pytest.mark.processes(2)
 def test_wrapped_stages_that_cannot_be_reduced_are_refused() -> None:
     def pipe(*stages: nn.Module, **options: object) -> None:
+        run(list(stages), **options)
+
+    def run(stages: Sequence[nn.Module], **options: object) -> None:
         default = {"num_microbatches": 4, "loss_fn": functional.mse_loss}
-        pipert.Pipeline(list(stages), **{**default, **options}).close()
+        pipert.Pipeline(stages, **{**default, **options}).close()
 
     module = nn.Linear(8, 8)
     wrapped = DistributedDataParallel(copy.deepcopy(module))
@@ -190,6 +195,12 @@ def test_wrapped_stages_that_cannot_be_reduced_are_refused() -> None:
         pipe(wrapped, module, schedule="dualpipe")
     with pytest.raises(ValueError, match="expected another stage_kind than 'captured'"):
         pipe(wrapped, module, stage_kind=["captured", "module"])
+    tied = pipert.Stages(
+        [wrapped, DistributedDataParallel(copy.deepcopy(module))],
+        tied=[Tied(((0, "module.weight"), (1, "module.weight")))],
+    )
+    with pytest.raises(ValueError, match=r"stage 1 is wrapped.*must be one object before"):
+        run(tied, num_ranks=1, schedule="looped_bfs")
     static = DistributedDataParallel(copy.deepcopy(module), static_graph=True)
     with pytest.raises(ValueError, match="without static_graph"):
         pipe(static, module)
