@@ -86,6 +86,28 @@ def test_without_torch_distributed_ranks_are_threads(name, num_ranks):
         assert losses == kept
 
 
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = (nn.Linear(WIDTH, WIDTH) for _ in range(2))
+
+    def forward(self, x):
+        return self.used(x), self.unused(x)
+
+
+@pytest.mark.timeout(60)
+def test_with_a_dw_builder_what_no_loss_depends_on_gets_no_gradient():
+    module, calls = TwoHeads(), []
+    stage = PipelineStage(module, 0, 1, CPU, dw_builder=lambda: lambda: calls.append("run"))
+    schedule = Schedule1F1B(stage, 2, lambda output, y: functional.mse_loss(output[0], y))
+    x, y = batch()
+    schedule.step(x, target=y)
+    with schedule.pipeline:
+        assert module.used.weight.grad is not None
+        assert module.unused.weight.grad is None
+        assert calls == ["run", "run"]
+
+
 @pytest.mark.timeout(60)
 def test_an_order_of_the_users_own_runs():
     parts = modules(2)
@@ -161,8 +183,6 @@ def test_a_stage_that_cannot_be_is_refused():
     [module] = modules(1)
     with pytest.raises(ValueError, match="Stage index 3 is out of range of 2"):
         PipelineStage(module, 3, 2, CPU)
-    with pytest.raises(NotImplementedError, match="dw_builder: "):
-        PipelineStage(module, 0, 2, CPU, dw_builder=lambda: lambda: None)
     with pytest.raises(TypeError, match="input_args must be a tensor or a tuple of tensors"):
         PipelineStage(module, 0, 2, CPU, input_args=8)
     PipelineStage(module, 0, 2, CPU, input_args=torch.ones(2), output_args=(torch.ones(2),))

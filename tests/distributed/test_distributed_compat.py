@@ -235,6 +235,99 @@ def test_a_dtensor_whose_mesh_nobody_finds_says_so() -> None:
     assert isinstance(module(x), DTensor)
 
 
+class _LaterProduct(torch.autograd.Function):
+    """`x @ weight.T`, whose backward leaves the weight's gradient to be made later."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, later: list) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.later = later
+        return x @ weight.T
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        ctx.later.append((gradient, x))
+        return gradient @ weight, None, None
+
+
+class _Deferring(nn.Module):
+    """A linear layer that makes its weight's gradients itself, and its bias's by autograd."""
+
+    def __init__(self, stage: int) -> None:
+        super().__init__()
+        torch.manual_seed(stage)
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.later: list[tuple[Tensor, Tensor]] = []
+        self.events: list[str] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        product = _LaterProduct.apply(x, self.linear.weight, self.later)
+        return torch.tanh(product + self.linear.bias)
+
+    def dw_builder(self):
+        self.events.append("builder")
+        gradient, x = self.later.pop()
+        self.later.clear()  # of torch's trial backward
+
+        def run() -> None:
+            self.events.append("run")
+            made, weight = gradient.T @ x, self.linear.weight
+            weight.grad = made if weight.grad is None else weight.grad + made
+
+        return run
+
+
+def _with_dw_builders(package: str, name: str) -> tuple[dict[str, object], list[_Deferring]]:
+    api, schedules = _import(package)
+    own, num_stages = _own_stages(name)
+    modules = [_Deferring(s) for s in own]
+    stages = [
+        api.PipelineStage(module, s, num_stages, CPU, dw_builder=module.dw_builder)
+        for s, module in zip(own, modules, strict=True)
+    ]
+    schedule = schedules.get_schedule_class(name)(
+        stages if len(stages) > 1 else stages[0], 4, functional.mse_loss
+    )
+    x, y = data(8)
+    losses = _feed(schedule, num_stages, own, (x,), y).losses
+    gradients = [p.grad for module in modules for p in module.parameters()]
+    return {"losses": [loss.detach() for loss in losses], "gradients": gradients}, modules
+
+
+@pytest.mark.parametrize("name", ["1F1B", "InterleavedZeroBubble"])
+@pytest.mark.processes(2)
+def test_a_dw_builder_is_called_where_torch_calls_it_with_torchs_bits(name: str) -> None:
+    (ours, modules), (theirs, others) = (_with_dw_builders(p, name) for p in (OURS, THEIRS))
+    _same_everything(ours, theirs)
+    for s, module, other in zip(_own_stages(name)[0], modules, others, strict=True):
+        in_turn = ["builder", "run"] * 4
+        assert sorted(module.events) == sorted(in_turn)
+        assert module.events == (other.events if s else in_turn)
+    if name == "InterleavedZeroBubble" and dist.get_rank() == 1:
+        assert any(module.events != in_turn for module in modules), "a W of them comes later"
+    module(data(2)[0]).sum().backward()
+    assert len(module.events) == 8, "no pipeline runs it"
+
+
+@pytest.mark.processes(2)
+def test_what_a_dw_builder_raises_is_said_with_the_action() -> None:
+    api, _ = _import(OURS)
+    [s], num_stages = _own_stages("1F1B")
+    module = _Deferring(s)
+
+    def fail() -> None:
+        raise KeyError("no gradient is left")
+
+    stage = api.PipelineStage(module, s, num_stages, CPU, dw_builder=lambda: fail)
+    schedule = api.Schedule1F1B(stage, 4, functional.mse_loss)
+    x, y = data(8)
+    with within(10), pytest.raises(pipert.PipelineError, match=r"1B0 .*no gradient is left"):
+        _feed(schedule, num_stages, [s], (x,), y)
+    stage = api.PipelineStage(module, s, num_stages, CPU)
+    _feed(api.Schedule1F1B(stage, 4, functional.mse_loss), num_stages, [s], (x,), y)
+
+
 @pytest.mark.processes(2)
 def test_a_batch_that_does_not_divide_works_and_counts_each_microbatch_alike() -> None:
     """PyTorch's receive buffers have the first microbatch's size: it can't."""

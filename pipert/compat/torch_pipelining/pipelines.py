@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pipert import _C
 from pipert.compat.torch_pipelining.stage import _PipelineStageBase
+from pipert.compat.torch_pipelining.weight_halves import put_off_weights
 from pipert.pipeline import Pipeline
 from pipert.stages import Stages
 
@@ -93,6 +94,7 @@ def _whole_model(stages: Sequence[_PipelineStageBase], problem: str) -> Sequence
     for stage in stages:
         if stage._edges is not None:
             stage._edges.put_on(stage.submod)
+        put_off_weights(stage.submod, stage.dw_builder)  # behind the edges: it sees plain tensors
     refuse = functools.partial(_refuse, problem or "the stage belongs to another rank")
     whole = [here.get(s, refuse) for s in range(first.num_stages)]
     wired = first._stages

@@ -70,10 +70,11 @@ class _PipelineStageBase:
         device: of this rank; all stages of a rank have the same one.
         group: whose ranks have the stages; None: all processes, or, without torch.distributed, this
             process alone.
-        dw_builder: must be None.
+        dw_builder: `dw_builder()`, behind each backward, returns a function for the weight half: it
+            computes gradients of weights that the module's backward has left out.
 
     Attributes:
-        submod, stage_index, num_stages, device, group: as given.
+        submod, stage_index, num_stages, device, group, dw_builder: as given.
         group_rank: this process's rank in the group; 0 without one.
         group_size: of the group; 1 without one.
         has_backward: whether the last pass had a backward.
@@ -93,11 +94,6 @@ class _PipelineStageBase:
     ) -> None:
         if not 0 <= stage_index < num_stages:
             raise ValueError(f"Stage index {stage_index} is out of range of {num_stages}")
-        if dw_builder is not None:
-            raise NotImplementedError(
-                "dw_builder: pipert's engine takes backward apart itself, at every operator "
-                "(docs/backward.md): expected None"
-            )
         if group is not None:
             group = as_group(group)
         elif dist.is_available() and dist.is_initialized():
@@ -115,7 +111,7 @@ class _PipelineStageBase:
                 f"{num_stages}"
             )
         self.has_backward = False
-        self.dw_builder = None
+        self.dw_builder = dw_builder
         self.output_chunks: list[Any] = []
         self.args_recv_info: dict[int, Any] = {}
         self.grad_recv_info: dict[int, Any] = {}
