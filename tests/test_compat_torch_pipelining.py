@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from plain_loop import assert_same_gradients, batch, plain_loop
 from torch import nn
 from torch.nn import functional
 from wired import PlainLoop, ids_and_mask, wired_stages
@@ -17,7 +18,11 @@ from pipert.compat.torch_pipelining import (
     build_stage,
     pipeline,
 )
-from pipert.compat.torch_pipelining._backward import stage_backward
+from pipert.compat.torch_pipelining._backward import (
+    stage_backward,
+    stage_backward_input,
+    stage_backward_weight,
+)
 from pipert.compat.torch_pipelining.policy import cuts_of_policy
 from pipert.compat.torch_pipelining.schedules import (
     PipelineScheduleMulti,
@@ -39,22 +44,6 @@ def stages(parts, device=CPU):
     return [PipelineStage(part, s, len(parts), device) for s, part in enumerate(parts)]
 
 
-def batch(rows: int = 8):
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randn(rows, WIDTH, generator=generator) for _ in range(2)]
-
-
-def plain_loop(model, x, y, num_microbatches, in_order=True):
-    pieces = list(zip(x.chunk(num_microbatches), y.chunk(num_microbatches), strict=True))
-    for piece, target in pieces if in_order else reversed(pieces):
-        (functional.mse_loss(model(piece), target) / num_microbatches).backward()
-
-
-def same_gradients(ours, plain):
-    pairs = zip(ours.parameters(), plain.parameters(), strict=True)
-    assert all(torch.equal(p.grad, q.grad) for p, q in pairs)
-
-
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("name", "num_ranks"),
@@ -72,14 +61,14 @@ def test_without_torch_distributed_ranks_are_threads(name, num_ranks):
     parts = modules(4)
     plain = copy.deepcopy(nn.Sequential(*parts))
     schedule = get_schedule_class(name)(stages(parts), 4, loss_fn=functional.mse_loss)
-    x, y = batch()
+    x, y = batch(8, WIDTH)
     losses = []
     outputs = schedule.step(x, target=y, losses=losses)
     with schedule.pipeline as pipe:
         assert pipe.schedule.num_ranks == num_ranks
         assert torch.equal(outputs, plain(x))
-        plain_loop(plain, x, y, 4, in_order=name != "loopedbfs")
-        same_gradients(nn.Sequential(*parts), plain)
+        plain_loop(plain, x, y, 4, backwards=name == "loopedbfs")
+        assert_same_gradients(nn.Sequential(*parts), plain)
         assert len(losses) == 4
         kept = list(losses)
         schedule.eval(x, target=y, losses=losses)
@@ -100,7 +89,7 @@ def test_with_a_dw_builder_what_no_loss_depends_on_gets_no_gradient():
     module, calls = TwoHeads(), []
     stage = PipelineStage(module, 0, 1, CPU, dw_builder=lambda: lambda: calls.append("run"))
     schedule = Schedule1F1B(stage, 2, lambda output, y: functional.mse_loss(output[0], y))
-    x, y = batch()
+    x, y = batch(8, WIDTH)
     schedule.step(x, target=y)
     with schedule.pipeline:
         assert module.used.weight.grad is not None
@@ -109,7 +98,7 @@ def test_with_a_dw_builder_what_no_loss_depends_on_gets_no_gradient():
 
 
 @pytest.mark.timeout(60)
-def test_an_order_of_the_users_own_runs():
+def test_an_order_of_the_users_own_runs_and_goes_through_a_file(tmp_path):
     parts = modules(2)
     plain = copy.deepcopy(nn.Sequential(*parts))
     schedule = PipelineScheduleMulti(stages(parts), 2, loss_fn=functional.mse_loss)
@@ -117,12 +106,18 @@ def test_an_order_of_the_users_own_runs():
     schedule.pipeline_order[0] = [
         None if text is None else _Action.from_str(text) for text in texts
     ]
-    x, y = batch()
+    x, y = batch(8, WIDTH)
     schedule.step(x, target=y)
     with schedule.pipeline as pipe:
-        assert [str(action) for action in pipe.schedule.actions[0]] == [t for t in texts if t]
+        order = [text for text in texts if text]
+        assert [str(action) for action in pipe.schedule.actions[0]] == order
         plain_loop(plain, x, y, 2)
-        same_gradients(nn.Sequential(*parts), plain)
+        assert_same_gradients(nn.Sequential(*parts), plain)
+    schedule._dump_csv(tmp_path / "order.csv")
+    assert (tmp_path / "order.csv").read_text().split() == [",".join(order)]
+    again = PipelineScheduleMulti(stages(parts), 2, loss_fn=functional.mse_loss)
+    again._load_csv(tmp_path / "order.csv")
+    assert again.pipeline_order == schedule.pipeline_order
 
 
 class TwoAtATime(_PipelineScheduleRuntime):
@@ -142,12 +137,12 @@ def test_a_class_of_the_users_own_runs():
     parts = modules(2)
     plain = copy.deepcopy(nn.Sequential(*parts))
     schedule = TwoAtATime(stages(parts), 2, functional.mse_loss)
-    x, y = batch()
+    x, y = batch(8, WIDTH)
     schedule.step(x, target=y)
     with schedule.pipeline as pipe:
         assert pipe.schedule.name == "TwoAtATime"
         plain_loop(plain, x, y, 2)
-        same_gradients(nn.Sequential(*parts), plain)
+        assert_same_gradients(nn.Sequential(*parts), plain)
 
 
 def test_an_order_that_cannot_run_says_why():
@@ -201,6 +196,15 @@ def test_gradients_of_a_stage_by_hand():
     x = torch.ones(2, requires_grad=True)
     [gradient] = stage_backward((x * 3,), (torch.ones(2),), (x,))
     assert torch.equal(gradient, torch.full((2,), 3.0))
+    [module] = modules(1)
+    whole = copy.deepcopy(module)
+    x, y = batch(2, WIDTH)
+    [of_input] = stage_backward((whole(x.requires_grad_()),), (y,), (x,))
+    x.grad = None
+    gradients, groups = stage_backward_input([module(x)], [y], [x], module.parameters())
+    assert torch.equal(gradients[0], of_input)
+    stage_backward_weight(module.parameters(), groups)
+    assert_same_gradients(module, whole)
 
 
 def test_scale_grads_divides():
@@ -228,7 +232,7 @@ def test_a_pipe_is_the_model_and_shows_its_stages():
     plain[2](hidden, mask, reduce="sum").square().sum().backward()
     assert torch.equal(output, plain[2](hidden, mask, reduce="sum"))
     for ours, theirs in zip(split, plain, strict=True):
-        same_gradients(ours, theirs)
+        assert_same_gradients(ours, theirs)
     assert pipe.num_stages == 3
     assert "submod_pp_1 = self.submod_pp_1(getitem, mask = mask, options = options)" in str(pipe)
     assert [name for name, _ in pipe.split_gm.named_children()] == [

@@ -401,13 +401,35 @@ def test_microbatches_that_are_cut_already() -> None:
         same(outputs, reference(x).detach())
     else:
         assert len(losses) == 9
-    [stage] = schedule._stages
-    stage.clear_runtime_states()
-    schedule._step_microbatches(arg_mbs, None, target_mbs, return_outputs=False)
+    assert schedule.step(arg_mbs=arg_mbs, target_mbs=target_mbs, return_outputs=False) is None
+
+
+def _cut_already(package: str) -> dict[str, object]:
+    [s], num_stages = _own_stages("1F1B")
+    is_last = s == num_stages - 1
+    module = _Scaled(s, is_last)
+    options = {"loss_fn": lambda output, target: functional.mse_loss(output[0], target)}
+    schedule = _schedule(package, "1F1B", {s: module}, num_stages, **options)
+    x, y = data(8)
+    columns = torch.linspace(0.5, 1.5, 8)[None, :]
+    arg_mbs = list(zip(x.chunk(4), columns.chunk(4, dim=1), strict=True)) if s == 0 else None
+    kwarg_mbs = [{"shift": torch.full((WIDTH,), float(m))} for m in range(4)]
+    losses: list[Tensor] = []
+    given = (arg_mbs, kwarg_mbs, list(y.chunk(4)) if is_last else None)
+    stage = schedule._stage
+    stage.has_backward = True  # as torch's step does before
+    schedule._step_microbatches(*given, losses, return_outputs=False)
     assert stage.output_chunks == []
-    schedule._step_microbatches(arg_mbs, None, target_mbs)
-    if stage.is_last:
-        same(torch.cat(stage.output_chunks), reference(x).detach())
+    stage.clear_runtime_states()
+    seen = {"gradients": [p.grad.clone() for p in module.parameters()]}
+    schedule._step_microbatches(*given, losses)
+    outputs = [value for chunk in stage.output_chunks for value in chunk] if is_last else []
+    return {**seen, "losses": [loss.detach() for loss in losses], "outputs": outputs}
+
+
+@pytest.mark.processes(2)
+def test_keywords_and_outputs_of_cut_microbatches_are_torchs() -> None:
+    _same_everything(_cut_already(OURS), _cut_already(THEIRS))
 
 
 @pytest.mark.processes(2)
