@@ -8,6 +8,7 @@ from torch.nn import functional
 from wired import PlainLoop
 
 import pipert
+from pipert.batches.loss_weights import LossWeights
 from pipert.stages import StageSpec, Value
 
 pytestmark = pytest.mark.timeout(120)
@@ -53,6 +54,14 @@ def weighted_loop(model, x, y, weights, loss_fn):
         if weight:
             loss.backward(torch.full_like(loss, weight))
     return torch.stack(losses)
+
+
+def assert_is_of_the_whole_batch(result, pipe, reference, loss):
+    """To rounding: loss and gradients are those of the reference's loss over all rows at once."""
+    loss.backward()
+    torch.testing.assert_close(result.loss, loss.detach())
+    for p, q in zip(pipe.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
 
 
 # --- given by microbatch --------------------------------------------------------------------------
@@ -146,11 +155,7 @@ def test_losses_by_tokens_equal_the_mean_over_the_whole_batch_to_rounding(schedu
     x, target = tokens(7)
     with make_pipe(model, num_stages, schedule, token_loss, loss_weight="tokens") as pipe:
         result = pipe.step(x, target=target)
-        whole = token_loss(reference(x), target)
-        whole.backward()
-        torch.testing.assert_close(result.loss, whole.detach())
-        for p, q in zip(pipe.parameters(), reference.parameters(), strict=True):
-            torch.testing.assert_close(p.grad, q.grad)
+        assert_is_of_the_whole_batch(result, pipe, reference, token_loss(reference(x), target))
 
 
 @pytest.mark.parametrize("kind", ["module", "native"])
@@ -186,10 +191,7 @@ def test_a_function_counts_the_targets_of_microbatches():
     with make_pipe(model, loss_fn=loss_fn, loss_weight=count) as pipe:
         result = pipe.step(x, target={"y": y, "weight": weight})
         whole = loss_fn(reference(x), {"y": y, "weight": weight})
-        whole.backward()
-        torch.testing.assert_close(result.loss, whole.detach())
-        for p, q in zip(pipe.parameters(), reference.parameters(), strict=True):
-            torch.testing.assert_close(p.grad, q.grad)
+        assert_is_of_the_whole_batch(result, pipe, reference, whole)
     assert [len(target["y"]) for target in seen] == [3, 2, 2, 2]
 
 
@@ -217,11 +219,7 @@ def test_a_microbatch_without_tokens_gives_no_gradient():
     target[2:4] = IGNORED
     with make_pipe(model, loss_fn=token_loss, loss_weight="tokens") as pipe:
         result = pipe.step(x, target=target)
-        whole = token_loss(reference(x), target)
-        whole.backward()
-        torch.testing.assert_close(result.loss, whole.detach())
-        for p, q in zip(pipe.parameters(), reference.parameters(), strict=True):
-            torch.testing.assert_close(p.grad, q.grad)
+        assert_is_of_the_whole_batch(result, pipe, reference, token_loss(reference(x), target))
 
 
 def test_the_global_count_may_be_given():
@@ -244,16 +242,12 @@ def test_the_global_count_may_be_given():
     ],
 )
 def test_tokens_that_the_loss_function_ignores_do_not_count(loss_fn, options, expected):
-    from pipert.batches.loss_weights import LossWeights
-
     weights = LossWeights("tokens", options.get("ignore_index"), None, loss_fn)
     targets = [torch.tensor([0, expected, 1]), torch.tensor([expected, 4, expected])]
     assert weights.weigh(None, targets) == [2 / 3, 1 / 3]
 
 
 def test_counts_may_be_numbers_or_tensors_of_any_kind():
-    from pipert.batches.loss_weights import LossWeights
-
     for kind in (int, float, torch.tensor, lambda n: torch.tensor([float(n)])):
         weights = LossWeights(kind, None, None, None)
         assert weights.weigh(None, [1, 3]) == [0.25, 0.75]

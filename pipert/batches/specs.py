@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class Spec(NamedTuple):
     """A spec in the form in which C++ takes it.
 
     Attributes:
-        kind: "default", "cut", "whole", "custom", "sequence" or "named".
+        kind: which of them it is.
         name: where it stands, such as "args_spec[0]".
         dim: of "cut"; else 0.
         rest: the function of "custom", the parts of "sequence" and "named"; else None.
     """
 
-    kind: str
+    kind: Literal["default", "cut", "whole", "custom", "sequence", "named"]
     name: str
     dim: int = 0
     rest: Any = None
