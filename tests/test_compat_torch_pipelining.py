@@ -133,15 +133,17 @@ class TwoAtATime(_PipelineScheduleRuntime):
 
 
 @pytest.mark.timeout(60)
-def test_a_class_of_the_users_own_runs():
+def test_a_class_of_the_users_own_runs_and_gives_its_input_a_gradient():
     parts = modules(2)
     plain = copy.deepcopy(nn.Sequential(*parts))
     schedule = TwoAtATime(stages(parts), 2, functional.mse_loss)
     x, y = batch(8, WIDTH)
-    schedule.step(x, target=y)
+    ours, theirs = (x.clone().requires_grad_() for _ in range(2))
+    schedule.step(ours, target=y)
     with schedule.pipeline as pipe:
         assert pipe.schedule.name == "TwoAtATime"
-        plain_loop(plain, x, y, 2)
+        plain_loop(plain, theirs, y, 2)
+        assert torch.equal(ours.grad, theirs.grad)
         assert_same_gradients(nn.Sequential(*parts), plain)
 
 
