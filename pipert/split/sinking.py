@@ -6,7 +6,8 @@ from collections import Counter
 
 from torch import fx
 
-from pipert.split.graph_nodes import is_item, is_leaf, is_random, is_region, is_size, leaf_of
+from pipert.split.graph_nodes import is_item, is_leaf, is_region, is_size, leaf_of
+from pipert.split.purity import is_random
 from pipert.split.trace import Trace
 from pipert.split.writes import Writes
 
@@ -43,7 +44,7 @@ def _movable(trace: Trace, stage_of: dict[fx.Node, int], writes: Writes) -> list
     found: dict[fx.Node, None] = {}
     given = trace.arguments.keys() | trace.constants.keys()
     for node in stage_of:
-        pure = not is_random(node) and not is_region(node)
+        pure = not is_random(node.target) and not is_region(node)
         if is_leaf(node):
             pure = not leaf_of(trace, node).is_module
         sources = node.all_input_nodes

@@ -12,7 +12,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
-from pipert.split.cut import Cut, StagePart
+from pipert.split.cut import Cut
 from pipert.split.example import Argument
 from pipert.split.expected import expect_constant, expect_sizes
 from pipert.split.graph_nodes import (
@@ -25,10 +25,13 @@ from pipert.split.graph_nodes import (
     leaves_inside,
     region_of,
 )
-from pipert.split.leaf_calls import Slot, Tree
+from pipert.split.leaf_call import Slot, Tree
+from pipert.split.purity import MODES
 from pipert.split.regions import with_autocast, with_grad_mode
+from pipert.split.sizes import constant_size
 from pipert.split.stage_module import StageModule, device_of
-from pipert.split.trace import Trace, constant_size
+from pipert.split.stage_part import StagePart
+from pipert.split.trace import Trace
 
 _IN_CODE = (
     bool,
@@ -49,14 +52,16 @@ def write_stage(cut: Cut, stage: int) -> StageModule:
     part = cut.parts[stage]
     trace = cut.trace
     holder = StageModule(trace.model)
-    calls = [call for node in part.nodes for call in leaves_inside(trace, node) if call.is_module]
-    holder.module.meta["layers"] = [call.path for call in calls]
+    computed = [*part.remade, *part.nodes]
+    calls = [call for node in computed for call in leaves_inside(trace, node) if call.is_module]
+    holder.module.meta["layers"] = [call.path for call in calls if not call.is_pure]
     for call in sorted(calls, key=lambda call: call.path.count(".")):
         holder.place_module(call.path)
     code = _StageCode(trace, holder, fx.Graph())
     code.take_inputs(part, {node: cut.values[node].name for node in part.inputs})
     code.take_arguments(part, trace.fixed if stage == 0 else [], _first_read(cut, stage))
-    for node in part.nodes:
+    code.take_stand_ins(part)
+    for node in computed:
         code.write(node)
     if stage == len(cut.parts) - 1:
         code.graph.output(code.tree(trace.result_spec, [code.own(r) for r in trace.results]))
@@ -136,6 +141,11 @@ class _StageCode:
                 sizes = tuple(map(constant_size, argument.value.shape))
                 if sizes != (None,) * len(sizes):
                     self.graph.call_function(expect_sizes, (str(argument), made, sizes))
+
+    def take_stand_ins(self, part: StagePart) -> None:
+        """What stands for tensors that the stage hasn't."""
+        for node, stand_in in part.stand_ins.items():
+            self._new.setdefault(node, self._new[stand_in])
 
     def _inside(self, value: fx.Node, path: Sequence[Any]) -> fx.Node:
         """What lies in an argument, by pytree's keys."""
@@ -298,7 +308,7 @@ class _StageCode:
         args, kwargs = list(self.own(node.args)), self.own(dict(node.kwargs))
         schema = getattr(node.target, "_schema", None)
         for i, argument in enumerate(schema.arguments if schema is not None else ()):
-            if argument.name not in ("train", "training"):
+            if argument.name not in MODES:
                 continue
             owner = self._owner(node)
             module = self._trace.model.get_submodule(owner)
