@@ -228,3 +228,30 @@ def test_pipelines_train_with_what_their_stages_make():
     ) as pipe:
         pipe.step(ids)
     assert all(torch.equal(p.grad, expected[name]) for name, p in model.named_parameters())
+
+
+def test_the_first_stage_may_take_all_arguments_and_send_them():
+    model, ids = Decoder(), words()
+    at, padding = ["layers.1", "layers.3"], (ids != 0).long()
+    stages = split(model, ids, padding, at=at, send_arguments=True, check="gradients")
+    assert [spec.arguments for spec in stages.specs] == [("ids", "padding"), (), ()]
+    assert [v.readers for v in stages.values if not v.differentiable] == [(1, 2)]  # the mask
+    assert_same(model, stages, ids, (words() > 2).long())
+
+
+def test_arguments_that_are_sent_may_be_numbers_and_read_as_they_are():
+    class Scales(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x, more, n):
+            hidden = self.b(self.a(x).sum(1)) * n
+            return self.c(hidden) * more["scale"] + torch.arange(x.shape[1] * n).sum() + n
+
+    model = Scales()
+    args = torch.randn(3, 6, 4), {"scale": torch.randn(3, 4)}, 5
+    stages = split(model, *args, at=["b", "c"], send_arguments=True)
+    assert [spec.arguments for spec in stages.specs] == [("x", "more", "n"), (), ()]
+    assert "more['scale']" in stages.specs[2].inputs
+    assert_same(model, stages, torch.randn(2, 7, 4), {"scale": torch.randn(2, 4)}, 3)

@@ -19,7 +19,7 @@ class Connections:
     Args:
         trace: the whole.
         parts: by stage, with their nodes.
-        stage_of: the stages of nodes.
+        stage_of: the stages of nodes; of an argument of the batch, if it is taken there alone.
         may: the nodes that stages may remake.
 
     Attributes:
@@ -46,17 +46,20 @@ class Connections:
 
     def _connect(self, stage: int) -> None:
         part, order = self._parts[stage], self._order
+        arguments = self._trace.arguments.keys()
+        given = {node for node in arguments if self._stage_of.get(node, stage) == stage}
         results = self._trace.results if stage == len(self._parts) - 1 else []
         returned = {node for node in results if isinstance(node, fx.Node)}
         sent = {node for node in self.readers if self.makers[node] == stage}
         part.outputs = sorted(sent, key=order.__getitem__)
         part.nodes = self._read(part.nodes, returned | sent)
         needed = {n for node in part.nodes for n in node.all_input_nodes} | returned
+        needed |= {n for node in sent for n in (node, *node.all_input_nodes) if n in arguments}
         foreign = {node for node in needed if self._stage_of.get(node, stage) != stage}
-        taken = {n for n in needed if n in self._trace.arguments} | (foreign - self._may)
-        known = sorted(taken, key=lambda n: (n in self._trace.arguments, order[n]))  # values first
+        taken = (needed & given) | (foreign - self._may)
+        known = sorted(taken, key=lambda n: (n in arguments, order[n]))  # values first
         sizes = StageSizes(self._trace, stage, part, self._stage_of, known)
-        remaking = Remaking(self._trace, self._may, set(self._trace.arguments), taken, sizes)
+        remaking = Remaking(self._trace, self._may, given, taken, sizes)
         for node in sorted(foreign & self._may, key=order.__getitem__):
             if not remaking.make(node):
                 taken.add(node)
@@ -69,9 +72,8 @@ class Connections:
             self.makers[node] = self._stage_of[node.all_input_nodes[0]]
             self._parts[self.makers[node]].sizes[node] = None
         taken |= sizes.taken
-        arguments = self._trace.arguments.keys()
-        part.arguments = sorted(taken & arguments, key=order.__getitem__)
-        part.inputs = sorted(taken - arguments | sizes.sent, key=order.__getitem__)
+        part.arguments = sorted(taken & given, key=order.__getitem__)
+        part.inputs = sorted(taken - given | sizes.sent, key=order.__getitem__)
         for node in part.inputs:
             self.readers.setdefault(node, set()).add(stage)
 

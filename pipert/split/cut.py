@@ -59,8 +59,14 @@ def simplify(trace: Trace) -> None:
             graph.erase_node(node)
 
 
-def cut(trace: Trace, begins: Iterable[fx.Node]) -> Cut:
+def cut(trace: Trace, begins: Iterable[fx.Node], send_arguments: bool = False) -> Cut:
     """Cuts a trace in front of each of `begins`, or where they are marks.
+
+    Args:
+        trace: the whole.
+        begins: of stages, but for the first.
+        send_arguments: whether the first stage takes all arguments of the batch, and sends those
+            that others read.
 
     Raises:
         ValueError: a stage would have nothing to compute, or a tensor is written to in a stage that
@@ -77,13 +83,16 @@ def cut(trace: Trace, begins: Iterable[fx.Node]) -> Cut:
             made = node.args[0] if is_item(node) else None
             stage_of[node] = stage_of[made] if isinstance(made, fx.Node) else stage
     num_stages = stage + 1
-    sink(trace, stage_of, writes, num_stages)
+    free = [] if send_arguments else list(trace.arguments)
+    sink(trace, stage_of, writes, num_stages, free)
     parts = [StagePart() for _ in range(num_stages)]
     for node, stage in stage_of.items():
         parts[stage].nodes.append(node)
     for stage, nodes in writes.check(stage_of).items():
         parts[stage].copies |= nodes
-    may = remakeable(trace, writes, trace.arguments)
+    may = remakeable(trace, writes, free)
+    if send_arguments:
+        stage_of |= dict.fromkeys(trace.arguments, 0)
     connections = Connections(trace, parts, stage_of, may)
     for stage, part in enumerate(parts):
         if not part.nodes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 import operator
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -105,9 +106,10 @@ class _StageCode:
     def take_inputs(self, part: StagePart, names: dict[fx.Node, str]) -> None:
         """Positional arguments: values of other stages."""
         self._sizes = part.sizes
-        reserved = {argument.name for argument in self._trace.arguments.values()}
+        reserved = {self._trace.arguments[node].name for node in part.arguments}
+        reserved |= {argument.name for argument in self._trace.fixed}
         for node in part.inputs:
-            name = names[node].replace(".", "_")
+            name = re.sub(r"\W+", "_", names[node]).strip("_")
             while name in reserved or keyword.iskeyword(name) or not name.isidentifier():
                 name = f"_{name}"
             reserved.add(name)

@@ -72,7 +72,7 @@ class StageSizes:
         if node in self._part.sizes or node in self.sent:
             return
         source = self._shown_by(node)
-        inputs = node.all_input_nodes
+        inputs, arguments = node.all_input_nodes, self._trace.arguments.keys()
         if source is not None:
             self._part.sizes[node] = source
         elif all(isinstance(other.meta["val"], Tensor) for other in inputs):
@@ -81,13 +81,13 @@ class StageSizes:
                 self.sent.add(node)
                 return
             self._part.sizes[node] = None
-            self.taken |= {inputs[0]} & self._trace.arguments.keys()
+            self.taken |= {inputs[0]} & arguments
         else:
             self._part.sizes[node] = None
             for other in inputs:
                 if is_size(other):
                     self.find(other)
-                elif self._stage_of.get(other, -1) != self._stage:
+                elif self._stage_of.get(other, -1) != self._stage or other in arguments:
                     self.taken.add(other)
 
     def _shown_by(self, node: fx.Node) -> tuple[fx.Node, int] | None:

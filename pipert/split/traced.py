@@ -40,6 +40,7 @@ def split_by_trace(
     own_kwargs: Mapping[str, Any] | None = None,
     leaf_functions: Iterable[Callable[..., Any]] = (),
     fixed_batch: bool = False,
+    send_arguments: bool = False,
     outputs: Outputs = None,
     check: Check = True,
 ) -> Stages:
@@ -58,6 +59,7 @@ def split_by_trace(
             them.
         leaf_functions: see there.
         fixed_batch: see there.
+        send_arguments: see there.
         outputs: see there.
         check: see there.
     """
@@ -85,7 +87,7 @@ def split_by_trace(
         )
         begins = [calls[start] for start in itertools.accumulate(cuts.sizes[:-1])]
     _check_count(model, len(begins) + 1, num_stages)
-    stages = _stages(cut(traced, begins))
+    stages = _stages(cut(traced, begins, send_arguments))
     if cuts is None:
         cuts = _profiled(stages, balance, memory_limit, example_args, example_kwargs)
     stages.costs = costs_of(cuts, _bytes_sent(stages))

@@ -54,6 +54,8 @@ def values_of(
 
 
 def _name(trace: Trace, node: fx.Node) -> str:
+    if node in trace.arguments:
+        return str(trace.arguments[node])
     made = node.args[0] if is_item(node) else None
     if not isinstance(made, fx.Node) or not is_leaf(made):
         return node.name
