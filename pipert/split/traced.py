@@ -20,9 +20,9 @@ from pipert.split.graph_nodes import is_leaf, leaf_of
 from pipert.split.leaf_calls import SPLIT_POINT
 from pipert.split.outputs import Outputs, leave_out
 from pipert.split.points import Point, points_of
-from pipert.split.stage_code import argument_names, write_stage
 from pipert.split.stage_module import StageModule
 from pipert.split.stage_profile import profile_stages
+from pipert.split.stage_writing import argument_names, write_stage
 from pipert.split.trace import Trace, is_list, trace
 from pipert.stages import Stages, StageSpec
 
