@@ -201,6 +201,39 @@ def test_a_size_that_no_value_shows_is_read_off_the_argument():
     assert_same(model, stages, torch.randn(2, 9, 4))
 
 
+class Adds(torch.autograd.Function):
+    """Hands on the first, and has the second as a loss of its own: its values aren't read."""
+
+    @staticmethod
+    def forward(ctx, x, loss):
+        return x * 1
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, torch.ones(())
+
+
+class Auxiliary(nn.Module):
+    def forward(self, x, loss):
+        return Adds.apply(x, loss)
+
+
+@pytest.mark.parametrize("add", [lambda x, loss: Adds.apply(x, loss), Auxiliary()])
+def test_what_an_autograd_function_does_not_read_may_have_a_gradient(add):
+    class Losses(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.add = nn.Linear(4, 4), nn.Linear(4, 4), add
+
+        def forward(self, x):
+            return self.b(self.add(x, self.a(x).sum())) * 2
+
+    model = Losses()
+    stages = split(model, torch.randn(3, 4), at=["b"], check="gradients")
+    assert stages.values[0].differentiable
+    assert_same(model, stages, torch.randn(3, 4))
+
+
 def test_tables_that_have_to_travel_have_no_gradient():
     """They ask the hidden states for their type, which is no reason for one to come back."""
 

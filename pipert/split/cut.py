@@ -96,9 +96,8 @@ def cut(trace: Trace, begins: Iterable[fx.Node], send_arguments: bool = False) -
     connections = Connections(trace, parts, stage_of, may)
     for stage, part in enumerate(parts):
         if not part.nodes:
-            raise ValueError(
-                f"stage {stage} would have nothing to compute: two cuts are at one place"
-            )
+            why = "two cuts are at one place" if stage else "a cut is before all that forward does"
+            raise ValueError(f"stage {stage} would have nothing to compute: {why}")
     return Cut(trace, parts, values_of(trace, connections.makers, connections.readers))
 
 

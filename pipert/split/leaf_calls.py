@@ -13,9 +13,9 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from pipert.split.own_gradients import call_autograd_function, own_gradients_kept
 from pipert.split.leaf_call import LeafCall, Slot, Tree, refuse_hidden
 from pipert.split.leaf_purity import run_watched
+from pipert.split.own_gradients import call_autograd_function, own_gradients_kept
 from pipert.split.pipe_split_watch import modules_on_the_stack, watched_pipe_split
 from pipert.split.points import torch_mark_of
 

@@ -18,7 +18,7 @@ from pipert.split.hooks import refuse_hooks
 from pipert.split.leaf_calls import LeafCalls
 from pipert.split.points import Point
 from pipert.split.sizes import constant_size, hint_of
-from pipert.split.trace_errors import cannot_trace, fixed_batch
+from pipert.split.trace_errors import cannot_trace, check_runs, fixed_batch
 
 
 @dataclass
@@ -85,7 +85,11 @@ def trace(
 
     while True:
         calls = LeafCalls()
-        program, result_spec = export(calls)
+        try:
+            program, result_spec = export(calls)
+        except ValueError:
+            check_runs(model, *example.rebuilt(example.free))
+            raise
         inside = _originals(model, calls.splits_inside) - open_modules
         if not inside:
             break

@@ -123,7 +123,7 @@ def test_skip_edges_of_a_traced_script_have_the_plain_loops_bits(name: str) -> N
 
 @pytest.mark.processes(2)
 def test_the_first_rank_alone_gives_arguments_that_later_stages_read() -> None:
-    """PyTorch has them in the first stage alone. Wrapped stages take them too, in a replica alone."""
+    """PyTorch has them in the first stage alone. Wrapped stages take them too, in one replica."""
     api, _ = _import(OURS)
     [s], num_stages = _own_stages("1F1B")
     x, y = data(8)
