@@ -58,6 +58,12 @@ def test_cuts_out_of_order_are_refused_with_the_order():
     assert "in the order in which they are called: expected 'layers.2', 'layers.7'" in text
 
 
+def test_cuts_that_are_no_paths_are_refused():
+    assert "got a list of str, Linear" in message_of(
+        TypeError, Net(), at=["layers.2", nn.Linear(4, 4)]
+    )
+
+
 def test_a_cut_at_what_is_not_called_is_refused():
     assert "'layers' (at) is a ModuleList, which is never called: expected one of its entries" in (
         message_of(ValueError, Net(), at=["layers"])
@@ -70,7 +76,9 @@ def test_a_cut_at_what_is_not_called_is_refused():
 
 
 def test_a_cut_that_leaves_a_stage_empty_is_refused():
-    assert "stage 0 would have nothing to compute" in message_of(ValueError, Net(), at=["embed"])
+    assert "stage 0 would have nothing to compute: a cut is before all that forward does" in (
+        message_of(ValueError, Net(), at=["embed"])
+    )
     assert "stage 1 would have nothing to compute" in message_of(
         ValueError, Net(), at=["layers.1", "layers.1"]
     )
@@ -153,6 +161,17 @@ def test_examples_that_do_not_fit_forward_are_refused():
         split(Net(), example_kwargs={"mask": None})
     with pytest.raises(ValueError, match="expected example_args or example_kwargs, to trace Net"):
         pipert.split(Net(), 2, by="trace")
+
+
+def test_examples_that_the_model_itself_fails_on_are_refused(capfd):
+    def fails(self, x):
+        return x @ torch.ones(3, 3)
+
+    message = message_of(ValueError, Net(fails))
+    assert "Net fails on the example, traced or not: RuntimeError: mat1 and mat2 shapes" in message
+    assert line_of(fails, "return x") in message
+    assert "by structure" not in message
+    assert capfd.readouterr().err == ""
 
 
 def test_constants_of_the_trace_may_not_change():

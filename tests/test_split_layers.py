@@ -175,8 +175,8 @@ def test_named_layers_of_a_model_on_meta_are_taken_at_their_word():
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        (["body.first", "tail"], r"layers names no module of Unordered: expected .*; got|'tail'"),
-        ("body.blocks", r"layers names no module of Unordered"),
+        (["body.first", "tail"], r"layers must name modules of Unordered: got .*|'tail'"),
+        ("body.blocks", r"layers must name modules of Unordered"),
         (["body.layers"], "body.first.weight, .* belong to Unordered itself, or to what doesn't"),
         (["body.first", "head"], "body.layers.0.weight"),
         (["head", "body.first"], "body.layers.0.weight|output differs"),
@@ -329,7 +329,7 @@ def test_a_parameter_that_nothing_uses_is_refused(tokens):
 def test_a_list_without_layers_or_with_hooks_around_it_is_refused(tokens):
     with pytest.raises(ValueError, match="must be of a ModuleList with entries, got 'embed'"):
         pipert.split(Decoder(), 1, layers=LayerList("embed"), example_args=(tokens,))
-    with pytest.raises(ValueError, match="layers names no module of Decoder"):
+    with pytest.raises(ValueError, match="layers must name modules of Decoder"):
         pipert.split(Decoder(), 1, layers=LayerList("layers"), example_args=(tokens,))
     with pytest.raises(ValueError, match="expected example_args, the arguments of one microbatch"):
         pipert.split(Decoder(), 1, layers=AROUND)

@@ -591,6 +591,30 @@ def test_a_model_is_cut_by_structure_where_its_children_run_in_order():
     assert stages.specs is None
 
 
+class Probe(nn.Module):
+    """A head on layers that learn nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.more, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        with torch.no_grad():
+            features = self.more(self.body(x))
+        return self.head(features)
+
+
+@pytest.mark.parametrize("balance", ["parameters", "time"])
+def test_children_in_order_between_which_gradients_end_are_no_chain(balance):
+    model, x = Probe(), torch.randn(3, 4)
+    with pytest.raises(ValueError, match=r"the gradient of body\.weight differs"):
+        pipert.split(model, 2, example_args=(x,), by="structure")
+    stages = pipert.split(model, 2, example_args=(x,), balance=balance, check="gradients")
+    assert [spec.layers for spec in stages.specs] == [("body", "more"), ("head",)]
+    assert not stages.values[0].differentiable
+    assert_same(model, stages, torch.randn(5, 4))
+
+
 def test_leaf_functions_run_as_they_are_in_the_stage():
     model = Masks()
     mask = torch.ones(3, 4)

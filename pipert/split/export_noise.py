@@ -8,12 +8,16 @@ import logging
 import sys
 from collections.abc import Iterator
 
-_LOGGERS = ("torch._export.non_strict_utils", "torch.fx.experimental.symbolic_shapes")
+_LOGGERS = (
+    "torch._export.non_strict_utils",
+    "torch._subclasses.fake_tensor",
+    "torch.fx.experimental.symbolic_shapes",
+)
 
 
 @contextlib.contextmanager
 def no_export_noise() -> Iterator[None]:
-    """Keeps back warnings of sizes that became constants, and the graph of a trace that fails.
+    """Keeps back warnings of sizes that became constants, and what a trace that fails was doing.
 
     What else is written to stderr meanwhile is written at the end.
     """
@@ -22,7 +26,7 @@ def no_export_noise() -> Iterator[None]:
     noise = ""
     try:
         for name in _LOGGERS:
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         with contextlib.redirect_stderr(written):
             yield
     except Exception as error:

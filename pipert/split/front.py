@@ -37,6 +37,7 @@ def split(
     placement: PlacementLike = None,
     leaf_functions: Iterable[Callable[..., Any]] = (),
     fixed_batch: bool = False,
+    send_arguments: bool = False,
     outputs: Outputs = None,
     tied: Iterable[Sequence[str]] = (),
     check: Check = True,
@@ -83,6 +84,9 @@ def split(
             whose result depends on the values of tensors. They run as they are in the stage.
         fixed_batch: by tracing: whether to take a model that fixes the batch dimension. It then
             takes microbatches of the example's size alone.
+        send_arguments: by tracing: whether the first stage alone is given the batch's arguments,
+            and sends to later ones those that they read. Otherwise each stage that reads an
+            argument is given it.
         outputs: by tracing and by plan: what the last stage returns, by name (or place) in what the
             model does, such as ["loss", "logits"]; in place of all else it has None. What only
             other outputs need then doesn't travel, nor is it computed where that can be left out.
@@ -120,6 +124,7 @@ def split(
         limits=_Limits(memory_limit, placement),
         leaf_functions=leaf_functions,
         fixed_batch=fixed_batch,
+        send_arguments=send_arguments,
         outputs=outputs,
         check=check,
     )
@@ -149,6 +154,7 @@ class _Asked:
     limits: _Limits
     leaf_functions: Iterable[Callable[..., Any]]
     fixed_batch: bool
+    send_arguments: bool
     outputs: Outputs
     check: Check
 
@@ -266,6 +272,7 @@ def _by_trace(asked: _Asked) -> Stages:
         own_kwargs=own,
         leaf_functions=leaf_functions,
         fixed_batch=asked.fixed_batch,
+        send_arguments=asked.send_arguments,
         outputs=asked.outputs,
         check=asked.check,
         **asked.limits._asdict(),

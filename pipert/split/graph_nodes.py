@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pipert.split.leaf_calls import LEAF, LeafCall
+from pipert.split.leaf_call import LeafCall
+from pipert.split.leaf_calls import LEAF
+from pipert.split.purity import reads_sizes_alone
 from pipert.split.trace import Trace
 
 NO_GRAD = torch.ops.higher_order.wrap_with_set_grad_enabled
@@ -92,10 +94,16 @@ def _is_number(node: fx.Node) -> bool:
     return not isinstance(node.meta.get("val"), Tensor)
 
 
-def is_random(node: fx.Node) -> bool:
-    """Whether it draws random numbers."""
-    tags = getattr(node.target, "tags", ())
-    return torch.Tag.nondeterministic_seeded in tags
+def values_read(trace: Trace, node: fx.Node) -> list[fx.Node]:
+    """Those of its arguments of which it needs more than sizes, type and device."""
+    if is_leaf(node):
+        tensors: Any = node.args[1]
+        sizes: Any = node.args[2]
+        read = leaf_of(trace, node).reads
+        return [*(t for i, t in enumerate(tensors) if read is None or i in read), *sizes]
+    if reads_sizes_alone(node.target):
+        return [source for source in node.all_input_nodes if source is not node.args[0]]
+    return node.all_input_nodes
 
 
 def is_detached(node: fx.Node) -> bool:

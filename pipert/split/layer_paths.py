@@ -6,6 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from pipert.split.hooks import refuse_hooks
+from pipert.split.points import module_at
+
 
 def layers_of_model(
     model: nn.Module, layers: str | Sequence[str] | None
@@ -41,7 +44,7 @@ def list_of_layers(model: nn.Module, path: str) -> nn.Module:
     found = model
     prefix = ""
     for name in path.split("."):
-        _refuse_hooks(found, prefix)
+        refuse_hooks(found, prefix.rstrip("."), "cut between its children")
         found = found.get_submodule(name)
         prefix += f"{name}."
     if not isinstance(found, nn.Sequential | nn.ModuleList) or len(found) == 0:
@@ -59,14 +62,7 @@ def in_order(layers: Sequence[tuple[str, nn.Module]]) -> nn.Module:
 
 def _layers_at(model: nn.Module, path: str) -> list[tuple[str, nn.Module]]:
     """The layer of that path, or the entries of the container."""
-    try:
-        found = model.get_submodule(path)
-    except AttributeError:
-        children = ", ".join(name for name, _ in model.named_children())
-        raise ValueError(
-            f"layers names no module of {type(model).__name__}: expected its children ({children}) "
-            f"or paths in them, got {path!r}"
-        ) from None
+    found = module_at(model, path, "layers")
     if type(found) in (nn.Sequential, nn.ModuleList) and len(found) > 0:  # type: ignore[arg-type]
         return _layers(found, f"{path}.")
     return [(path, found)]
@@ -76,7 +72,7 @@ def _layers_around(model: nn.Module, path: str, prefix: str = "") -> list[tuple[
     """The entries of the container of that path, and the children of all that it is in."""
     _layers_at(model, path)  # says if there is none
     head, _, rest = path.partition(".")
-    _refuse_hooks(model, prefix)
+    refuse_hooks(model, prefix.rstrip("."), "cut between its children")
     given: list[tuple[str, nn.Module]] = []
     for name, child in model._modules.items():
         if child is None:
@@ -92,7 +88,7 @@ def _layers_around(model: nn.Module, path: str, prefix: str = "") -> list[tuple[
 
 def _layers(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
     """The layers in the order in which they are taken to run, by path."""
-    _refuse_hooks(module, prefix)
+    refuse_hooks(module, prefix.rstrip("."), "cut between its children")
     layers = []
     for name, child in module._modules.items():  # named_children() shows a shared layer once
         if child is None:
@@ -103,19 +99,6 @@ def _layers(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
         else:
             layers.append((path, child))
     return layers
-
-
-def _refuse_hooks(container: nn.Module, prefix: str) -> None:
-    """A container is taken apart, so its hooks would never run."""
-    hooks = (
-        container._forward_hooks,
-        container._forward_pre_hooks,
-        container._backward_hooks,
-        container._backward_pre_hooks,
-    )
-    if any(hooks):
-        name = prefix.rstrip(".") or type(container).__name__
-        raise ValueError(f"{name} has hooks, and is cut between its children: they would be lost")
 
 
 def _can_nest(layers: Sequence[tuple[str, nn.Module]]) -> bool:

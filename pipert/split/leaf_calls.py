@@ -13,8 +13,10 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from pipert.split.example import hides_tensors
-from pipert.split.own_gradients import own_gradients_kept
+from pipert.split.leaf_call import LeafCall, Slot, Tree, refuse_hidden
+from pipert.split.leaf_purity import run_watched
+from pipert.split.own_gradients import call_autograd_function, own_gradients_kept
+from pipert.split.pipe_split_watch import modules_on_the_stack, watched_pipe_split
 from pipert.split.points import torch_mark_of
 
 _library: Any = torch.library.Library("pipert", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -25,44 +27,6 @@ LEAF = torch.ops.pipert.leaf.default
 SPLIT_POINT = torch.ops.pipert.split_point.default
 for _operator in (LEAF, SPLIT_POINT):
     torch.fx.node.has_side_effect(_operator)
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Where in the operator's lists an argument or a result is."""
-
-    index: int
-    is_size: bool = False
-
-
-@dataclass
-class Tree:
-    """Arguments or results: their structure, and at its leaves Slots or constants."""
-
-    spec: pytree.TreeSpec
-    leaves: list[Any]
-
-
-@dataclass
-class LeafCall:
-    """One call in a trace.
-
-    Attributes:
-        path: of the module in the model; the name of a function.
-        target: the module or function.
-        inputs: (args, kwargs).
-        outputs: what it returned; None before it did.
-    """
-
-    path: str
-    target: Any
-    inputs: Tree
-    outputs: Tree | None = None
-
-    @property
-    def is_module(self) -> bool:
-        """Whether it is a module's."""
-        return isinstance(self.target, nn.Module)
 
 
 @dataclass
@@ -82,6 +46,7 @@ class LeafCalls:
     splits_inside: list[nn.Module] = field(default_factory=list)
     _originals: list[Callable[..., Any]] = field(default_factory=list)
     _depth: int = 0
+    _has_own_gradients: bool = False
 
     @contextlib.contextmanager
     def recording(
@@ -110,8 +75,8 @@ class LeafCalls:
                     undo.enter_context(self._split_point(module, number, behind))
                 for function in functions:
                     undo.enter_context(self._leaf_function(function))
-                undo.enter_context(self._watched_pipe_split())
-                undo.enter_context(own_gradients_kept(lambda: self._depth > 0, self._record_call))
+                undo.enter_context(watched_pipe_split(self._note_split))
+                undo.enter_context(own_gradients_kept(self._note_gradients, self._record_call))
                 yield
         finally:
             _recording = None
@@ -125,11 +90,14 @@ class LeafCalls:
         ]
         args, kwargs = pytree.tree_unflatten(leaves, call.inputs.spec)
         self._depth += 1
+        self._has_own_gradients = call.target is call_autograd_function
         try:
             with _fresh_sizes_ignored(tensors):
-                result = self._originals[number](*args, **kwargs)
+                result = run_watched(call, self._originals[number], args, kwargs, tensors)
         finally:
             self._depth -= 1
+        if self._has_own_gradients:  # for what it need not have read
+            call.reads, call.is_pure = None, False
         results, spec = pytree.tree_flatten(result)
         made: dict[int, int] = {}  # by the tensor's identity: its place
         new: list[Tensor] = []
@@ -141,7 +109,7 @@ class LeafCalls:
         call.outputs = Tree(
             spec, [Slot(made[id(x)]) if isinstance(x, Tensor) else x for x in results]
         )
-        _refuse_hidden(call, call.outputs, "returns")
+        refuse_hidden(call, call.outputs, "returns")
         return new
 
     def _record(
@@ -161,7 +129,7 @@ class LeafCalls:
             else:
                 leaves.append(leaf)
         call = LeafCall(path, target, Tree(spec, leaves))
-        _refuse_hidden(call, call.inputs, "is called with")
+        refuse_hidden(call, call.inputs, "is called with")
         number = len(self.calls)
         self.calls.append(call)
         self._originals.append(original)
@@ -171,6 +139,11 @@ class LeafCalls:
             [results[x.index] if isinstance(x, Slot) else x for x in call.outputs.leaves],
             call.outputs.spec,
         )
+
+    def _note_gradients(self) -> bool:
+        """Whether autograd functions, and hooks of tensors, lie in a leaf now."""
+        self._has_own_gradients = self._has_own_gradients or self._depth > 0
+        return self._depth > 0
 
     def _record_call(self, name: str, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         return self._record(name, call, call, args, kwargs)
@@ -227,48 +200,14 @@ class LeafCalls:
             for namespace, name in places:
                 namespace[name] = function
 
-    @contextlib.contextmanager
-    def _watched_pipe_split(self) -> Iterator[None]:
-        """Notes the modules that are being called when a leaf calls pipe_split."""
-        import torch.distributed.pipelining  # defines it
-
-        operators: Any = torch.ops.pippy
-        operator = operators._pipe_split
-
-        operators._pipe_split = _Watched(operator, self._note_split)
-        try:
-            yield
-        finally:
-            operators._pipe_split = operator
-
     def _note_split(self) -> bool:
         """Whether it is to be in the trace."""
-        modules = _modules_on_the_stack()
+        modules = modules_on_the_stack()
         if modules and torch_mark_of(modules[0]) is not None:  # which is a point already
             return False
         if self._depth:
             self.splits_inside += modules
         return not self._depth
-
-
-class _Watched:
-    """An operator that asks whether to be called.
-
-    Args:
-        operator: the operator.
-        note: whether to call it.
-    """
-
-    def __init__(self, operator: Any, note: Callable[[], bool]) -> None:
-        self._operator = operator
-        self._note = note
-
-    def __call__(self) -> None:
-        if self._note():
-            self._operator()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._operator, name)
 
 
 _recording: LeafCalls | None = None
@@ -314,25 +253,3 @@ def _fresh_sizes_ignored(tensors: list[Tensor]) -> Iterator[None]:
         return
     with shape_env.ignore_fresh_unbacked_symbols():
         yield
-
-
-def _modules_on_the_stack() -> list[nn.Module]:
-    """The modules whose calls are in progress, the innermost first."""
-    found, frame = [], sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "_call_impl" and isinstance(
-            frame.f_locals.get("self"), nn.Module
-        ):
-            found.append(frame.f_locals["self"])
-        frame = frame.f_back  # type: ignore[assignment]
-    return found
-
-
-def _refuse_hidden(call: LeafCall, tree: Tree, does: str) -> None:
-    """Tensors in an object that pytree can't look into would be constants to the trace."""
-    for leaf in tree.leaves:
-        if not isinstance(leaf, Slot) and hides_tensors(leaf):
-            raise ValueError(
-                f"{call.path} {does} a {type(leaf).__name__} with tensors in it: expected a type "
-                "that torch.utils._pytree knows (torch.export.register_dataclass makes it known)"
-            )

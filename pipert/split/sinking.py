@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 from torch import fx
 
-from pipert.split.graph_nodes import is_item, is_leaf, is_random, is_region, is_size, leaf_of
+from pipert.split.graph_nodes import is_item, is_leaf, is_region, is_size, leaf_of
+from pipert.split.purity import is_random
 from pipert.split.trace import Trace
 from pipert.split.writes import Writes
 
 
-def sink(trace: Trace, stage_of: dict[fx.Node, int], writes: Writes, num_stages: int) -> None:
-    """Moves such nodes to later stages, in `stage_of`: arguments go anywhere at no cost.
+def sink(
+    trace: Trace,
+    stage_of: dict[fx.Node, int],
+    writes: Writes,
+    num_stages: int,
+    arguments: Iterable[fx.Node],
+) -> None:
+    """Moves such nodes to later stages, in `stage_of`.
 
     T5's decoder inputs, which it makes of the labels before its encoder runs, are an example.
+
+    Args:
+        trace: the whole.
+        stage_of: the stages of nodes.
+        writes: of the trace.
+        num_stages: how many there are.
+        arguments: those of the batch that any stage may take.
     """
-    movable = _movable(trace, stage_of, writes)
+    movable = _movable(trace, stage_of, arguments)
     groups: dict[fx.Node, list[fx.Node]] = {}
     for node in movable:
         groups.setdefault(_head(node, writes), []).append(node)
@@ -39,11 +54,13 @@ def sink(trace: Trace, stage_of: dict[fx.Node, int], writes: Writes, num_stages:
     stage_of.update(sunk)
 
 
-def _movable(trace: Trace, stage_of: dict[fx.Node, int], writes: Writes) -> list[fx.Node]:
+def _movable(
+    trace: Trace, stage_of: dict[fx.Node, int], arguments: Iterable[fx.Node]
+) -> list[fx.Node]:
     found: dict[fx.Node, None] = {}
-    given = trace.arguments.keys() | trace.constants.keys()
+    given = {*arguments, *trace.constants}
     for node in stage_of:
-        pure = not is_random(node) and not is_region(node)
+        pure = not is_random(node.target) and not is_region(node)
         if is_leaf(node):
             pure = not leaf_of(trace, node).is_module
         sources = node.all_input_nodes

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import keyword
 import operator
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
-from pipert.split.cut import Cut, StagePart
-from pipert.split.example import Argument
-from pipert.split.expected import expect_constant, expect_sizes
 from pipert.split.graph_nodes import (
     NO_GRAD,
     is_item,
@@ -22,15 +17,16 @@ from pipert.split.graph_nodes import (
     is_region,
     is_tensor,
     leaf_of,
-    leaves_inside,
     region_of,
 )
-from pipert.split.leaf_calls import Slot, Tree
+from pipert.split.leaf_call import Slot
+from pipert.split.purity import MODES
 from pipert.split.regions import with_autocast, with_grad_mode
 from pipert.split.stage_module import StageModule, device_of
-from pipert.split.trace import Trace, constant_size
+from pipert.split.trace import Trace
+from pipert.split.tree_code import path_to, write_tree
 
-_IN_CODE = (
+IN_CODE = (
     bool,
     complex,
     float,
@@ -44,114 +40,42 @@ _IN_CODE = (
 )
 
 
-def write_stage(cut: Cut, stage: int) -> StageModule:
-    """The module of one stage: `stage(*inputs, **arguments)` returns the tuple of its outputs."""
-    part = cut.parts[stage]
-    trace = cut.trace
-    holder = StageModule(trace.model)
-    calls = [call for node in part.nodes for call in leaves_inside(trace, node) if call.is_module]
-    holder.module.meta["layers"] = [call.path for call in calls]
-    for call in sorted(calls, key=lambda call: call.path.count(".")):
-        holder.place_module(call.path)
-    code = _StageCode(trace, holder, fx.Graph())
-    code.take_inputs(part, {node: cut.values[node].name for node in part.inputs})
-    code.take_arguments(part, trace.fixed if stage == 0 else [], _first_read(cut, stage))
-    for node in part.nodes:
-        code.write(node)
-    if stage == len(cut.parts) - 1:
-        code.graph.output(code.tree(trace.result_spec, [code.own(r) for r in trace.results]))
-    else:
-        code.graph.output(tuple(code.own(node) for node in part.outputs))
-    holder.module.graph = code.graph
-    return holder
+class StageCode:
+    """Writes nodes of a trace into the graph of a stage, or of a region in one.
 
+    Args:
+        trace: the whole.
+        holder: the stage's module, which gets what the code needs.
+        graph: to write to.
+        sizes: how the stage gets those that it needs; see StagePart.
+    """
 
-def argument_names(cut: Cut, stage: int) -> tuple[str, ...]:
-    """The arguments of the batch that a stage takes."""
-    trace = cut.trace
-    taken = [trace.arguments[node] for node in cut.parts[stage].arguments]
-    if stage == 0:
-        taken += trace.fixed
-    return tuple(dict.fromkeys(argument.name for argument in taken))
-
-
-def _first_read(cut: Cut, stage: int) -> set[fx.Node]:
-    """The arguments that no stage before this one takes."""
-    before = {node for part in cut.parts[:stage] for node in part.arguments}
-    return set(cut.parts[stage].arguments) - before
-
-
-class _StageCode:
-    """Writes nodes of a trace into the graph of a stage, or of a region in one."""
-
-    def __init__(self, trace: Trace, holder: StageModule, graph: fx.Graph) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        holder: StageModule,
+        graph: fx.Graph,
+        sizes: Mapping[fx.Node, tuple[fx.Node, int] | None],
+    ) -> None:
         self.graph = graph
         self._trace = trace
         self._holder = holder
         self._new: dict[fx.Node, Any] = {}
-        self._sizes: dict[fx.Node, tuple[fx.Node, int] | None] = {}
+        self._sizes = sizes
         self._attributes: dict[str, fx.Node] = {}
         example = [a.value for a in trace.arguments.values() if isinstance(a.value, Tensor)]
         self._device = device_of(trace.model, example)
         self._on_device: fx.Node | None = None  # a tensor whose device the stage runs on
 
-    # --- what comes in --------------------------------------------------------------------------
-
-    def take_inputs(self, part: StagePart, names: dict[fx.Node, str]) -> None:
-        """Positional arguments: values of other stages."""
-        self._sizes = part.sizes
-        reserved = {argument.name for argument in self._trace.arguments.values()}
-        for node in part.inputs:
-            name = names[node].replace(".", "_")
-            while name in reserved or keyword.iskeyword(name) or not name.isidentifier():
-                name = f"_{name}"
-            reserved.add(name)
-            made = self.graph.placeholder(name)
-            self._note_device(made, node)
-            if node in part.copies:
-                made = self.graph.call_method("clone", (made,))
-            self._new[node] = made
-
-    def take_arguments(
-        self, part: StagePart, fixed: Sequence[Argument], first_read: set[fx.Node]
-    ) -> None:
-        """Keyword arguments: of the batch."""
-        free = [(self._trace.arguments[node], node) for node in part.arguments]
-        placeholders: dict[str, fx.Node] = {}
-        for argument in [*(argument for argument, _ in free), *fixed]:
-            if argument.name not in placeholders:
-                placeholders[argument.name] = self.graph.placeholder(argument.name)
-        for argument in fixed:
-            if type(argument.value) in _IN_CODE or isinstance(argument.value, torch.SymInt):
-                expected = argument.value
-                if isinstance(expected, torch.SymInt):
-                    expected = constant_size(expected)
-                got = self._inside(placeholders[argument.name], argument.path)
-                self.graph.call_function(expect_constant, (str(argument), got, expected))
-        for argument, node in free:
-            made = self._inside(placeholders[argument.name], argument.path)
-            self._new[node] = made
-            self._note_device(made, node)
-            if node in first_read and isinstance(argument.value, Tensor):
-                sizes = tuple(map(constant_size, argument.value.shape))
-                if sizes != (None,) * len(sizes):
-                    self.graph.call_function(expect_sizes, (str(argument), made, sizes))
-
-    def _inside(self, value: fx.Node, path: Sequence[Any]) -> fx.Node:
-        """What lies in an argument, by pytree's keys."""
-        for key in path:
-            if isinstance(key, pytree.GetAttrKey):
-                value = self.graph.call_function(getattr, (value, key.name))
-            else:
-                index = key.idx if isinstance(key, pytree.SequenceKey) else key.key
-                value = self.graph.call_function(operator.getitem, (value, index))
-        return value
-
-    def _note_device(self, made: fx.Node, node: fx.Node) -> None:
+    def take(self, node: fx.Node, made: fx.Node) -> None:
+        """Lets `made`, with which the stage is called, stand here for a node."""
+        self._new[node] = made
         if self._on_device is None and is_tensor(self._trace, node):
             self._on_device = made
 
-    # --- nodes ----------------------------------------------------------------------------------
+    def let_stand(self, node: fx.Node, stand_in: fx.Node) -> None:
+        """Lets one node stand for another that isn't here."""
+        self._new.setdefault(node, self._new[stand_in])
 
     def write(self, node: fx.Node) -> None:
         """Writes one node."""
@@ -186,31 +110,12 @@ class _StageCode:
         """A constant in code if it has a place there, else an attribute of the stage."""
         if isinstance(value, torch.device) and self._is_stages(value):
             return self._live_device() or value
-        if type(value) in _IN_CODE:
+        if type(value) in IN_CODE:
             return value
         if isinstance(value, nn.Module):
             return self.module(value)
         name = getattr(value, "__name__", type(value).__name__)
         return self.attribute(self._holder.place_constant(value, name.lower()))
-
-    def tree(self, spec: pytree.TreeSpec, leaves: Sequence[Any]) -> Any:
-        """Leaves in their structure: as code for tuples, lists and dicts."""
-        if spec.is_leaf():
-            return leaves[0]
-        if spec.type not in (tuple, list, dict, OrderedDict):
-            own_spec = self.constant(spec)
-            return self.graph.call_function(pytree.tree_unflatten, (list(leaves), own_spec))
-        rest = list(leaves)
-        children = []
-        for child in spec.children():
-            children.append(self.tree(child, rest[: child.num_leaves]))
-            del rest[: child.num_leaves]
-        if spec.type in (dict, OrderedDict):
-            entries = list(zip(spec.context, children, strict=True))
-            if spec.type is dict:
-                return dict(entries)
-            return self.graph.call_function(OrderedDict, (entries,))
-        return spec.type(children)
 
     def attribute(self, path: str) -> fx.Node:
         """An attribute of the stage."""
@@ -257,7 +162,7 @@ class _StageCode:
             lists[leaf.is_size][leaf.index] if isinstance(leaf, Slot) else self.constant(leaf)
             for leaf in call.inputs.leaves
         ]
-        args, kwargs = self.tree(call.inputs.spec, leaves)
+        args, kwargs = write_tree(self.graph, call.inputs.spec, leaves, self.constant)
         if call.is_module:
             return self.call_module(call.path, args, kwargs)
         return self.graph.call_function(call.target, args, kwargs)
@@ -270,7 +175,7 @@ class _StageCode:
         assert outputs is not None
         place = outputs.leaves.index(Slot(index))  # type: ignore[arg-type]
         result = self.own(leaf)
-        path = _path_to(outputs, place)
+        path = path_to(outputs, place)
         if path is None:
             result = self.graph.call_function(pytree.tree_leaves, (result,))
             path = [place]
@@ -298,7 +203,7 @@ class _StageCode:
         args, kwargs = list(self.own(node.args)), self.own(dict(node.kwargs))
         schema = getattr(node.target, "_schema", None)
         for i, argument in enumerate(schema.arguments if schema is not None else ()):
-            if argument.name not in ("train", "training"):
+            if argument.name not in MODES:
                 continue
             owner = self._owner(node)
             module = self._trace.model.get_submodule(owner)
@@ -335,15 +240,15 @@ class _StageCode:
         return self._attributes["device"]
 
 
-class _RegionCode(_StageCode):
+class _RegionCode(StageCode):
     """Writes the graph inside of a region. What it needs of the stage, it is given as arguments.
 
     Attributes:
         borrowed: those arguments, in the stage's graph.
     """
 
-    def __init__(self, stage: _StageCode, placeholders: list[fx.Node]) -> None:
-        super().__init__(stage._trace, stage._holder, fx.Graph())
+    def __init__(self, stage: StageCode, placeholders: list[fx.Node]) -> None:
+        super().__init__(stage._trace, stage._holder, fx.Graph(), {})
         self._stage = stage
         self.borrowed: list[fx.Node] = []
         self._last_input: fx.Node | None = None
@@ -369,18 +274,3 @@ class _RegionCode(_StageCode):
                 self._last_input = self.graph.placeholder(name.replace(".", "_"))
             self._attributes[name] = self._last_input
         return self._attributes[name]
-
-
-def _path_to(tree: Tree, place: int) -> list[Any] | None:
-    """The keys to a leaf in tuples, lists and dicts; None: it lies in something else."""
-    spec, path = tree.spec, []
-    while not spec.is_leaf():
-        if spec.type not in (tuple, list, dict, OrderedDict):
-            return None
-        for i, child in enumerate(spec.children()):
-            if place < child.num_leaves:
-                path.append(i if spec.type in (tuple, list) else spec.context[i])
-                spec = child
-                break
-            place -= child.num_leaves
-    return path

@@ -107,6 +107,9 @@ def check_types(model: Any, num_stages: Any, at: Any, example_args: Any, layers:
         raise TypeError(f"num_stages must be an integer, got {num_stages!r}")
     if at is not None and (isinstance(at, str) or not isinstance(at, Sequence)):
         raise TypeError(f'at must be a list of paths such as ["layers.4"], got {at!r}')
+    if at is not None and not all(isinstance(path, str) for path in at):
+        kinds = ", ".join(type(path).__name__ for path in at)
+        raise TypeError(f'at must be a list of paths such as ["layers.4"], got a list of {kinds}')
     if example_args is not None and not isinstance(example_args, tuple):
         raise TypeError(f"example_args must be a tuple, got {type(example_args).__name__}")
     if not (layers is None or isinstance(layers, LayerList)) and not (

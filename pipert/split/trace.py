@@ -14,9 +14,11 @@ from torch.export import Dim, ExportedProgram
 
 from pipert.split.example import Argument, Example
 from pipert.split.export_noise import no_export_noise
+from pipert.split.hooks import refuse_hooks
 from pipert.split.leaf_calls import LeafCalls
 from pipert.split.points import Point
-from pipert.split.trace_errors import cannot_trace, fixed_batch
+from pipert.split.sizes import constant_size, hint_of
+from pipert.split.trace_errors import cannot_trace, check_runs, fixed_batch
 
 
 @dataclass
@@ -83,7 +85,11 @@ def trace(
 
     while True:
         calls = LeafCalls()
-        program, result_spec = export(calls)
+        try:
+            program, result_spec = export(calls)
+        except ValueError:
+            check_runs(model, *example.rebuilt(example.free))
+            raise
         inside = _originals(model, calls.splits_inside) - open_modules
         if not inside:
             break
@@ -100,7 +106,7 @@ def leaves_of(model: nn.Module, opened: set[nn.Module]) -> dict[str, nn.Module]:
     seen: set[nn.Module] = set()
 
     def walk(module: nn.Module, prefix: str) -> None:
-        _refuse_hooks(module, prefix)
+        refuse_hooks(module, prefix.rstrip("."), "cut inside")
         for name, child in module._modules.items():
             if child is None or child in seen:
                 continue
@@ -117,19 +123,6 @@ def leaves_of(model: nn.Module, opened: set[nn.Module]) -> dict[str, nn.Module]:
 def is_list(module: nn.Module) -> bool:
     """Whether it only holds modules, and is never called."""
     return isinstance(module, nn.ModuleList | nn.ModuleDict)
-
-
-def _refuse_hooks(module: nn.Module, prefix: str) -> None:
-    """Its forward is taken apart, so its hooks would never run."""
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    if any(hooks):
-        name = prefix.rstrip(".") or type(module).__name__
-        raise ValueError(f"{name} has hooks, and is cut inside: they would be lost")
 
 
 def _refuse_sharded(model: nn.Module) -> None:
@@ -237,23 +230,7 @@ def _check_batch(made: Trace, export: Callable[[], Any]) -> None:
         for argument in made.arguments.values()
         if isinstance(argument.value, Tensor) and argument.value.dim() > 0
     ]
-    rows = _hint(tensors[0].value.shape[0]) if tensors else None
+    rows = hint_of(tensors[0].value.shape[0]) if tensors else None
     for argument in tensors:
         if rows is not None and constant_size(argument.value.shape[0]) == rows:
             raise fixed_batch(made.model, argument, rows, export)
-
-
-def constant_size(size: Any) -> int | None:
-    """A size or integer that may not change; None: it may."""
-    if isinstance(size, torch.SymInt):
-        constant: int | None = size.node.maybe_as_int()
-        return constant
-    return int(size)
-
-
-def _hint(size: Any) -> int | None:
-    """A size in the example."""
-    if not isinstance(size, torch.SymInt):
-        return int(size)
-    hint = size.node.hint
-    return None if hint is None else int(hint)

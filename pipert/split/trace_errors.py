@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipert.split.example import Argument
+from pipert.split.example import Argument, is_on_meta
+from pipert.split.trial_run import undisturbed
 
 _TORCH, _OURS, _STANDARD = (
     os.path.dirname(os.path.abspath(path)) + os.sep
@@ -39,6 +40,26 @@ def cannot_trace(model: nn.Module, error: Exception) -> ValueError:
         f"{name} can't be traced: {problem}\n  {line}\nCut it by structure, which needs no trace "
         '(layers="path.of.its.layers"), or at modules that leave this line inside of one'
     )
+
+
+def check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Runs a model that can't be traced as it is: perhaps its example is to blame.
+
+    Raises:
+        ValueError: it fails.
+    """
+    if is_on_meta(model):
+        return
+    try:
+        with undisturbed(model), torch.enable_grad():
+            model(*args, **kwargs)
+    except Exception as error:
+        frame = _users(traceback.extract_tb(error.__traceback__))
+        where = "" if frame is None else f"\n  {_text(frame)}"
+        raise ValueError(
+            f"{type(model).__name__} fails on the example, traced or not: {type(error).__name__}: "
+            f"{_first_line(error)}{where}"
+        ) from error
 
 
 def fixed_batch(

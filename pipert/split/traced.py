@@ -10,20 +10,18 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from pipert.balancing.balance import Balance, Cuts, choose_cuts, costs_of, needs_profiles
-from pipert.balancing.layer_calls import record_calls
-from pipert.balancing.layer_profile import LayerProfile, profile_calls
 from pipert.balancing.stage_placement import PlacementLike
 from pipert.split.check import Check, check_same
 from pipert.split.cut import Cut, cut, is_mark, simplify
 from pipert.split.example import Example, is_on_meta
-from pipert.split.graph_nodes import is_leaf, leaf_of
 from pipert.split.leaf_calls import SPLIT_POINT
 from pipert.split.outputs import Outputs, leave_out
 from pipert.split.points import Point, points_of
-from pipert.split.stage_code import argument_names, write_stage
 from pipert.split.stage_module import StageModule
 from pipert.split.stage_profile import profile_stages
+from pipert.split.stage_writing import argument_names, write_stage
 from pipert.split.trace import Trace, is_list, trace
+from pipert.split.traced_layers import layers_of, owners_of_lists, profiles_of
 from pipert.stages import Stages, StageSpec
 
 
@@ -40,6 +38,7 @@ def split_by_trace(
     own_kwargs: Mapping[str, Any] | None = None,
     leaf_functions: Iterable[Callable[..., Any]] = (),
     fixed_batch: bool = False,
+    send_arguments: bool = False,
     outputs: Outputs = None,
     check: Check = True,
 ) -> Stages:
@@ -58,6 +57,7 @@ def split_by_trace(
             them.
         leaf_functions: see there.
         fixed_batch: see there.
+        send_arguments: see there.
         outputs: see there.
         check: see there.
     """
@@ -66,7 +66,7 @@ def split_by_trace(
     example = Example(model, example_args, all_kwargs, inside=own_kwargs)
     points = points_of(model, at)
     chooses = num_stages is not None and not points
-    opened = _owners_of_lists(model) if chooses else []
+    opened = owners_of_lists(model) if chooses else []
     traced = trace(model, example, points, opened, leaf_functions, fixed_batch)
     if outputs is not None:
         leave_out(traced, outputs)
@@ -74,18 +74,18 @@ def split_by_trace(
     begins = _marks(traced)
     cuts = None
     if chooses and not begins:
-        calls = _layer_calls(traced)
+        layers = layers_of(traced)
         cuts = choose_cuts(
-            [(leaf_of(traced, node).path, leaf_of(traced, node).target) for node in calls],
+            [(layer.path, layer.module) for layer in layers],
             num_stages,
             balance,
             memory_limit=memory_limit,
             placement=placement,
-            profile=partial(_profiles, traced, calls, example_args, all_kwargs),
+            profile=partial(profiles_of, traced, layers, example_args, all_kwargs),
         )
-        begins = [calls[start] for start in itertools.accumulate(cuts.sizes[:-1])]
+        begins = [layers[start].node for start in itertools.accumulate(cuts.sizes[:-1])]
     _check_count(model, len(begins) + 1, num_stages)
-    stages = _stages(cut(traced, begins), example.left_out)
+    stages = _stages(cut(traced, begins, send_arguments), example.left_out)
     if cuts is None:
         cuts = _profiled(stages, balance, memory_limit, example_args, example_kwargs)
     stages.costs = costs_of(cuts, stages.values)
@@ -133,37 +133,6 @@ def _check_count(model: nn.Module, made: int, num_stages: int | None) -> None:
         )
 
 
-def _owners_of_lists(model: nn.Module) -> list[str]:
-    """The modules to look into so that each entry of the model's lists of layers is a leaf.
-
-    A list in an entry of a list is none of those.
-    """
-    found: set[str] = set()
-
-    def walk(module: nn.Module, path: str, ancestors: list[str]) -> bool:
-        has_list = False
-        for name, child in module.named_children():
-            inner = f"{path}.{name}" if path else name
-            if _is_layers(child):
-                has_list = True
-                if not is_list(child):
-                    found.add(inner)
-            elif walk(child, inner, [*ancestors, inner]):
-                has_list = True
-        if has_list:
-            found.update(ancestors)
-        return has_list
-
-    walk(model, "", [])
-    return sorted(found)
-
-
-def _is_layers(module: nn.Module) -> bool:
-    return is_list(module) or (
-        isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
-    )
-
-
 def _marks(traced: Trace) -> list[fx.Node]:
     """The cuts in the trace, in order; checks that the points were met, in their order."""
     marks = [node for node in traced.module.graph.nodes if is_mark(node)]
@@ -194,28 +163,6 @@ def _not_met(traced: Trace, point: Point) -> str:
         f"{point} must be called by {name}'s forward, outside of torch.no_grad and torch.autocast: "
         "it isn't, with this example"
     )
-
-
-def _layer_calls(traced: Trace) -> list[fx.Node]:
-    """The calls of modules that are leaves."""
-    nodes = traced.module.graph.nodes
-    return [node for node in nodes if is_leaf(node) and leaf_of(traced, node).is_module]
-
-
-def _profiles(
-    traced: Trace, calls: Sequence[fx.Node], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> list[LayerProfile]:
-    """What each call takes, with the arguments that it has in one run of the model."""
-    leaves = [leaf_of(traced, node) for node in calls]
-    layers = {leaf.path: leaf.target for leaf in leaves}
-    recorded = record_calls(traced.model, layers, args, kwargs)
-    if [call.path for call in recorded] != [leaf.path for leaf in leaves]:
-        raise ValueError(
-            f"{type(traced.model).__name__} calls other layers in a run than in its trace: "
-            f"expected {', '.join(leaf.path for leaf in leaves)}; got "
-            f"{', '.join(call.path for call in recorded)}"
-        )
-    return profile_calls(recorded)
 
 
 def _stages(made: Cut, fixed: Mapping[str, Any]) -> Stages:

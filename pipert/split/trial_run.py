@@ -72,7 +72,7 @@ def _outputs_and_record(
 ) -> tuple[dict[str, Any], list[Any]]:
     nothing = torch.empty(0)
     keep_nothing = torch.autograd.graph.saved_tensors_hooks(lambda _: nothing, lambda _: nothing)
-    with _undisturbed(model), keep_nothing:
+    with undisturbed(model), keep_nothing:
         outputs = _outputs(call, args, kwargs)
     return outputs, _record(_roots(outputs))
 
@@ -81,7 +81,7 @@ def _gradients(
     model: nn.Module, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, Tensor | None]:
     wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    with _undisturbed(model), torch.enable_grad():
+    with undisturbed(model), torch.enable_grad():
         roots = _roots(_outputs(call, args, kwargs))
         if not roots:
             return {}
@@ -125,7 +125,7 @@ def _record(roots: Sequence[Tensor]) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Iterator[None]:
     """With seeded random numbers; generators and buffers are put back."""
     devices = {p.device for p in model.parameters() if p.device.type != "cpu"}
     with _state_kept(model), torch.random.fork_rng([device.index for device in devices]):

@@ -117,6 +117,7 @@ class Pipe(nn.Module):
                 example_args=example_args,
                 example_kwargs=example_kwargs,
                 by="trace",
+                send_arguments=True,
             )
         return Pipe._of(stages)
 
