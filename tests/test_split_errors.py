@@ -259,6 +259,11 @@ def test_a_leaf_that_works_in_place_on_what_a_later_stage_reads_is_told(kept):
     assert "which stage 2 reads: expected a stage that changes a copy of it" in message
 
 
+def test_a_model_without_an_example_is_told_what_one_is_for():
+    with pytest.raises(ValueError, match=r"Net is not .*: expected example_args or .* to trace"):
+        pipert.split(Net(), 2)
+
+
 def test_ways_that_do_not_exist_are_refused():
     with pytest.raises(
         ValueError, match="by must be one of auto, structure, trace, plan, got 'fx'"

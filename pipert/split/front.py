@@ -206,7 +206,11 @@ def _way_that_fits(asked: _Asked) -> Literal["structure", "plan", "trace", "eith
     ):
         return "plan"
     if args is None and not kwargs:
-        return "structure"  # which says why it needs an example
+        raise ValueError(
+            f"{type(model).__name__} is not an nn.Sequential: expected example_args or "
+            "example_kwargs, to see whether it runs its children one after the other, and to trace "
+            "its forward if it doesn't; got None"
+        )
     one_by_one = len(args or ()) == 1 and not kwargs and not is_marked
     can_be_either = one_by_one and asked.outputs is None and not is_on_meta(model)
     return "either" if can_be_either else "trace"
