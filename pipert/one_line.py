@@ -36,7 +36,7 @@ def pipeline(
         loss_fn: as of Pipeline.
         example_args: positional arguments of one forward, as of `split`.
         example_kwargs: keyword arguments, as of `split`.
-        balance: with a number of stages, as of `split`.
+        balance: with a number of stages, as of `split`; what is measured is so on the first rank.
         schedule: as of Pipeline; by default "1f1b", or "interleaved_1f1b" where a rank has several
             stages.
         group: as of Pipeline; by default all processes that torchrun started, and one process
@@ -57,6 +57,7 @@ def pipeline(
         model,
         example_args=example_args,
         example_kwargs=example_kwargs,
+        group=group,
         **_cuts(partition, balance),
     )
     num_ranks = options.pop("num_ranks", len(stages) if group is None else group.size())

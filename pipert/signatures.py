@@ -20,6 +20,17 @@ def is_builder(given: Any) -> bool:
     return not any(p.kind is p.VAR_POSITIONAL or _is_required(p) for p in parameters)
 
 
+def takes_two(function: Callable[..., Any]) -> bool:
+    """Whether it can be called with two positional arguments, as far as it tells."""
+    try:
+        inspect.signature(function).bind(None, None)
+    except ValueError:  # a builtin without a signature
+        return True
+    except TypeError:
+        return False
+    return True
+
+
 def keywords_of(call: Callable[..., Any], is_first: bool) -> list[str] | None:
     """The keyword arguments that a stage takes; None: any.
 

@@ -234,7 +234,9 @@ def test_a_memory_limit_moves_layers_to_where_there_is_room():
     assert sizes(pipert.split(model, 2, memory_limit=6 * 64, **options)) == [3, 3]
     assert sizes(pipert.split(model, 2, memory_limit=5 * 64, **options)) == [2, 4]
     assert sizes(pipert.split(model, 2, memory_limit=[128, 320], **options)) == [1, 5]
-    with pytest.raises(ValueError, match=r"no cuts keep the limit .* at least 256 .*, got 192"):
+    with pytest.raises(
+        ValueError, match=r"no cuts keep the limit .* at least 256 bytes .*, got 192"
+    ):
         pipert.split(model, 2, memory_limit=3 * 64, **options)
     # Under gpipe both stages hold all four microbatches.
     gpipe = Schedule.build("gpipe", num_ranks=2, num_microbatches=4)

@@ -186,7 +186,7 @@ def test_the_schedule_that_has_no_such_name_shows_those_that_are_near():
         (
             lambda pipe, x, y: pipe.step(x, target=y[:5]),
             ValueError,
-            r"target has 5 rows, expected 8 \(the batch size",
+            r"target has 5 rows, expected 8 \(the batch size, that of the first tensor that is cut",
         ),
         (
             lambda pipe, x, y: pipe.step(x, y[:7], target=y),

@@ -274,6 +274,24 @@ def test_only_modules_and_lists_of_layers_can_be_split():
         pipert.split([nn.Linear(1, 1), 3], 1)
 
 
+@pytest.mark.parametrize(
+    ("layers", "options", "text"),
+    [
+        ([nn.Linear(1, 1), torch.relu], {}, r"model\[1\] must be a module, or .* relu.* raises"),
+        (
+            [pipert.LayerSpec(nn.Linear, 1)],
+            {},
+            r"model\[0\] must .*; LayerSpec\(Linear, 1\) raises",
+        ),
+        (mlp(2), {"at": [2]}, r"at must be a list of paths such as .*, got \[2\]"),
+        (mlp(2), {"balance": lambda path: 1.0}, r"as balance\(path, layer\) does; got <function"),
+    ],
+)
+def test_what_can_not_be_called_so_is_a_type_error(layers, options, text):
+    with pytest.raises(TypeError, match=text):
+        pipert.split(layers, 1, **options)
+
+
 def test_a_list_of_layers_and_builders_is_cut_like_the_sequential_of_them():
     layers = [nn.Linear(2, 3), lambda: nn.Linear(3, 4), nn.ReLU, lambda: nn.Linear(4, 1)]
     stages = pipert.split(layers, 2)

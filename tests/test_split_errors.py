@@ -259,6 +259,30 @@ def test_a_write_that_another_stage_would_not_see_is_refused():
     assert line_of(Model.forward, "h.add_(1)") in message
 
 
+@pytest.mark.parametrize("kept", ["h", "view", "x"])
+def test_a_leaf_that_works_in_place_on_what_a_later_stage_reads_is_told(kept):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+            self.relu = nn.ReLU(inplace=True)
+
+        def forward(self, x):
+            h = self.a(x) * 2
+            read = {"h": h, "view": h[:, :2], "x": x}[kept]
+            y = self.relu(x if kept == "x" else h)
+            return self.c(self.b(y))[:, : read.shape[1]] + read
+
+    message = message_of(ValueError, Model(), at=["relu", "c"])
+    assert message.startswith("stage 1 (relu, b) works in place on the memory of ")
+    assert "which stage 2 reads: expected a stage that changes a copy of it" in message
+
+
+def test_a_model_without_an_example_is_told_what_one_is_for():
+    with pytest.raises(ValueError, match=r"Net is not .*: expected example_args or .* to trace"):
+        pipert.split(Net(), 2)
+
+
 def test_ways_that_do_not_exist_are_refused():
     with pytest.raises(
         ValueError, match="by must be one of auto, structure, trace, plan, got 'fx'"

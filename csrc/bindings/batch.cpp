@@ -24,7 +24,7 @@ void check_rows(const at::Tensor& tensor, std::int64_t dim, std::int64_t rows,
   if (tensor.size(dim) == rows) return;
   const std::string along = dim == 0 ? "" : concat(" in dimension ", dim);
   throw ValueError(concat(what, " has ", tensor.size(dim), " rows", along, ", expected ", rows,
-                          " (the batch size, dimension 0 of the first tensor)"));
+                          " (the batch size, that of the first tensor that is cut)"));
 }
 
 void check_batch_size(int num_microbatches, std::int64_t rows, const std::string& what) {

@@ -1,10 +1,13 @@
 #include "search/balance.h"
 
 #include <algorithm>
+#include <array>
+#include <charconv>
 #include <cstddef>
 #include <limits>
 #include <numeric>
 #include <optional>
+#include <string>
 #include <utility>
 
 #include "base/error.h"
@@ -111,6 +114,12 @@ void require_request(const BalanceRequest& request) {
   }
 }
 
+// All its digits: a limit that was rounded down would not do.
+std::string exactly(double number) {
+  std::array<char, 64> text{};
+  return {text.data(), std::to_chars(text.data(), text.data() + text.size(), number).ptr};
+}
+
 // What the fullest rank holds when it holds as little as it can.
 [[noreturn]] void throw_unkeepable(const BalanceRequest& request, bool is_exact) {
   const Loads memory(request.held, request.held, {}, request.placement);
@@ -118,10 +127,11 @@ void require_request(const BalanceRequest& request) {
   const std::vector<double> held = memory.work_by_rank(cuts);
   const double least = longest_of(held);
   const double most = longest_of(request.limit);
-  throw ValueError(concat(is_exact ? "no cuts keep" : "found no cuts that keep",
-                          " the limit of what a rank may hold: expected at least ", least,
-                          " (what the fullest rank holds when it holds as little as it can), got ",
-                          most));
+  throw ValueError(
+      concat(is_exact ? "no cuts keep" : "found no cuts that keep",
+             " the limit of what a rank may hold: expected at least ", exactly(least),
+             " bytes (what the fullest rank holds when it holds as little as it can), got ",
+             exactly(most)));
 }
 
 }  // namespace

@@ -17,7 +17,7 @@ namespace pipert {
 
 struct BalanceRequest {
   Measure work;
-  Measure held;               // of as many layers
+  Measure held;               // bytes, of as many layers
   std::vector<double> limit;  // of `held`: one number, one for each rank, or none
   Placement placement;  // its first copy's stages are cut; a rank has its stages of all copies
 };

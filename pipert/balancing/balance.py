@@ -12,6 +12,7 @@ from pipert import _C
 from pipert.balancing.exchange_costs import exchange_costs
 from pipert.balancing.layer_profile import LayerProfile, add_up
 from pipert.balancing.stage_placement import PlacementLike, StagePlacement
+from pipert.signatures import takes_two
 from pipert.stages import StageCosts, Value
 
 Balance = str | Sequence[int] | Callable[[str, Any], float]
@@ -48,9 +49,13 @@ def check_balance(balance: Any) -> None:
     if isinstance(balance, str):
         if balance not in _WORDS:
             raise ValueError(f"{_EXPECTED}; got {balance!r}")
-    elif not callable(balance) and not (
-        isinstance(balance, Sequence) and all(type(size) is int for size in balance)
-    ):
+    elif callable(balance):
+        if not takes_two(balance):
+            raise TypeError(
+                "balance must take a layer's path and the layer, as balance(path, layer) does; got "
+                f"{balance!r}"
+            )
+    elif not (isinstance(balance, Sequence) and all(type(size) is int for size in balance)):
         raise TypeError(f"{_EXPECTED}; got {balance!r}")
 
 

@@ -45,6 +45,7 @@ def materialize(
         init_weights: `init_weights(module)` gives one module's own parameters first values, after
             its `reset_parameters`; None: as transformers' model does, if the stages are of one.
             With a checkpoint it is asked for the buffers that a checkpoint doesn't have.
+            Parameters of a module that a trace looked into are in a stand-in of another class.
         rename: from a tensor's name in the checkpoint to the one in the model; None: leave it out.
 
     Returns:

@@ -1,8 +1,10 @@
 """Cuts that the caller names, or leaves to a balance."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+from pipert.balancing.agreed_cuts import AgreedCuts
 from pipert.balancing.balance import Balance, Cuts, choose_cuts, needs_profiles
 from pipert.balancing.layer_profile import LayerProfile
 from pipert.balancing.stage_placement import PlacementLike
@@ -17,6 +19,7 @@ def cuts_of(
     *,
     memory_limit: float | Sequence[float] | None,
     placement: PlacementLike,
+    agreed: AgreedCuts,
     profile: Callable[[], list[LayerProfile]],
 ) -> Cuts:
     """Cuts pieces of a model into stages.
@@ -28,6 +31,7 @@ def cuts_of(
         balance: without `at`: how they are shared out.
         memory_limit: of a rank.
         placement: of the stages.
+        agreed: whose cuts these are.
         profile: what the pieces take; called if it is needed.
 
     Raises:
@@ -35,7 +39,8 @@ def cuts_of(
     """
     layers = [(paths[0] if paths else "", module) for paths, module in pieces]
     if at is None:
-        return choose_cuts(
+        choose = partial(
+            choose_cuts,
             layers,
             num_stages,
             balance,
@@ -43,12 +48,13 @@ def cuts_of(
             memory_limit=memory_limit,
             profile=profile,
         )
+        return agreed.chosen(choose, len(layers))
     if num_stages is not None and num_stages != len(at) + 1:
         raise ValueError(f"at={list(at)} makes {len(at) + 1} stages, got num_stages={num_stages}")
     if memory_limit is not None:
         raise ValueError("memory_limit is for cuts that split chooses: expected num_stages, got at")
     sizes = _sizes_at([paths for paths, _ in pieces], at)
-    return Cuts(sizes, profile() if needs_profiles(balance, memory_limit) else None)
+    return Cuts(sizes, agreed.measured(profile) if needs_profiles(balance, memory_limit) else None)
 
 
 def _sizes_at(pieces: Sequence[Sequence[str]], at: Sequence[str]) -> list[int]:

@@ -8,8 +8,11 @@ from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
-from pipert.balancing.balance import Balance, check_balance
+from pipert.balancing.agreed_cuts import AgreedCuts
+from pipert.balancing.balance import Balance, check_balance, needs_profiles
 from pipert.balancing.stage_placement import PlacementLike, StagePlacement
+from pipert.processes.distributed import Peers, telling
+from pipert.processes.group import as_group
 from pipert.split import structure
 from pipert.split.check import Check
 from pipert.split.example import is_on_meta
@@ -41,6 +44,7 @@ def split(
     outputs: Outputs = None,
     tied: Iterable[Sequence[str]] = (),
     check: Check = True,
+    group: Any = None,
 ) -> Stages:
     """Cuts a model into stages that hold its own submodules and parameters.
 
@@ -96,6 +100,10 @@ def split(
         check: by tracing, and by plan where there is an example: whether to run the model and its
             stages on it, and to compare the outputs, bit for bit, and what autograd recorded;
             "gradients": to run a backward in any case. Models on the meta device can't be checked.
+        group: the processes that split the model together, all of them calling this alike: a
+            ProcessGroup or a one-dimensional DeviceMesh. What is to be measured, or asked of a
+            function, is so on the first rank, and all have its cuts and costs. None: this process
+            measures for itself, and others may cut elsewhere.
 
     Returns:
         The stages, with the parameter names of the unpartitioned model, and with their costs where
@@ -113,6 +121,8 @@ def split(
         at = pipeline_cuts
     check_balance(balance)
     check_outputs(outputs)
+    peers = None if group is None else Peers(as_group(group))
+    is_shared = needs_profiles(balance, memory_limit) or callable(balance)
     asked = _Asked(
         model=model,
         num_stages=_num_stages(num_stages, at, balance, placement),
@@ -121,14 +131,15 @@ def split(
         example_kwargs=example_kwargs,
         balance=balance,
         layers=layers,
-        limits=_Limits(memory_limit, placement),
+        limits=_Limits(memory_limit, placement, AgreedCuts(peers if is_shared else None)),
         leaf_functions=leaf_functions,
         fixed_batch=fixed_batch,
         send_arguments=send_arguments,
         outputs=outputs,
         check=check,
     )
-    stages = _BY_WAY[_way(asked, by)](asked)
+    with telling(peers):
+        stages = _BY_WAY[_way(asked, by)](asked)
     stages.tie(tied)
     return stages
 
@@ -138,6 +149,7 @@ class _Limits(NamedTuple):
 
     memory_limit: float | Sequence[float] | None
     placement: PlacementLike
+    agreed: AgreedCuts
 
 
 @dataclass(frozen=True)
@@ -200,7 +212,11 @@ def _way_that_fits(asked: _Asked) -> Literal["structure", "plan", "trace", "eith
     ):
         return "plan"
     if args is None and not kwargs:
-        return "structure"  # which says why it needs an example
+        raise ValueError(
+            f"{type(model).__name__} is not an nn.Sequential: expected example_args or "
+            "example_kwargs, to see whether it runs its children one after the other, and to trace "
+            "its forward if it doesn't; got None"
+        )
     one_by_one = len(args or ()) == 1 and not kwargs and not is_marked
     can_be_either = one_by_one and asked.outputs is None and not is_on_meta(model)
     return "either" if can_be_either else "trace"

@@ -135,12 +135,23 @@ def _build(layer: Any, name: str, tied: dict[str, nn.Module]) -> nn.Module:
     """A module, what a function without arguments builds, or another use of what is tied to it."""
     if isinstance(layer, TiedLayerSpec):
         if layer.key not in tied:
-            tied[layer.key] = _checked(layer(), name)
+            tied[layer.key] = _called(layer, name)
         module = tied[layer.key]
         return module if layer.forward_fn is None else _OtherUse(module, layer.forward_fn)
     if not isinstance(layer, nn.Module) and callable(layer):
-        return _checked(layer(), name)
+        return _called(layer, name)
     return _checked(layer, name)
+
+
+def _called(build: Callable[[], Any], name: str) -> nn.Module:
+    try:
+        built = build()
+    except (TypeError, ValueError) as error:
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(
+            f"model[{name}] must be a module, or a function without arguments that builds one; "
+            f"{build!r} raises: {error}"
+        ) from error
+    return _checked(built, name)
 
 
 def _checked(built: Any, name: str) -> nn.Module:

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from pipert.balancing.agreed_cuts import ALONE, AgreedCuts
 from pipert.balancing.balance import Balance, Cuts, check_balance, costs_of
 from pipert.balancing.example_values import is_on_meta, to_meta
 from pipert.balancing.layer_profile import LayerProfile, profile_in_turn
@@ -31,6 +32,7 @@ def split(
     layers: str | Sequence[str] | LayerList | None = None,
     memory_limit: float | Sequence[float] | None = None,
     placement: PlacementLike = None,
+    agreed: AgreedCuts = ALONE,
 ) -> Stages:
     """Cuts a model into stages that hold its own submodules and parameters.
 
@@ -62,6 +64,7 @@ def split(
         placement: which rank owns which stage: a Placement, the rank of each stage, "v" (two
             stages a rank, down and up again), or the Schedule that will run, which also says how
             many activations a stage holds. None: one stage a rank.
+        agreed: whose cuts these are.
 
     Returns:
         The stages, with the parameter names of the unpartitioned model, and with their costs where
@@ -88,6 +91,7 @@ def split(
         balance,
         memory_limit=memory_limit,
         placement=placement,
+        agreed=agreed,
         profile=pieces.profile,
     )
     return pieces.stages(cuts)
@@ -105,7 +109,11 @@ def check_types(model: Any, num_stages: Any, at: Any, example_args: Any, layers:
         )
     if num_stages is not None and (isinstance(num_stages, bool) or not isinstance(num_stages, int)):
         raise TypeError(f"num_stages must be an integer, got {num_stages!r}")
-    if at is not None and (isinstance(at, str) or not isinstance(at, Sequence)):
+    if at is not None and (
+        isinstance(at, str)
+        or not isinstance(at, Sequence)
+        or not all(isinstance(path, str) for path in at)
+    ):
         raise TypeError(f'at must be a list of paths such as ["layers.4"], got {at!r}')
     if at is not None and not all(isinstance(path, str) for path in at):
         kinds = ", ".join(type(path).__name__ for path in at)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from pipert.balancing.agreed_cuts import ALONE, AgreedCuts
 from pipert.balancing.balance import Balance, Cuts, choose_cuts, costs_of, needs_profiles
 from pipert.balancing.stage_placement import PlacementLike
 from pipert.split.check import Check, check_same
@@ -35,6 +36,7 @@ def split_by_trace(
     balance: Balance = "parameters",
     memory_limit: float | Sequence[float] | None = None,
     placement: PlacementLike = None,
+    agreed: AgreedCuts = ALONE,
     own_kwargs: Mapping[str, Any] | None = None,
     leaf_functions: Iterable[Callable[..., Any]] = (),
     fixed_batch: bool = False,
@@ -53,6 +55,7 @@ def split_by_trace(
         balance: see there.
         memory_limit: see there.
         placement: see there.
+        agreed: whose cuts these are.
         own_kwargs: more keyword arguments of forward, which the stages have inside: no batch has
             them.
         leaf_functions: see there.
@@ -75,7 +78,8 @@ def split_by_trace(
     cuts = None
     if chooses and not begins:
         layers = layers_of(traced)
-        cuts = choose_cuts(
+        choose = partial(
+            choose_cuts,
             [(layer.path, layer.module) for layer in layers],
             num_stages,
             balance,
@@ -83,11 +87,12 @@ def split_by_trace(
             placement=placement,
             profile=partial(profiles_of, traced, layers, example_args, all_kwargs),
         )
+        cuts = agreed.chosen(choose, len(layers))
         begins = [layers[start].node for start in itertools.accumulate(cuts.sizes[:-1])]
     _check_count(model, len(begins) + 1, num_stages)
     stages = _stages(cut(traced, begins, send_arguments), example.left_out)
     if cuts is None:
-        cuts = _profiled(stages, balance, memory_limit, example_args, example_kwargs)
+        cuts = _profiled(stages, balance, memory_limit, example_args, example_kwargs, agreed)
     stages.costs = costs_of(cuts, stages.values)
     if check and not is_on_meta(model):
         check_same(
@@ -110,6 +115,7 @@ def _profiled(
     memory_limit: float | Sequence[float] | None,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
+    agreed: AgreedCuts,
 ) -> Cuts:
     """Cuts at named places, with what the stages take if the balance asks for it."""
     if memory_limit is not None:
@@ -117,8 +123,9 @@ def _profiled(
             "memory_limit is for cuts that split chooses: expected num_stages alone, got cuts at "
             "named places"
         )
+    measure = partial(profile_stages, stages, args, kwargs)
     is_asked = needs_profiles(balance, memory_limit)
-    return Cuts([1] * len(stages), profile_stages(stages, args, kwargs) if is_asked else None)
+    return Cuts([1] * len(stages), agreed.measured(measure) if is_asked else None)
 
 
 def _check_count(model: nn.Module, made: int, num_stages: int | None) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from pipert.balancing.agreed_cuts import AgreedCuts
 from pipert.balancing.balance import Balance, Cuts, layer_cost
 from pipert.balancing.layer_profile import LayerProfile
 from pipert.balancing.stage_placement import PlacementLike, StagePlacement
@@ -20,6 +21,7 @@ def cut_units(
     *,
     memory_limit: float | Sequence[float] | None,
     placement: PlacementLike,
+    agreed: AgreedCuts,
     example: PlanExample | None,
 ) -> Cuts:
     """How many units each stage has.
@@ -31,6 +33,7 @@ def cut_units(
         balance: of the layers, and of what is before and behind them.
         memory_limit: of a rank.
         placement: of the stages.
+        agreed: whose cuts these are.
         example: to see what layers take; None: there is none.
 
     Raises:
@@ -59,6 +62,7 @@ def cut_units(
         of_unit if callable(balance) else balance,
         memory_limit=memory_limit,
         placement=placement,
+        agreed=agreed,
         profile=profile,
     )
 

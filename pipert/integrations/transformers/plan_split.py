@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from pipert.balancing.agreed_cuts import ALONE, AgreedCuts
 from pipert.balancing.balance import Balance, check_balance, costs_of, needs_profiles
 from pipert.balancing.example_values import is_on_meta
 from pipert.balancing.stage_placement import PlacementLike
@@ -37,6 +38,7 @@ def split_by_plan(
     *,
     memory_limit: float | Sequence[float] | None = None,
     placement: PlacementLike = None,
+    agreed: AgreedCuts = ALONE,
     outputs: Outputs = None,
 ) -> Stages:
     """Cuts a transformers model into stages that hold its own submodules and parameters.
@@ -64,6 +66,7 @@ def split_by_plan(
             "gradients": the gradients of all parameters too.
         memory_limit: as `pipert.split`'s.
         placement: as `pipert.split`'s.
+        agreed: whose cuts these are.
         outputs: as `pipert.split`'s.
 
     Returns:
@@ -90,6 +93,7 @@ def split_by_plan(
         balance,
         memory_limit=memory_limit,
         placement=placement,
+        agreed=agreed,
         example=example,
     )
     on_meta = is_on_meta(model)
