@@ -68,7 +68,7 @@ class AsynchronousRun {
 
   bool can_run(Rank rank) const {
     const Place next = next_of(rank);
-    return next.position < steps_.num_steps(rank) && steps_.at(next).num_awaited == 0;
+    return next.position < steps_.num_steps(rank) && steps_.at(next).start != kNotSent;
   }
 
   double end_of_next(Rank rank) const {
@@ -87,10 +87,10 @@ class AsynchronousRun {
     step.start = std::max(step.start, clock);
     clock = step.end;
     ++next_[as_index(rank)];
-    for (const Place reader : steps_.readers_of(place)) {
+    steps_.for_each_reader(place, [&](Place reader) {
       steps_.send(network_, place, reader, step.end, place);
       if (next_of(reader.rank) == reader && can_run(reader.rank)) awaken(reader.rank);
-    }
+    });
   }
 
   Steps& steps_;

@@ -88,29 +88,30 @@ class BlockingRun {
   void begin_send(Rank rank) {
     Stand& stand = stand_of(rank);
     const Place sender{rank, stand.next - 1};
-    for (const Place reader : steps_.readers_of(sender)) {
+    steps_.for_each_reader(sender, [&](Place reader) {
       ++stand.open;
       if (stand_of(reader.rank).next == reader.position) {
         meet(sender, reader);
       } else {
         posted_[as_index(reader.rank)].push_back({sender, reader});
       }
-    }
+    });
   }
 
   // Of what the step behind this place needs.
   void begin_receive(Rank rank) {
     Stand& stand = stand_of(rank);
     if (stand.next == steps_.num_steps(rank)) return;
-    stand.open += steps_.at({rank, stand.next}).num_awaited;
+    stand.open += steps_.num_awaited({rank, stand.next});
     auto& posted = posted_[as_index(rank)];
-    const auto is_for_later = [&](const Transfer& each) {
-      return each.receiver.position != stand.next;
-    };
-    const auto now = std::stable_partition(posted.begin(), posted.end(), is_for_later);
-    std::for_each(now, posted.end(),
-                  [&](const Transfer& each) { meet(each.sender, each.receiver); });
-    posted.erase(now, posted.end());
+    for (auto each = posted.begin(); each != posted.end();) {
+      if (each->receiver.position == stand.next) {
+        meet(each->sender, each->receiver);
+        each = posted.erase(each);
+      } else {
+        ++each;
+      }
+    }
   }
 
   void meet(Place sender, Place reader) {

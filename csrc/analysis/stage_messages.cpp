@@ -18,18 +18,15 @@ class Sender {
 
   void put(std::vector<StageMessage>& messages) {
     const std::size_t first = messages.size();
-    const auto at = [&](Rank rank) {
+    const auto add = [&](StageIndex reader) {
+      const Rank rank = placement_.rank_of(reader);
       std::size_t i = first;
       while (i < messages.size() && messages[i].rank != rank) ++i;
-      return i;
+      if (i == messages.size() && rank != placement_.rank_of(stage_))
+        messages.push_back({.reader = reader, .rank = rank, .bytes = bytes_to(rank)});
     };
-    for (const StageIndex reader : readers()) {
-      const Rank rank = placement_.rank_of(reader);
-      if (rank != placement_.rank_of(stage_) && at(rank) == messages.size())
-        messages.push_back({.reader = reader, .rank = rank, .bytes = 0.0});
-    }
-    for (std::size_t i = first; i < messages.size(); ++i)
-      messages[i].bytes = bytes_to(messages[i].rank);
+    if (neighbour_) add(*neighbour_);
+    for (const StageIndex reader : skip_readers()) add(reader);
   }
 
  private:
@@ -49,9 +46,8 @@ class Sender {
   }
 
   // The nearest first.
-  std::vector<StageIndex> readers() const {
+  std::vector<StageIndex> skip_readers() const {
     std::vector<StageIndex> readers;
-    if (neighbour_) readers.push_back(*neighbour_);
     for_each_skip([&](const SkipCost& skip) {
       for (const StageIndex to : skip.to) readers.push_back(first_of_copy() + to);
     });
@@ -86,6 +82,8 @@ class Sender {
 StageMessages::StageMessages(const Costs& costs, const Placement& placement) {
   for (const MessageKind kind : {MessageKind::kActivation, MessageKind::kGradient}) {
     auto& [begins, messages] = by_kind_[static_cast<std::size_t>(kind)];
+    begins.reserve(as_index(placement.num_stages()) + 1);
+    messages.reserve(as_index(placement.num_stages()));
     for (StageIndex stage = 0; stage < placement.num_stages(); ++stage) {
       begins.push_back(messages.size());
       Sender(costs, placement, kind, stage).put(messages);

@@ -13,26 +13,22 @@ double bytes_of(const Steps& steps, Place sender, Rank destination) {
   const bool is_forward =
       action.kind == ActionKind::kForward || action.kind == ActionKind::kSendForward;
   const MessageKind kind = is_forward ? MessageKind::kActivation : MessageKind::kGradient;
-  return steps.stage_messages.bytes(kind, action.stage, destination) / steps.schedule.num_slices;
+  const double whole = steps.stage_messages
+                           ? steps.stage_messages->bytes(kind, action.stage, destination)
+                           : chain_bytes(kind, action.stage, steps.costs);
+  return whole / steps.schedule.num_slices;
 }
 
-// In any order; those of one sender stay in theirs.
-void put(const std::vector<Transfer>& transfers, Steps& steps) {
-  for (const Transfer& transfer : transfers) {
-    ++steps.at(transfer.sender).first_sent;  // their number, for now
-    ++steps.at(transfer.receiver).num_awaited;
+// Those of one sender in their order.
+void put(const Transfer& transfer, Steps& steps) {
+  const auto& [sender, reader] = transfer;
+  if (steps.at(sender).reader.exists()) {
+    steps.further_readers[Steps::key_of(sender)].push_back(reader);
+  } else {
+    steps.at(sender).reader = reader;
   }
-  std::uint32_t end = 0;
-  for (auto& of_rank : steps.ranks) {
-    for (Step& step : of_rank) {
-      end += step.first_sent;
-      step.first_sent = end;
-    }
-    steps.ends_of_sent.push_back(end);
-  }
-  steps.readers.resize(transfers.size());
-  for (auto transfer = transfers.rbegin(); transfer != transfers.rend(); ++transfer)
-    steps.readers[--steps.at(transfer->sender).first_sent] = transfer->receiver;
+  if (steps.at(reader).start == kNotSent) ++steps.arrivals[Steps::key_of(reader)].num_awaited;
+  steps.at(reader).start = kNotSent;
 }
 
 }  // namespace
@@ -45,18 +41,37 @@ Place compute_of(const Action& transfer, const ActionIndex& index) {
   return whole.exists() ? whole : index.find(as_kind(transfer, ActionKind::kInputGrad));
 }
 
+int Steps::num_awaited(Place reader) const {
+  if (at(reader).start != kNotSent) return 0;
+  const auto several = arrivals.find(key_of(reader));
+  return several == arrivals.end() ? 1 : several->second.num_awaited;
+}
+
+void Steps::tell(Place reader, const Transmission& sent) {
+  Step& step = at(reader);
+  const auto several = arrivals.empty() ? arrivals.end() : arrivals.find(key_of(reader));
+  if (several == arrivals.end()) {
+    step.start = sent.arrived;
+    step.before = sent.cause;
+    return;
+  }
+  Arrivals& all = several->second;
+  if (sent.arrived >= all.latest) {
+    all.latest = sent.arrived;
+    all.before = sent.cause;
+  }
+  if (--all.num_awaited > 0) return;
+  step.start = all.latest;
+  step.before = all.before;
+}
+
 Transmission Steps::send(Network& network, Place sender, Place reader, double ready, Place cause) {
   const Transmission sent = network.send({.edge = {sender.rank, reader.rank},
                                           .bytes = bytes_of(*this, sender, reader.rank),
                                           .ready = ready,
                                           .sender = sender,
                                           .cause = cause});
-  Step& step = at(reader);
-  --step.num_awaited;
-  if (sent.arrived >= step.start) {
-    step.start = sent.arrived;
-    step.before = sent.cause;
-  }
+  tell(reader, sent);
   if (keeps_messages) {
     messages[as_index(reader.rank)].push_back(
         {sender, reader, ready, sent.begun, sent.arrived, sent.ahead, sent.ahead_to});
@@ -67,26 +82,26 @@ Transmission Steps::send(Network& network, Place sender, Place reader, double re
 Steps make_steps(const Schedule& schedule, const Costs& costs, bool keeps_messages) {
   Steps steps{.schedule = schedule,
               .costs = costs,
-              .stage_messages = StageMessages(costs, schedule.placement),
+              .stage_messages = std::nullopt,
               .ranks = {},
-              .readers = {},
-              .ends_of_sent = {},
+              .further_readers = {},
+              .arrivals = {},
               .keeps_messages = keeps_messages,
               .messages = {}};
   for (const auto& actions : schedule.ranks) steps.ranks.emplace_back(actions.size());
   if (keeps_messages) steps.messages.resize(schedule.ranks.size());
   const ActionIndex index(schedule);
-  std::vector<Transfer> transfers = transfers_of(schedule, index);
-  for (Transfer& transfer : transfers) {
+  for (Transfer transfer : transfers_of(schedule, index)) {
     const Action& receiver = steps.action_at(transfer.receiver);
     const bool posts_only = !is_compute(receiver.kind) && !costs.blocking;
     if (posts_only) transfer.receiver = compute_of(receiver, index);
+    put(transfer, steps);
   }
   if (!costs.skips.empty()) {
-    const auto skips = skip_transfers(schedule, index, steps.stage_messages);
-    transfers.insert(transfers.end(), skips.begin(), skips.end());
+    steps.stage_messages.emplace(costs, schedule.placement);
+    for (const Transfer& transfer : skip_transfers(schedule, index, *steps.stage_messages))
+      put(transfer, steps);
   }
-  put(transfers, steps);
   return steps;
 }
 

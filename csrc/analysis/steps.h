@@ -3,7 +3,8 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
+#include <optional>
+#include <unordered_map>
 #include <vector>
 
 #include "analysis/costs.h"
@@ -15,23 +16,32 @@
 namespace pipert {
 
 struct Step {
-  // No earlier than this as far as the messages go that have arrived. Once the step has run: when
-  // it began.
+  // No earlier than this as far as messages go; kNotSent: until all of them have arrived. Once the
+  // step has run: when it began.
   double start = 0.0;
   double end = 0.0;
-  Place before;                  // the step that it had to wait for
-  std::int32_t num_awaited = 0;  // messages that have not arrived yet
-  std::uint32_t first_sent = 0;  // where its messages begin in Steps::readers
+  Place reader;  // the step that takes its message, on another rank; none: it sends none
+  Place before;  // the step that it had to wait for
+};
+
+inline constexpr double kNotSent = -1.0;
+
+// Of a step that takes several messages.
+struct Arrivals {
+  int num_awaited = 1;
+  double latest = 0.0;
+  Place before;  // of the latest
 };
 
 struct Steps {
   const Schedule& schedule;
   const Costs& costs;
-  const StageMessages stage_messages;
-  std::vector<std::vector<Step>> ranks;  // by rank, then by position
-  // Of all messages, by their senders' ranks and positions: the steps that take them.
-  std::vector<Place> readers;
-  std::vector<std::uint32_t> ends_of_sent;  // by rank, in `readers`
+  std::optional<StageMessages> stage_messages;  // with skips: else the chain's are all there are
+  std::vector<std::vector<Step>> ranks;         // by rank, then by position
+  // With skips alone, by key_of(step): who takes the messages that it sends beside its first, and
+  // what has come of several that it takes.
+  std::unordered_map<std::int64_t, std::vector<Place>> further_readers;
+  std::unordered_map<std::int64_t, Arrivals> arrivals;
   bool keeps_messages = false;
   std::vector<std::vector<MessageSpan>> messages;  // by reader's rank, places are those of steps
 
@@ -45,19 +55,30 @@ struct Steps {
   double duration_at(Place place) const {
     return duration_of(action_at(place), costs, schedule.num_slices);
   }
-  // Those that take the step's messages, each on another rank.
-  std::span<const Place> readers_of(Place sender) const {
-    const std::size_t first = at(sender).first_sent;
-    const auto& of_rank = ranks[as_index(sender.rank)];
-    const std::size_t next = as_index(sender.position + 1);
-    const std::size_t end =
-        next < of_rank.size() ? of_rank[next].first_sent : ends_of_sent[as_index(sender.rank)];
-    return std::span(readers).subspan(first, end - first);
+  static std::int64_t key_of(Place place) {
+    return (std::int64_t{place.rank} << 32) + place.position;
   }
+
+  // visit(reader), for each of the step's messages, the nearest reader's first.
+  template <typename Visit>
+  void for_each_reader(Place sender, Visit visit) const {
+    const Place first = at(sender).reader;
+    if (!first.exists()) return;
+    visit(first);
+    if (further_readers.empty()) return;
+    const auto further = further_readers.find(key_of(sender));
+    if (further == further_readers.end()) return;
+    for (const Place reader : further->second) visit(reader);
+  }
+  // Messages that have not arrived.
+  int num_awaited(Place reader) const;
   int num_steps(Rank rank) const { return static_cast<int>(ranks[as_index(rank)].size()); }
 
   // Puts a step's message onto the network at `ready`, and tells its reader.
   Transmission send(Network& network, Place sender, Place reader, double ready, Place cause);
+
+ private:
+  void tell(Place reader, const Transmission& sent);
 };
 
 // The action that makes what a SEND sends, or that reads what a RECV takes.

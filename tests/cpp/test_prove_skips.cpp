@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "analysis/simulate.h"
 #include "base/error.h"
 #include "base/index.h"
 #include "check.h"
@@ -155,12 +156,33 @@ Programs proved(const Schedule& schedule, const LowerOptions& options) {
   return programs;
 }
 
+// A simulated step has the same messages.
+void require_simulated_messages(const Schedule& schedule, const StageGraph& graph,
+                                const std::set<Sent>& needed) {
+  Costs costs;
+  for (const auto* pairs : {&graph.activations, &graph.gradients}) {
+    for (const auto& [from, to] : *pairs) costs.skips.push_back({from, {to}, 1.0});
+  }
+  CHECK(stage_graph(costs) == graph);
+  const Timeline timeline = simulate(schedule, costs, Detail::kMessages);
+  std::set<Sent> sent;
+  for (const MessageSpan& message : timeline.messages) {
+    const Action& maker = span_at(timeline, message.sender).action;
+    sent.insert({{*result_kind(maker.kind), maker.stage, maker.microbatch},
+                 {message.sender.rank, message.reader.rank}});
+  }
+  CHECK(timeline.messages.size() == sent.size());
+  CHECK(sent == needed);
+}
+
 void programs_of_every_graph_and_named_schedule_are_proved_and_send_what_is_needed() {
   int num_proved = 0;
   for (const Schedule& schedule : schedules()) {
     const Schedule forward = forward_only(schedule);
     for (const StageGraph& graph : graphs(schedule.placement.stages_per_copy())) {
-      require_messages(proved(schedule, {.stage_graph = graph}), needed_messages(schedule, graph));
+      const std::set<Sent> needed = needed_messages(schedule, graph);
+      require_messages(proved(schedule, {.stage_graph = graph}), needed);
+      require_simulated_messages(schedule, graph, needed);
       proved(schedule, {.receive_slots = 1, .joint_pairs = true, .stage_graph = graph});
       require_messages(proved(forward, {.receive_slots = 1, .send_slots = 1, .stage_graph = graph}),
                        needed_messages(forward, graph));
