@@ -219,7 +219,9 @@ def test_stages_cut_at_names_have_costs_where_a_balance_asks_for_them(device):
     stages = split(model, x, at=at, balance="time")
     costs = stages.costs
     assert costs.is_estimated == (device == "meta")
-    assert min(*costs.forward, *costs.input[1:], *costs.weight) > 0
+    # One half may be all of a backward that takes microseconds: they are told apart by difference.
+    halves = [sum(both) for both in zip(costs.input, costs.weight, strict=True)]
+    assert min(*costs.forward, *halves) > 0
     assert costs.input[0] == 0  # x needs no gradient
     # x, and what three ReLUs return.
     assert costs.activation_bytes[0] == 4 * x.nbytes
