@@ -54,7 +54,9 @@ def test_times_are_those_of_a_plain_simulation_if_transfers_block(data):
     except Deadlock:
         verdict = schedule.verify(rendezvous=True)
         assert costs.skips or verdict.defect == "deadlock"
-        with pytest.raises(ValueError, match=re.escape(verdict.message) or "block in the"):
+        with pytest.raises(
+            ValueError, match=rf"{re.escape(verdict.message or '-')}|whose skips have them"
+        ):
             schedule.simulate(costs)
     else:
         check(schedule, costs)

@@ -298,6 +298,18 @@ def test_simulate_takes_all_costs_and_tells_the_reason_of_every_gap(call, ask):
     assert [line.split(maxsplit=3)[3] for line in lines[6:]] == told
 
 
+def test_simulate_takes_what_stages_exchange_beyond_their_neighbours(ask):
+    costs = pipert.Costs(bandwidth=2, skips=[(0, [1, 2], 3), (2, 0, 4)])
+    timeline = pipert.Schedule.build("1f1b", num_ranks=3, num_microbatches=2).simulate(costs)
+    words = "simulate 1f1b --ranks 3 --microbatches 2 --bandwidth 2 --skip 0-1,2=3 --skip 2-0=4"
+    code, answer = ask(*words.split())
+    assert code == 0
+    assert [(m["source"], m["destination"], m["arrived"]) for m in answer["messages"]] == [
+        (m.source, m.destination, m.arrived) for m in timeline.messages
+    ]
+    assert len(answer["messages"]) == 2 * (4 + 2)
+
+
 def test_a_schedule_that_deadlocks_if_transfers_block_is_refused_with_1(call, ask):
     rows = [[f"0{kind}{m}" for kind in "FB" for m in range(4)]]
     rows += [[f"1{kind}{m}" for m in range(4) for kind in "FB"]]
@@ -604,6 +616,8 @@ def test_search_starts_from_exact_patterns_if_asked_to(ask):
         ("simulate good.csv --link 0-1,1", "--link: expected edges.*as A-B,C-D, got '0-1,1'"),
         ("simulate good.csv --link 0-2", r"costs: links: an edge must lead.*0 to 1, got \(0, 2\)"),
         ("simulate good.csv --link 0-1 --link 0-1", r"costs: links: .* got \(0, 1\) twice"),
+        ("simulate good.csv --skip 0-2", "--skip: expected A-B=NUMBER.*got '0-2'"),
+        ("simulate good.csv --skip 0-9=1", r"costs: skips: expected a stage.* got 0 and \[9\]"),
         ("simulate good.csv --weight-share 2", "costs: weight_share must be at most 1, got 2"),
         ("simulate good.csv --update 1,2,3", r"--update: expected 1 number or 2 .* got 3"),
         ("convert good.csv a.yaml", "expected a file .* in .csv or .json, got 'a.yaml'"),

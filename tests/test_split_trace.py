@@ -225,6 +225,9 @@ def test_stages_cut_at_names_have_costs_where_a_balance_asks_for_them(device):
     assert costs.input[0] == 0  # x needs no gradient
     # x, and what three ReLUs return.
     assert costs.activation_bytes[0] == 4 * x.nbytes
+    # One value that the last stage alone reads; one that both do, whose gradient stage 1 relays.
+    alone, both = [(0, [2]), (2, [0])], [(0, [1, 2]), (1, [0]), (2, [1])]
+    assert costs.skips == [(*ends, x.nbytes) for ends in (*alone, *both)]
     schedule = pipert.Schedule.build("1f1b", num_ranks=3, num_microbatches=4)
     assert schedule.simulate(costs).makespan > sum(costs.forward)
     with pytest.raises(ValueError, match="memory_limit is for cuts that split chooses"):

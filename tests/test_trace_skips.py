@@ -14,6 +14,7 @@ from wired_stages import random_stages
 
 import pipert
 from pipert import _C
+from pipert.local.routes import routes_of
 from pipert.reports import in_flight
 from pipert.reports.measured_costs import measured_costs
 from pipert.reports.report import report_rank
@@ -149,12 +150,22 @@ def test_the_parts_of_a_ranks_time_add_up_to_it(played):
 
 def test_costs_are_measured_by_edge_and_those_of_the_chain_are_its_own(played):
     schedule, trace = played
-    costs = measured_costs([trace], schedule)
+    costs = measured_costs([trace], schedule, GRAPH)
     rank_of = schedule.placement.ranks
     crosses = [rank_of[stage] != rank_of[stage + 1] for stage in range(3)]
     expected = [CHAIN_BYTES * is_message for is_message in crosses] + [0]
     assert costs.bytes == expected
     assert costs.gradient_bytes == expected
+    assert costs.stage_graph == GRAPH
+    messages = sorted((m.source, m.destination) for m in schedule.simulate(costs).messages)
+    sends = [event for event in trace.events if event.kind == "send"]
+    assert messages == sorted((e.message.source, e.message.destination) for e in sends)
+    for maker, readers, size in costs.skips:
+        step = 1 if readers[0] > maker else -1
+        ranks = {rank_of[reader] for reader in readers}
+        assert len(ranks) == 1
+        is_counted = ranks <= {rank_of[maker], rank_of[maker + step]}
+        assert (size == 0) == is_counted, (maker, readers)
     for edge, latency in costs.latency.items():
         assert latency == pytest.approx(LATENCY), edge
 
@@ -263,4 +274,8 @@ def test_a_step_of_stages_that_hand_each_other_values_is_traced(name, num_ranks,
         parts = ("compute_s", "transfer_s", "upstream_s", "downstream_s", "end_s", "host_s")
         assert sum(getattr(rank, part) for part in parts) == pytest.approx(rank.step_s)
     assert sum(memory.transfer_bytes for memory in report.memory) > 0
-    assert pipe.schedule.simulate(costs).makespan > 0
+    assert costs.stage_graph == routes_of(stages).stage_graph() == programs[0].stage_graph
+    simulated = pipe.schedule.simulate(costs)
+    assert sorted((m.source, m.destination) for m in simulated.messages) == sorted(
+        (event.message.source, event.message.destination) for event in sends
+    )

@@ -158,6 +158,22 @@ void fill_memory(Timeline& timeline, const Schedule& schedule, const Costs& cost
   }
 }
 
+// Of ranks that block and wait for each other. `whole`: the schedule, spelled out.
+[[noreturn]] void refuse_waiting(const Schedule& schedule, const Schedule& whole, Costs costs,
+                                 VerifyOptions options) {
+  if (!std::exchange(costs.skips, {}).empty()) {
+    Steps chain = make_steps(whole, costs, false);
+    if (run_blocking(chain)) {
+      throw ValueError(
+          concat("expected ranks that don't wait for each other in transfers that block, got '",
+                 schedule.name, "', whose skips have them do so"));
+    }
+  }
+  options.send_mode = SendMode::kRendezvous;
+  require_valid(schedule, options);
+  throw InternalError("ranks wait for each other, and verify() knows of no reason");
+}
+
 }  // namespace
 
 Timeline simulate(const Schedule& schedule, const Costs& costs, Detail detail) {
@@ -172,13 +188,7 @@ Timeline simulate(const Schedule& schedule, const Costs& costs, Detail detail) {
   if (!costs.blocking) {
     run_asynchronous(steps);
   } else if (!run_blocking(steps)) {
-    options.send_mode = SendMode::kRendezvous;
-    require_valid(schedule, options);
-    if (!costs.skips.empty())
-      throw ValueError(
-          "expected a schedule whose ranks don't wait for each other, got one in which those that "
-          "block in the transfers of skips do");
-    throw InternalError("ranks wait for each other, and verify() knows of no reason");
+    refuse_waiting(schedule, whole, costs, options);
   }
   const HeldBytes held = holds_skips ? held_by_skips(steps) : HeldBytes();
   const SpanPlaces places(steps);

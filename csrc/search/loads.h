@@ -13,10 +13,9 @@ namespace pipert {
 
 // Less is better.
 struct Load {
-  double excess = 0.0;   // of what is held over the ranks' limits, of all ranks
-  double longest = 0.0;  // work of a rank
-  double roughness =
-      0.0;  // the sum of the squares of the stages' work: less where it is shared out
+  double excess = 0.0;     // of what is held over the ranks' limits, of all ranks
+  double longest = 0.0;    // work of a rank
+  double roughness = 0.0;  // the squares of the stages' work, added up: less where it is shared out
   friend auto operator<=>(const Load&, const Load&) = default;
 };
 
