@@ -86,7 +86,10 @@ def test_recomputation_runs_no_forward_of_an_evaluation_again():
 
 def memory(pipe):
     """Of the last pass, by rank: activations, peak bytes, and bytes that it left behind."""
-    return [(activations, peak, held[-1]) for _, activations, peak, held in pipe._ranks.memory()]
+    return [
+        (activations, peak, held[-1])
+        for _, activations, peak, held in pipe._ranks.last_passes().memory()
+    ]
 
 
 def memory_of(run, schedule, ranks, num_stages, microbatches):

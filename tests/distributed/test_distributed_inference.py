@@ -83,7 +83,7 @@ def test_rounds_of_training_and_evaluation_leave_the_same_behind(
                 lambda: pipe(x),
             ):
                 run()
-                [(_, activations, _, held)] = pipe._ranks.memory()
+                [(_, activations, _, held)] = pipe._ranks.last_passes().memory()
                 found.append((activations, held[-1]))
             rounds.append(found)
         # In the first, gradients are made that stay; over process groups messages have two parts.
