@@ -283,7 +283,7 @@ def test_only_modules_and_lists_of_layers_can_be_split():
             {},
             r"model\[0\] must .*; LayerSpec\(Linear, 1\) raises",
         ),
-        (mlp(2), {"at": [2]}, r"at must be a list of paths such as .*, got \[2\]"),
+        (mlp(2), {"at": [2]}, "at must be a list of paths such as .*, got a list of int"),
         (mlp(2), {"balance": lambda path: 1.0}, r"as balance\(path, layer\) does; got <function"),
     ],
 )

@@ -109,11 +109,7 @@ def check_types(model: Any, num_stages: Any, at: Any, example_args: Any, layers:
         )
     if num_stages is not None and (isinstance(num_stages, bool) or not isinstance(num_stages, int)):
         raise TypeError(f"num_stages must be an integer, got {num_stages!r}")
-    if at is not None and (
-        isinstance(at, str)
-        or not isinstance(at, Sequence)
-        or not all(isinstance(path, str) for path in at)
-    ):
+    if at is not None and (isinstance(at, str) or not isinstance(at, Sequence)):
         raise TypeError(f'at must be a list of paths such as ["layers.4"], got {at!r}')
     if at is not None and not all(isinstance(path, str) for path in at):
         kinds = ", ".join(type(path).__name__ for path in at)
