@@ -60,5 +60,7 @@ def _tells_layers(stage: Any) -> bool:
 
 def _summary(names: Sequence[str]) -> str:
     """Short, and another one for other names."""
+    if len(names) <= 4:
+        return ", ".join(names) or "none"
     digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
-    return f"{len(names)} names from {names[0]} to {names[-1]} ({digest})" if names else "none"
+    return f"{len(names)} names from {names[0]} to {names[-1]} ({digest})"
