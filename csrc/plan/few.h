@@ -17,8 +17,8 @@
 
 namespace pipert {
 
-// `T` is an int32 or begins with one, which is 0 or more in every value that is put in; -1 marks the
-// end of a row that isn't full. `kMost` values are held without the heap.
+// `T` is an int32 or begins with one, which is 0 or more in every value that is put in; -1 marks
+// the end of a row that isn't full. `kMost` values are held without the heap.
 //
 // Note [A row that knows where it is]
 // There is no room for a size or a flag. A first int32 below -1, which no value has, says that the

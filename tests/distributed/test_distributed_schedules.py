@@ -240,10 +240,10 @@ def test_gradients_larger_than_a_message_add_up_as_in_threads() -> None:
 def test_stages_that_differ_between_ranks_are_refused() -> None:
     rank = pipert.init().rank()
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8, bias=rank == 0))
-    with pytest.raises(ValueError, match="is 1.weight, 1.bias on rank 0 and 1.weight on rank 1"):
+    with pytest.raises(ValueError, match=r"is 1\.weight, 1\.bias on rank 0 and 1\.weight on"):
         _make(model, "chimera", 2)
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8 if rank == 0 else 9))
-    with pytest.raises(ValueError, match=r"the copy of stage 1 on rank 0 has 1.weight: float32.8, 8."):
+    with pytest.raises(ValueError, match=r"the copy of stage 1 on rank 0 has 1.weight: float32\[8"):
         _make(model, "chimera", 2)
 
 
